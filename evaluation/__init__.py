@@ -1,0 +1,1 @@
+"""HEAR's official tools on a current Python: validate, evaluate, results."""

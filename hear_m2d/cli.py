@@ -1,0 +1,131 @@
+"""`hear-m2d`: the core's own commands, and those that the installed parts declare.
+
+Each part lists its commands in the entry-point group ``hear_m2d.commands``. A command whose packages
+are missing stays listed in ``--help``, with the line to type. Exit codes: 0 done, 1 the work itself
+failed, 2 bad input or usage (one line on standard error).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points, version
+from typing import Any
+
+import click
+
+from hear_m2d.errors import WorkFailedError, unknown_name
+
+
+class PartCommand(click.Command):
+    """A command that needs packages of an extra: ``@click.command(cls=PartCommand, needs=…, install=…)``.
+
+    Args:
+        needs: Top-level modules that must be importable.
+        install: The line to type where one is missing.
+        kwargs: As for :class:`click.Command`.
+    """
+
+    def __init__(self, *args: Any, needs: Sequence[str] = (), install: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.needs = tuple(needs)
+        self.install = install
+
+    def missing(self) -> list[str]:
+        """Return the needed modules that are not installed."""
+        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the one-line help, or what to install first."""
+        return f"(not installed: {self.install})" if self.missing() else super().get_short_help_str(limit)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, unless a package is missing."""
+        if missing := self.missing():
+            raise click.UsageError(
+                f"`hear-m2d {self.name}` needs {', '.join(missing)}. Type: {self.install}", ctx=ctx
+            )
+        return super().invoke(ctx)
+
+
+class Commands(click.Group):
+    """The core's commands plus those of the entry-point group."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return every command's name, sorted."""
+        parts = {point.name for point in entry_points(group="hear_m2d.commands")}
+        return sorted(parts | set(super().list_commands(ctx)))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return a command by name, importing its part only now."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None:
+            return own
+        for point in entry_points(group="hear_m2d.commands", name=cmd_name):
+            loaded: click.Command = point.load()
+            return loaded
+        return None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which name is nearest."""
+        name = click.utils.make_str(args[0])
+        if not name.startswith("-") and self.get_command(ctx, name) is None:
+            raise click.UsageError(unknown_name("command", name, self.list_commands(ctx)), ctx=ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(version("hear-m2d"), package_name="hear-m2d")
+def cli() -> None:
+    """Audio embeddings from M2D and MSM-MAE: embed, pretrain, evaluate.
+
+    Set HEAR_M2D_TRACEBACK=1 to see the Python traceback behind an error.
+    """
+
+
+@cli.command()
+@click.argument("file", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def info(file: str, as_json: bool) -> None:
+    """Describe a checkpoint: kind, sizes, rate, hop, statistics, licence, training."""
+    from hear_m2d.checkpoint import describe, read_checkpoint
+
+    facts = describe(read_checkpoint(file))
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run ``hear-m2d`` and exit: 0 done, 1 the work failed, 2 bad input or usage."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        code = cli.main(args=args, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except (click.ClickException, ValueError, TypeError, OSError, ImportError, WorkFailedError) as error:
+        if os.environ.get("HEAR_M2D_TRACEBACK"):
+            raise
+        line = error.format_message() if isinstance(error, click.ClickException) else _one_line(error)
+        click.echo(f"error: {' '.join(line.split())}", err=True)
+        sys.exit(1 if isinstance(error, WorkFailedError) else 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""M2D and MSM-MAE pretraining: audio → log-mel shards → checkpoint."""
