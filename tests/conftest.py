@@ -1,0 +1,54 @@
+"""What every test may ask for: the folders of reference numbers and real audio, and the `slow` rule.
+
+pytest runs in `importlib` mode: test files of one name may lie in several folders, and no test file can
+be imported by another. What tests share is therefore a fixture: here for all parts, in
+`tests/<part>/conftest.py` for one. A helper function is shared by a fixture that returns it.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow (`make test-slow`)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the slow tests, unless `--slow`, an own `-m`, or a test's name asks for them."""
+    named = any("::" in argument for argument in config.args)
+    if config.getoption("--slow") or config.getoption("-m") or named:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    if slow:
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def _folder(variable: str, what: str) -> Path:
+    value = os.environ.get(variable, "")
+    if not value:
+        pytest.skip(f"{variable} is not set: the folder of {what}")
+    path = Path(value).expanduser().resolve()
+    if not path.is_dir():
+        pytest.fail(f"{variable} is set to {value}, which is no folder. Unset it to skip these tests.")
+    return path
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> Path:
+    """The reference numbers of the published code: the folder that HEAR_M2D_FIXTURES names."""
+    return _folder("HEAR_M2D_FIXTURES", "reference numbers")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Real audio and tasks: the folder that HEAR_M2D_DATA names."""
+    return _folder("HEAR_M2D_DATA", "real audio and tasks")
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The top of the checkout."""
+    return Path(__file__).resolve().parent.parent
