@@ -1,0 +1,93 @@
+# Everything a person does with a checkout. `make` alone lists it.
+# Settings: PYTHON (the interpreter that makes .venv), AUDIO and OUT (demo), ARGS (handed to pytest).
+
+PYTHON ?= python3
+OUT ?= demo-out
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_FLAGS := -qq --disable-pip-version-check --no-warn-conflicts
+PIP_MIN := pip>=24
+# The official HEAR packages: their metadata pins what no current Python can install.
+HEAREVAL := heareval==2021.1.3
+VALIDATOR := hearvalidator==2021.0.6
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format test-slow test-newest test-tf bench wheel clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@echo "hear-m2d: make TARGET"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## install the checkout, editable, with every extra and the HEAR packages into .venv
+
+demo: $(STAMP) ## pretrain two small networks and score them with HEAR (AUDIO=folder, OUT=demo-out)
+	@$(BIN)/python demo/run.py --out "$(OUT)" $(if $(AUDIO),--audio "$(AUDIO)")
+
+test: check ## check, then the tests (ARGS="-k name" for some)
+	@$(BIN)/pytest $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; }
+
+test-slow: $(STAMP) ## the tests that take minutes, and no others
+	@$(BIN)/pytest -m slow $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; }
+
+check: $(STAMP) ## ruff (lint and format) and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/python tests/house/typecheck.py
+
+format: $(STAMP) ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+wheel: $(STAMP) ## build the wheel into dist/
+	@$(BIN)/python tests/house/build_wheel.py dist
+
+test-newest: $(STAMP) ## the wheel alone, in a clean environment, beside the newest torch
+	@echo "test-newest: building the wheel"
+	@rm -rf build/newest
+	@$(BIN)/python tests/house/build_wheel.py build/newest
+	@echo "test-newest: a clean .venv-newest with the wheel and what pip takes today (minutes)"
+	@$(BIN)/python -m venv --clear .venv-newest
+	@.venv-newest/bin/python -m pip install $(PIP_FLAGS) "$(PIP_MIN)"
+	@.venv-newest/bin/python -m pip install $(PIP_FLAGS) build/newest/*.whl
+	@.venv-newest/bin/python -I tests/house/newest.py embed build/newest/untrained.safetensors
+	@echo "test-newest: adding $(VALIDATOR) without its dependencies"
+	@.venv-newest/bin/python -m pip install $(PIP_FLAGS) --no-deps --ignore-requires-python "$(VALIDATOR)"
+	@.venv-newest/bin/python -I tests/house/newest.py validate build/newest/untrained.safetensors
+
+test-tf: $(STAMP) ## the harness where tensorflow is installed, in .venv-tf on top of .venv
+	@echo "test-tf: .venv-tf with tensorflow-cpu (minutes)"
+	@$(BIN)/python -m venv --clear .venv-tf
+	@$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$(.venv-tf/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside_venv.pth"
+	@.venv-tf/bin/python -m pip install $(PIP_FLAGS) tensorflow-cpu
+	@.venv-tf/bin/python tests/evaluation/check_tf.py
+
+bench: $(STAMP) ## the speed tables: embedding and pretraining
+	@$(BIN)/python benchmarks/embed.py
+	@$(BIN)/python benchmarks/pretrain.py
+
+clean: ## remove builds, caches and the side environments; .venv and results stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .venv-newest .venv-tf
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@command -v "$(PYTHON)" > /dev/null || { \
+		echo "There is no '$(PYTHON)' here. hear-m2d needs Python 3.11 or newer. Type: make install PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "hear-m2d needs Python 3.11 or newer; '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1). Type: make install PYTHON=/path/to/python" >&2; exit 1; }
+	@echo "install: a virtual environment in $(VENV)"
+	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "'$(PYTHON)' cannot make a virtual environment: install its venv and ensurepip modules (Debian, Ubuntu: python3-venv)" >&2; exit 1; }
+
+$(STAMP): pyproject.toml | $(BIN)/python
+	@echo "install: pip"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) "$(PIP_MIN)"
+	@echo "install: hear-m2d, editable, with torch and the extras (some GB; minutes on a first run)"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --editable ".[dev]"
+	@echo "install: the official HEAR packages, without their dependencies"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps "$(HEAREVAL)"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --ignore-requires-python "$(VALIDATOR)"
+	@touch $@
+	@echo "install: done"
