@@ -94,9 +94,10 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(file: str, as_json: bool) -> None:
     """Describe a checkpoint: kind, sizes, rate, hop, statistics, licence, training."""
-    from hear_m2d.checkpoint import describe, read_checkpoint
+    from hear_m2d.checkpoint import describe
+    from hear_m2d.weights import read_weights
 
-    facts = describe(read_checkpoint(file))
+    facts = describe(read_weights(file))
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return

@@ -1,0 +1,82 @@
+"""Audio embeddings from masked spectrogram modelling, through the HEAR API.
+
+    model = hear_m2d.load_model("checkpoint.safetensors")
+    scene = hear_m2d.get_scene_embeddings(audio, model)
+    embeddings, milliseconds = hear_m2d.get_timestamp_embeddings(audio, model)
+
+Source: https://hearbenchmark.com/hear-api.html (HEAR common API).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+from torch import Tensor
+
+from hear_m2d._checkout import explain_missing_parts
+from hear_m2d.checkpoint import build_model
+from hear_m2d.config import Options
+from hear_m2d.model import Audio, HearModel
+from hear_m2d.weights import read_weights
+
+__all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
+
+explain_missing_parts()
+
+
+def load_model(model_file_path: str | os.PathLike[str] = "", **options: Any) -> HearModel:
+    """Load a checkpoint, in eval mode, on the CPU.
+
+    Args:
+        model_file_path: A ``.safetensors`` of ours or a published ``.pth``.
+        options: See :class:`hear_m2d.config.Options`; what is given by hand overrides the file.
+
+    Returns:
+        The model; ``model.to(device)`` moves it.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: Not a checkpoint, an unknown option (the nearest is named), or a value out of range.
+    """
+    chosen = Options.parse(options)
+    checkpoint = read_weights(model_file_path)
+    if chosen.sample_rate is None:
+        for note in checkpoint.notes:
+            if "sample rate" in note:
+                warnings.warn(f"{checkpoint.path}: {note}", stacklevel=2)
+    return build_model(checkpoint, chosen)
+
+
+def get_scene_embeddings(audio: Audio, model: HearModel) -> Tensor:
+    """Return one embedding per clip, without gradients.
+
+    Args:
+        audio: (batch, samples) in [-1, 1] at ``model.sample_rate``, or a list of (samples,).
+        model: From :func:`load_model`.
+
+    Returns:
+        (batch, model.scene_embedding_size), float32.
+
+    Raises:
+        ValueError: Audio that cannot be embedded; the message says why.
+    """
+    return model.scene_embeddings(audio)
+
+
+def get_timestamp_embeddings(audio: Audio, model: HearModel) -> tuple[Tensor, Tensor]:
+    """Return embeddings at regular times, at most 50 ms apart, without gradients.
+
+    Args:
+        audio: (batch, samples) in [-1, 1] at ``model.sample_rate``.
+        model: From :func:`load_model`.
+
+    Returns:
+        Embeddings (batch, n, model.timestamp_embedding_size), and the centre of each in milliseconds,
+        (batch, n); both float32.
+
+    Raises:
+        ValueError: Audio that cannot be embedded; the message says why.
+    """
+    return model.timestamp_embeddings(audio)

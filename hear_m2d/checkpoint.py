@@ -1,0 +1,200 @@
+"""One checkpoint is one .safetensors file: tensors, and the config as JSON in its metadata.
+
+Reading is strict: every tensor present, none left over, shapes and dtype right, and the bytes those that
+were written (their SHA-256 is in the metadata). No pickle is involved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from hear_m2d.config import ModelConfig, Options
+from hear_m2d.files import atomic_write
+from hear_m2d.frontend import LogMelSpectrogram
+from hear_m2d.model import HearModel
+from hear_m2d.timestamps import frame_step
+
+METADATA_KEY = "hear_m2d"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        config: What it says about itself.
+        tensors: The encoder's state dict, plus ``head.*`` where it classifies.
+        path: Where it was read.
+        notes: Sentences on what the file did not say, and what was left in it.
+    """
+
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    path: Path
+    notes: tuple[str, ...] = field(default=())
+
+
+def save_checkpoint(path: str | os.PathLike[str], model: HearModel) -> None:
+    """Write a model's weights and config to one ``.safetensors`` file, whole or not at all.
+
+    Args:
+        path: The final name.
+        model: The model; its weights are stored as float32.
+    """
+    state = {**model.encoder.state_dict(), **_head_state(model)}
+    tensors = {name: _storable(tensor) for name, tensor in state.items()}
+    write_tensors(path, tensors, {METADATA_KEY: model.config.to_json()})
+
+
+def write_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Write tensors with JSON metadata; each JSON object also gets the ``sha256`` of the data section."""
+    digest = hashlib.sha256(_data_section(safetensors.torch.save(dict(tensors)))).hexdigest()
+    texts = {key: json.dumps({**value, "sha256": digest}) for key, value in metadata.items()}
+    with atomic_write(path) as file:
+        file.write(safetensors.torch.save(dict(tensors), metadata=texts))
+
+
+def read_tensors(path: str | os.PathLike[str], key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of :func:`write_tensors`, checking its SHA-256.
+
+    Args:
+        path: A ``.safetensors`` file.
+        key: Which JSON object of the metadata to return.
+
+    Returns:
+        The tensors, and the JSON object without the checksum.
+
+    Raises:
+        ValueError: Not a safetensors file, without that metadata, or changed since it was written.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            texts = file.metadata() or {}
+        tensors = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError, MemoryError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+    if key not in texts:
+        raise ValueError(f"{path} was not written by hear-m2d as {key!r}: its metadata does not say so")
+    try:
+        facts = json.loads(texts[key])
+        written = facts.pop("sha256")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"the metadata of {path} is damaged: {error!r}") from error
+    if hashlib.sha256(_data_section(data)).hexdigest() != written:
+        raise ValueError(f"{path} is damaged: its tensors do not match the SHA-256 in its metadata")
+    return tensors, facts
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read one of our own checkpoints, strictly.
+
+    Raises:
+        ValueError: Unreadable, damaged, or not holding exactly the tensors its config asks for.
+    """
+    path = Path(path)
+    tensors, facts = read_tensors(path, METADATA_KEY)
+    try:
+        config = ModelConfig.from_json(facts)
+        checkpoint = Checkpoint(config=config, tensors=tensors, path=path)
+        _empty_model(checkpoint)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return checkpoint
+
+
+def build_model(checkpoint: Checkpoint, options: Options | None = None) -> HearModel:
+    """Return the model of a checkpoint, in eval mode.
+
+    Raises:
+        ValueError: Tensors missing, left over or misshapen, or an option that does not fit.
+    """
+    options = options or Options()
+    model = _empty_model(checkpoint, options)
+    encoder = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith("head.")}
+    model.encoder.load_state_dict(encoder, assign=True)
+    if model.head is not None:
+        head = {n.removeprefix("head."): t for n, t in checkpoint.tensors.items() if n.startswith("head.")}
+        model.head.load_state_dict(head, assign=True)
+    model.frontend = LogMelSpectrogram(model.config.frontend)  # its tables follow from the config
+    if options.dtype == "bfloat16":
+        model.encoder.to(torch.bfloat16)
+    return model.eval()
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a person wants to know of a checkpoint, in the order to show it."""
+    config = checkpoint.config
+    encoder, frontend = config.encoder, config.frontend
+    weights = sum(t.numel() for n, t in checkpoint.tensors.items() if n != "pos_embed")
+    step = frame_step(encoder.patch_size[1], frontend.hop_ms)
+    return {
+        "file": str(checkpoint.path),
+        "kind": config.kind,
+        "input": f"{encoder.input_size[0]}x{encoder.input_size[1]} (mel bins x frames)",
+        "patch": f"{encoder.patch_size[0]}x{encoder.patch_size[1]}",
+        "width": encoder.width,
+        "blocks": encoder.depth,
+        "heads": encoder.heads,
+        "class_token": encoder.class_token,
+        "parameters": weights,
+        "sample_rate": frontend.sample_rate,
+        "hop_ms": frontend.hop_ms,
+        "column_ms": encoder.patch_size[1] * frontend.hop_ms,
+        "timestamp_step_ms": step * frontend.hop_ms,
+        "scene_embedding_size": encoder.column_width,
+        "timestamp_embedding_size": encoder.column_width,
+        "mean": config.mean,
+        "std": config.std,
+        "classes": len(config.labels),
+        "licence": config.licence,
+        "training": dict(config.training),
+        "notes": list(checkpoint.notes),
+    }
+
+
+def _empty_model(checkpoint: Checkpoint, options: Options | None = None) -> HearModel:
+    """Return a model without storage whose tensors are those of the checkpoint, or say which are not."""
+    with torch.device("meta"):
+        model = HearModel(checkpoint.config, options)
+    expected = {**model.encoder.state_dict(), **_head_state(model)}
+    faults = [f"{name} is missing" for name in expected if name not in checkpoint.tensors]
+    for name, tensor in checkpoint.tensors.items():
+        if name not in expected:
+            faults.append(f"{name} is not part of the model")
+        elif tensor.shape != expected[name].shape:
+            faults.append(f"{name} has shape {list(tensor.shape)}, not {list(expected[name].shape)}")
+        elif tensor.dtype != expected[name].dtype:
+            faults.append(f"{name} is {tensor.dtype}, not {expected[name].dtype}")
+    if faults:
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(f"the tensors do not fit the config: {'; '.join(faults[:5])}{more}")
+    return model
+
+
+def _head_state(model: HearModel) -> dict[str, Tensor]:
+    return {f"head.{n}": t for n, t in model.head.state_dict().items()} if model.head else {}
+
+
+def _storable(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).contiguous().clone()
+
+
+def _data_section(data: bytes) -> memoryview:
+    header = int.from_bytes(data[:8], "little")
+    return memoryview(data)[8 + header :]

@@ -1,0 +1,180 @@
+"""What a checkpoint says about itself (ModelConfig), and what a caller may ask of it (Options)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hear_m2d.encoder import EncoderConfig
+from hear_m2d.errors import unknown_name
+from hear_m2d.frontend import FrontendConfig
+
+FORMAT = 1
+# Statistics of AudioSet at 16 kHz: they hold for every published file that stores none.
+DEFAULT_MEAN, DEFAULT_STD = -7.1, 4.2
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything about a model but its weights; the JSON in a checkpoint's metadata.
+
+    Attributes:
+        kind: ``m2d``, ``msm_mae``, …
+        encoder: Sizes of the encoder.
+        frontend: Every number of the log-mel.
+        mean: Mean of the training log-mels; an input is standardised as (x - mean) / std.
+        std: Their standard deviation.
+        labels: Class names, if the checkpoint classifies.
+        head_width: Features that the classifier reads: the encoder's width (mean over tokens) or that of
+            a column; None without a classifier.
+        code_base: Whose published windows ``windows="published"`` means: ``m2d`` or ``msm_mae``.
+        licence: Terms of the weights.
+        training: How they were trained: recipe, data summary, steps, seed, version.
+    """
+
+    kind: str = "m2d"
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
+    mean: float = DEFAULT_MEAN
+    std: float = DEFAULT_STD
+    labels: tuple[str, ...] = ()
+    head_width: int | None = None
+    code_base: str = "m2d"
+    licence: str = "unknown"
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise ValueError(f"statistics must be finite, the std positive; they are {self.mean}, {self.std}")
+        if self.encoder.input_size[0] != self.frontend.n_mels:
+            raise ValueError(
+                f"the encoder reads {self.encoder.input_size[0]} mel bins, the front end gives "
+                f"{self.frontend.n_mels}"
+            )
+        widths = (self.encoder.width, self.encoder.column_width)
+        if self.head_width is not None and (self.head_width not in widths or not self.labels):
+            raise ValueError(f"a classifier needs labels and a width of {widths}, not {self.head_width}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the JSON object of the metadata."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> ModelConfig:
+        """Read the JSON object of the metadata.
+
+        Raises:
+            ValueError: Another format, or an unknown or malformed field.
+        """
+        if data.get("format") != FORMAT:
+            raise ValueError(f"checkpoint format {data.get('format')!r}; this version reads format {FORMAT}")
+        rest = {key: value for key, value in data.items() if key not in ("format", "sha256")}
+        try:
+            encoder = dict(rest.pop("encoder"))
+            for name in ("input_size", "patch_size"):
+                encoder[name] = tuple(int(n) for n in encoder[name])
+            return ModelConfig(
+                encoder=_fields(EncoderConfig, encoder),
+                frontend=_fields(FrontendConfig, dict(rest.pop("frontend"))),
+                labels=tuple(rest.pop("labels", ())),
+                **_known(ModelConfig, rest),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the checkpoint's config is malformed: {error!r}") from error
+
+
+def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    names = [f.name for f in dataclasses.fields(kind)]
+    for key in values:
+        if key not in names:
+            raise ValueError(unknown_name(f"{kind.__name__} field", key, names))
+    return values
+
+
+def _fields(kind: type, values: dict[str, Any]) -> Any:
+    return kind(**_known(kind, values))
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``load_model``. The first four override what the file says.
+
+    Attributes:
+        sample_rate: Hertz, where the file does not say (published files say it in their name only).
+        input_frames: Frames of one window, where that is no multiple of the patch.
+        mean: Mean of the log-mel.
+        std: Standard deviation of the log-mel.
+        timestamps: ``interpolate`` columns in time, or ``dense``: one shifted pass per timestamp phase.
+        layers: Block indices to embed with, from 0, negative ones allowed; None is the last block.
+        layer_mode: ``concat`` the layers' features, or take their ``mean``.
+        dtype: ``float32`` or ``bfloat16``, of the encoder; front end and outputs stay float32.
+    """
+
+    sample_rate: int | None = None
+    input_frames: int | None = None
+    mean: float | None = None
+    std: float | None = None
+    timestamps: str = "interpolate"
+    layers: tuple[int, ...] | None = None
+    layer_mode: str = "concat"
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        choices = {
+            "timestamps": ("interpolate", "dense"),
+            "layer_mode": ("concat", "mean"),
+            "dtype": ("float32", "bfloat16"),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name}={value!r}; it is one of {', '.join(allowed)}")
+        for name in ("sample_rate", "input_frames"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
+                raise ValueError(f"{name}={value!r}; it is a positive whole number")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"{name}={value!r}; it is a number")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+            if not self.layers or not all(isinstance(i, int) for i in self.layers):
+                raise ValueError(f"layers={self.layers!r}; it is a list of block indices, or None")
+
+    @staticmethod
+    def parse(options: Mapping[str, Any]) -> Options:
+        """Check keyword options.
+
+        Raises:
+            ValueError: An unknown name (the nearest is shown) or a value out of range.
+        """
+        names = [f.name for f in dataclasses.fields(Options)]
+        for key in options:
+            if key not in names:
+                raise ValueError(unknown_name("option", key, names))
+        return Options(**options)
+
+    def override(self, config: ModelConfig) -> ModelConfig:
+        """Return the config with the values given by hand put in place of the file's."""
+        encoder, frontend = config.encoder, config.frontend
+        if self.sample_rate is not None and self.sample_rate != frontend.sample_rate:
+            frontend = FrontendConfig.for_rate(self.sample_rate)
+        if self.input_frames is not None:
+            patch = encoder.patch_size[1]
+            if self.input_frames // patch != encoder.grid[1]:
+                raise ValueError(
+                    f"input_frames={self.input_frames}; the checkpoint's positions are for "
+                    f"{encoder.grid[1] * patch} to {encoder.grid[1] * patch + patch - 1} frames"
+                )
+            encoder = dataclasses.replace(encoder, input_size=(encoder.input_size[0], self.input_frames))
+        return dataclasses.replace(
+            config,
+            encoder=encoder,
+            frontend=frontend,
+            mean=config.mean if self.mean is None else float(self.mean),
+            std=config.std if self.std is None else float(self.std),
+        )

@@ -1,0 +1,43 @@
+"""Names → checkpoints: what `load_model` was given, found and read, whoever wrote it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from hear_m2d.checkpoint import Checkpoint, read_checkpoint
+from hear_m2d.published import read_published
+
+logger = logging.getLogger(__name__)
+
+NO_DEFAULT = (
+    "there is no default checkpoint yet. Make one (hear-m2d pretrain --recipe tiny_m2d --data AUDIO_FOLDER "
+    "--out RUN), or use one you have, and give its path: load_model('RUN/checkpoint.safetensors')"
+)
+
+
+def read_weights(name: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint by its path: our own ``.safetensors``, or a published ``.pth``.
+
+    What the file is follows from its first bytes, not from its suffix.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: No name, or not a checkpoint.
+    """
+    if not os.fspath(name):
+        raise ValueError(NO_DEFAULT)
+    path = Path(name)
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint {path}: give the path of a .safetensors or .pth file")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file: give the path of a .safetensors or .pth file")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if not start:
+        raise ValueError(f"{path} is empty")
+    checkpoint = read_published(path) if start == b"PK" or start[:1] == b"\x80" else read_checkpoint(path)
+    for note in checkpoint.notes:
+        logger.info("%s: %s", path, note)
+    return checkpoint
