@@ -1,0 +1,42 @@
+"""The smallest module with the HEAR API that learns something: mean and deviation of 32 log bands.
+
+`load_model(fault=…)` gives one that breaks a rule, for tests of how that is told.
+"""
+
+import torch
+
+HOP = 800  # samples: 50 ms
+
+
+class Bands(torch.nn.Module):
+    def __init__(self, sample_rate: int = 16000, fault: str = "") -> None:
+        super().__init__()
+        self.sample_rate = sample_rate
+        self.fault = fault
+        self.scene_embedding_size = 33 if fault == "size" else 64
+        self.timestamp_embedding_size = 32
+
+    def bands(self, audio: torch.Tensor) -> torch.Tensor:
+        if self.fault == "raise":
+            raise RuntimeError("this model always fails")
+        frames = audio.shape[1] // HOP
+        frame = audio[:, : frames * HOP].reshape(audio.shape[0], frames, HOP)
+        power = torch.fft.rfft(frame * torch.hann_window(HOP, device=audio.device)).abs()[..., 1:257]
+        return power.reshape(*power.shape[:2], 32, 8).mean(-1).add(1e-3).log()
+
+
+def load_model(model_file_path: str = "", sample_rate: int = 16000, fault: str = "") -> Bands:
+    if fault == "load":
+        raise ValueError("no such fault")
+    return Bands(sample_rate=sample_rate, fault=fault).eval()
+
+
+def get_timestamp_embeddings(audio: torch.Tensor, model: Bands) -> tuple[torch.Tensor, torch.Tensor]:
+    bands = model.bands(audio)
+    times = (torch.arange(bands.shape[1], device=audio.device) + 0.5) * (1000 * HOP / model.sample_rate)
+    return bands, times.expand(len(bands), -1)
+
+
+def get_scene_embeddings(audio: torch.Tensor, model: Bands) -> torch.Tensor:
+    bands = model.bands(audio)
+    return torch.cat([bands.mean(1), bands.std(1)], dim=1)
