@@ -13,11 +13,12 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points, version
+from importlib.metadata import entry_points
 from typing import Any
 
 import click
 
+from hear_m2d._checkout import installed_version
 from hear_m2d.errors import WorkFailedError, unknown_name
 
 
@@ -81,7 +82,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(version("hear-m2d"), package_name="hear-m2d")
+@click.version_option(installed_version(), package_name="hear-m2d")
 def cli() -> None:
     """Audio embeddings from M2D and MSM-MAE: embed, pretrain, evaluate.
 

@@ -6,6 +6,7 @@ be imported by another. What tests share is therefore a fixture: here for all pa
 """
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if slow:
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many tests ran and how many were skipped, by reason."""
+    counts = {name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "skipped")}
+    slow = len(terminalreporter.stats.get("deselected", []))
+    terminalreporter.section("how many")
+    terminalreporter.line(
+        f"{counts['passed'] + counts['failed']} tests ran, {counts['skipped']} were skipped, "
+        f"{slow} were left out (slow, or not asked for)"
+    )
+    reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []))
+    for reason, number in reasons.most_common():
+        terminalreporter.line(f"  {number} skipped: {reason.removeprefix('Skipped: ')}")
 
 
 def _folder(variable: str, what: str) -> Path:

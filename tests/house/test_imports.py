@@ -60,7 +60,7 @@ def test_imports_between_the_parts_run_one_way(python_files, repo_root):
         for path in python_files
         for name in imported_names((repo_root / path).read_text())
         if name.startswith(closed.get(path.parts[0], ()))
-        and not name.startswith("hear_m2d.evaluation.linear")
+        and not (path.parts[0] == "pretrain" and name.startswith("hear_m2d.evaluation.linear"))  # probes
     }
     assert not wrong
 
