@@ -43,4 +43,4 @@ def build_wheel(out: Path) -> tuple[Path, list[Path]]:
 
 
 if __name__ == "__main__":
-    print(build_wheel(Path(sys.argv[1]))[0])  # noqa: T201
+    print(build_wheel(Path(sys.argv[1]))[0])
