@@ -95,7 +95,7 @@ def trusted_checkpoint_names() -> Iterator[None]:
     """R2: torch loads plain weights only; the kit's own checkpoints name these five harmless things."""
     import torch
 
-    names = [
+    names: list[Any] = [
         torch.nn.Identity,
         torch.nn.BatchNorm1d,
         torch.optim.Adam,
@@ -109,7 +109,7 @@ def trusted_checkpoint_names() -> Iterator[None]:
 @contextmanager
 def settable_epoch() -> Iterator[None]:
     """R3: the kit sets ``fit_loop.current_epoch`` before the test; since Lightning 1.6 that does nothing."""
-    from pytorch_lightning.loops import FitLoop
+    from pytorch_lightning.loops.fit_loop import FitLoop
 
     def read(loop: Any) -> Any:
         return loop.epoch_progress.current.completed

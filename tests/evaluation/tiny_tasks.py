@@ -57,7 +57,9 @@ def write_task(
     return task
 
 
-def scene_multiclass(folder: Path, *, name: str = "tones", sizes: tuple[int, int, int] = (24, 12, 12)) -> Path:
+def scene_multiclass(
+    folder: Path, *, name: str = "tones", sizes: tuple[int, int, int] = (24, 12, 12)
+) -> Path:
     rng = np.random.default_rng(1)
     clips: dict[str, dict[str, tuple[np.ndarray, Any]]] = {}
     for split, size in zip(("train", "valid", "test"), sizes, strict=True):
@@ -88,7 +90,7 @@ def scene_multilabel(folder: Path) -> Path:
         for index in range(size):
             seconds = rng.uniform(0.3, 1.3)
             chosen = [label for bit, label in enumerate(PITCHES) if index >> bit & 1]
-            waveform = sum((tone(PITCHES[label], seconds, np.random.default_rng(index)) for label in chosen))
+            waveform = sum(tone(PITCHES[label], seconds, np.random.default_rng(index)) for label in chosen)
             silence = np.zeros(round(seconds * RATE))
             clips[split][f"{split}{index:02d}.wav"] = (silence + 0.5 * waveform, chosen)
     return write_task(

@@ -1,0 +1,96 @@
+"""`hear-m2d validate` and `hear-m2d evaluate`: the official HEAR tools, on this or any other HEAR module."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hear_m2d.cli import PartCommand
+from hear_m2d.errors import WorkFailedError
+from hear_m2d.evaluation.installed import EXTRA, INSTALL_EVALUATE, INSTALL_HEARVALIDATOR
+
+
+class JsonObject(click.ParamType[dict[str, Any]]):
+    """A JSON object on the command line."""
+
+    name = "json"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """Return the object, or fail with a sentence."""
+        try:
+            parsed = json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(f"{value!r} is no JSON: {error}", param, ctx)
+        if not isinstance(parsed, dict):
+            self.fail(f"""{value!r} is no JSON object such as '{{"dtype": "bfloat16"}}'""", param, ctx)
+        return parsed
+
+
+MODEL = click.option(
+    "--model", type=click.Path(path_type=Path), help="Checkpoint; without it, the module's default model."
+)
+MODULE = click.option(
+    "--module",
+    default="hear_m2d",
+    show_default=True,
+    help="Another module with the HEAR API.",
+)
+OPTIONS = click.option(
+    "--model-options", "options", type=JsonObject(), default="{}", help="JSON object, passed to load_model."
+)
+DEVICE = click.option("--device", help="cpu, cuda or cuda:N; without it, the GPU where there is one.")
+
+
+@click.command(cls=PartCommand, needs=("hearvalidator",), install=INSTALL_HEARVALIDATOR)
+@MODEL
+@MODULE
+@OPTIONS
+@DEVICE
+def validate(model: Path | None, module: str, options: dict[str, Any], device: str | None) -> None:
+    """Check a model with the official hear-validator.
+
+    Exit code 0: it looks good; 1: the validator refused; 2: the model could not be loaded. The note on
+    rounding errors is always printed.
+    """
+    from hear_m2d.evaluation.validate import validate as run_validator
+
+    run_validator(model, module=module, device=device, options=options)
+
+
+@click.command(cls=PartCommand, needs=("heareval", *EXTRA), install=INSTALL_EVALUATE)
+@MODEL
+@click.option(
+    "--tasks-dir", type=click.Path(path_type=Path), required=True, help="Folder whose sub-folders are tasks."
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
+@click.option("--task", "tasks", multiple=True, help="Folder name of a task; may be repeated. Default: all.")
+@click.option("--grid", default="default", show_default=True, help="The kit's grid: default, fast, faster.")
+@click.option("--grid-points", default=8, show_default=True, help="How many points of the grid are tried.")
+@click.option("--name", default="", help="The model's name in the results; default: its file name.")
+@MODULE
+@OPTIONS
+@DEVICE
+def evaluate(tasks_dir: Path, out: Path, tasks: tuple[str, ...], **settings: Any) -> None:
+    """Score a model with the official HEAR harness.
+
+    Runs the official embeddings and predictions runners on each task, prints a table and writes
+    OUT/results.json. The same command again does only what is not finished. Exit code 0: every task has a
+    score; 1: a task failed; 2: bad input.
+    """
+    from hear_m2d.evaluation.harness import evaluate as run_harness
+    from hear_m2d.evaluation.results import table
+    from hear_m2d.evaluation.settings import Evaluation
+
+    wanted = Evaluation(tasks_dir=tasks_dir, out=out, tasks=tasks, **settings)
+    results = run_harness(wanted, progress=lambda line: click.echo(line, err=True))
+    click.echo(table(results["tasks"]))
+    click.echo(f"written: {out / 'results.json'}")
+    asked = [entry for entry in results["tasks"] if not tasks or entry["task"] in tasks]
+    bad = [entry["task"] for entry in asked if entry["status"] != "ok"]
+    if bad:
+        raise WorkFailedError(
+            f"no score for {', '.join(bad)}; why: {out / 'results.json'}, {out / 'harness.log'}"
+        )

@@ -1,0 +1,173 @@
+"""The folder of one evaluation: whose it is, which tasks it has seen, and its ``results.json``.
+
+The kit does not know one checkpoint from another: in a folder that holds the embeddings of one it would
+score them again under another's name. A folder therefore belongs to one checkpoint with one set of options.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hear_m2d.evaluation.folders import TaskFolder
+from hear_m2d.evaluation.installed import installed_version
+from hear_m2d.evaluation.results import write_json
+from hear_m2d.evaluation.settings import Evaluation
+
+RUN, RESULTS = "run.json", "results.json"
+SEED = 42  # the harness's own, set anew for each task; it takes no other
+
+
+@dataclass
+class RunRecord:
+    """An output folder that belongs to this evaluation."""
+
+    out: Path
+    facts: dict[str, Any]
+    """The head of ``results.json``: model, harness, environment."""
+    sample_rate: int | None = None
+    digests: dict[str, str] | None = None
+    """What each task looked like when its embeddings were made."""
+
+    @classmethod
+    def open(cls, out: Path, facts: dict[str, Any]) -> RunRecord:
+        """Take a folder for this evaluation, or find it as an earlier call left it.
+
+        Raises:
+            ValueError: If the folder holds something else.
+        """
+        record = cls(out=out, facts=facts, digests={})
+        if not (out / RUN).is_file():
+            if out.exists() and (not out.is_dir() or any(out.iterdir())):
+                raise ValueError(f"{out} is not empty and holds no evaluation: give another --out")
+            out.mkdir(parents=True, exist_ok=True)
+            record._write()
+            return record
+        known = json.loads((out / RUN).read_text())
+        ours = identity(facts)
+        if differing := [key for key in ours if known["identity"].get(key) != ours[key]]:
+            told = "; ".join(f"{key} {known['identity'].get(key)!r}, not {ours[key]!r}" for key in differing)
+            raise ValueError(f"{out} holds another evaluation: {told}. Give another --out")
+        record.sample_rate, record.digests = known["sample_rate"], known["tasks"]
+        return record
+
+    def check_same(self, task: TaskFolder) -> None:
+        """Raise a ValueError if a task of that name, but with other content, was embedded here before."""
+        known = (self.digests or {}).get(task.name)
+        if known is None or self.sample_rate is None:
+            return
+        if self.sample_rate not in task.rates() or task.digest(self.sample_rate) != known:
+            raise ValueError(
+                f"{self.out} holds embeddings of another version of {task.name}: give another --out"
+            )
+
+    def remember(self, tasks: Iterable[TaskFolder], *, sample_rate: int) -> None:
+        """Note what tasks look like now that their embeddings are about to be made."""
+        self.sample_rate = sample_rate
+        self.digests = {**(self.digests or {}), **{task.name: task.digest(sample_rate) for task in tasks}}
+        self._write()
+
+    def earlier_entries(self) -> list[dict[str, Any]]:
+        """Return the tasks of the ``results.json`` that an earlier call left, if any."""
+        try:
+            return list(json.loads((self.out / RESULTS).read_text())["tasks"])
+        except FileNotFoundError:
+            return []
+
+    def save(self, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """Write ``results.json``, tasks sorted by name, and return its content."""
+        tasks = sorted(entries, key=lambda entry: str(entry["task"]))
+        results = {"format": 1, **self.facts, "tasks": tasks}
+        write_json(self.out / RESULTS, results)
+        return results
+
+    def _write(self) -> None:
+        content = {"identity": identity(self.facts), "sample_rate": self.sample_rate, "tasks": self.digests}
+        write_json(self.out / RUN, content)
+
+
+def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what makes two evaluations one: the checkpoint's content, not its name or place."""
+    model, harness = facts["model"], facts["harness"]
+    return {
+        "module": model["module"],
+        "sha256": model["sha256"],
+        "options": model["options"],
+        "grid": harness["grid"],
+        "grid_points": harness["grid_points"],
+        "heareval": harness["heareval"],
+        "device": facts["environment"]["device"].partition(" ")[0],
+    }
+
+
+def describe(settings: Evaluation) -> dict[str, Any]:
+    """Return the head of ``results.json``: model, harness and environment of an evaluation."""
+    return {
+        "model": {
+            "name": settings.name or (settings.model.stem if settings.model else settings.module),
+            "module": settings.module,
+            "path": None if settings.model is None else str(settings.model),
+            "sha256": None if settings.model is None else sha256(settings.model),
+            "config": _config(settings),
+            "options": dict(settings.options),
+        },
+        "harness": {
+            "heareval": installed_version("heareval"),
+            "hearvalidator": installed_version("hearvalidator"),
+            "grid": settings.grid,
+            "grid_points": settings.grid_points,
+            "seed": SEED,
+        },
+        "environment": _environment(settings.device),
+    }
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of all files of a folder."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    total = hashlib.sha256()
+    for entry in sorted(entry for entry in path.rglob("*") if entry.is_file()):
+        total.update(f"{entry.relative_to(path).as_posix()} {sha256(entry)}\n".encode())
+    return total.hexdigest()
+
+
+def _config(settings: Evaluation) -> Any:
+    """Return our own checkpoint's configuration; other modules keep theirs to themselves."""
+    if settings.module != "hear_m2d" or settings.model is None:
+        return None
+    if settings.model.suffix != ".safetensors":
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(settings.model), framework="numpy") as file:
+            return json.loads((file.metadata() or {})["hear_m2d"])
+    except (SafetensorError, KeyError, ValueError):
+        return None  # load_model says what is wrong with it
+
+
+def _environment(device: str | None) -> dict[str, Any]:
+    import torch
+
+    used = "cpu"
+    if device != "cpu" and torch.cuda.is_available():
+        index = int(device.partition(":")[2] or 0) if device else 0
+        used = f"cuda {torch.cuda.get_device_name(index)}"
+    elif device not in {None, "cpu"}:
+        raise ValueError(f"the device {device} was asked for, and torch sees no GPU")
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": used,
+        "threads": torch.get_num_threads(),
+        "cpus": os.cpu_count(),
+    }

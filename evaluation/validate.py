@@ -1,0 +1,84 @@
+"""Run the official hear-validator on a module: needs `hearvalidator` and nothing else of the extra."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hear_m2d.errors import WorkFailedError
+from hear_m2d.evaluation.compat import VALIDATOR, run_tool
+
+WITH_OPTIONS = "hear_module_with_options"
+
+
+def validate(
+    model: Path | None = None,
+    *,
+    module: str = "hear_m2d",
+    device: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> None:
+    """Let the official validator check a module; it prints what it does and `Looks good!` at the end.
+
+    Args:
+        model: The checkpoint, passed to the module's ``load_model``; None calls it without.
+        module: The module with the HEAR API.
+        device: As torch names it; None takes the GPU where there is one.
+        options: Keyword arguments of ``load_model``.
+
+    Raises:
+        ImportError: If hearvalidator or the module is missing.
+        FileNotFoundError: If there is no checkpoint at `model`.
+        WorkFailedError: If the validator refuses the module, or the module fails while it is checked.
+    """
+    if model is not None and not model.exists():
+        raise FileNotFoundError(f"no checkpoint at {model}")
+    with _module_with_options(module, options or {}) as name:
+        arguments = [name]
+        arguments += [] if model is None else ["--model", str(model)]
+        arguments += [] if device is None else ["--device", device]
+        try:
+            run_tool(VALIDATOR, arguments)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # the validator's ModelError derives from BaseException
+            if isinstance(error, Exception) and _while_loading(error):
+                raise
+            raise WorkFailedError(f"the validator refused {module}: {_sentence(error)}") from error
+
+
+@contextmanager
+def _module_with_options(module: str, options: Mapping[str, Any]) -> Iterator[str]:
+    """The validator passes no options: name a module whose ``load_model`` has them filled in."""
+    if not options:
+        yield module
+        return
+    original = importlib.import_module(module)
+    filled: Any = types.ModuleType(WITH_OPTIONS)
+    vars(filled).update({name: value for name, value in vars(original).items() if not name.startswith("__")})
+    filled.load_model = functools.partial(original.load_model, **options)
+    sys.modules[WITH_OPTIONS] = filled
+    try:
+        yield WITH_OPTIONS
+    finally:
+        del sys.modules[WITH_OPTIONS]
+
+
+def _while_loading(error: Exception) -> bool:
+    """Say whether the checkpoint or the module was at fault before anything was checked."""
+    trace, names = error.__traceback__, set()
+    while trace is not None:
+        names.add(trace.tb_frame.f_code.co_name)
+        trace = trace.tb_next
+    return "validate_model" not in names
+
+
+def _sentence(error: BaseException) -> str:
+    kind = type(error).__name__
+    return str(error) if kind == "ModelError" else f"{kind}: {error}"
