@@ -1,0 +1,142 @@
+"""Finding and decoding audio files: any libsndfile format, any rate, any channels → mono float32.
+
+Decoding is strict: a file that cannot be read whole is an :class:`AudioError` that names the file and
+says why. Whoever reads many files catches it, counts it and goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+Reason = Literal["corrupt", "truncated", "empty", "non-finite"]
+
+# What libsndfile reads and people call audio. Left out: headerless .raw and .vox, whose rate and width are
+# anyone's guess, and .mat, which is mostly not sound.
+# fmt: off
+AUDIO_SUFFIXES = frozenset((
+    ".aif", ".aifc", ".aiff", ".au", ".avr", ".caf", ".flac", ".htk", ".iff", ".ircam", ".mp1", ".mp2",
+    ".mp3", ".mpga", ".nist", ".oga", ".ogg", ".opus", ".paf", ".pvf", ".rf64", ".sd2", ".sds", ".sf",
+    ".snd", ".sph", ".svx", ".voc", ".w64", ".wav", ".wave", ".wavex", ".wve", ".xi",
+))
+# fmt: on
+
+_BLOCK = 1 << 20  # frames per read: a header that promises more than there is must not allocate it
+# A RIFF size that a program writes when it does not know the length (it streamed to a pipe).
+_UNKNOWN_SIZE = 0x7FFF_0000
+_SHORT_DATA = re.compile(r"^\s*(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+
+
+class AudioError(ValueError):
+    """A file that does not decode to sound.
+
+    Args:
+        path: The file.
+        reason: One word for the report.
+        detail: The rest of the sentence.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: Reason, detail: str) -> None:
+        super().__init__(f"{os.fspath(path)} is {reason}: {detail}")
+        self.path = os.fspath(path)
+        self.reason: Reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[AudioError], tuple[str, Reason, str]]:
+        return AudioError, (self.path, self.reason, self.detail)
+
+
+def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the audio files under a folder, by their suffix.
+
+    Symbolic links are followed, to folders too, each folder once. Names that start with a dot are skipped.
+
+    Args:
+        folder: A folder, or a single audio file.
+
+    Returns:
+        Their paths, sorted by the path relative to ``folder`` with ``/`` between its parts.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: It is a file whose suffix no audio format has.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise FileNotFoundError(f"there is no {root}; give a folder of audio files, or one audio file")
+    if not root.is_dir():
+        if root.suffix.lower() not in AUDIO_SUFFIXES:
+            raise ValueError(
+                f"{root} is no audio file by its suffix; known: {' '.join(sorted(AUDIO_SUFFIXES))}"
+            )
+        return [root]
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    for place, folders, files in os.walk(root, followlinks=True):
+        facts = os.stat(place)  # noqa: PTH116
+        if (facts.st_dev, facts.st_ino) in seen:  # a link back into what was walked already
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [
+            path
+            for name in files
+            if not name.startswith(".")
+            and (path := Path(place) / name).suffix.lower() in AUDIO_SUFFIXES
+            and path.is_file()
+        ]
+    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
+
+
+def read_audio(path: str | os.PathLike[str], sample_rate: int) -> NDArray[np.float32]:
+    """Decode a file whole, average its channels and resample it.
+
+    Args:
+        path: A file in any format of libsndfile.
+        sample_rate: The rate wanted, in hertz.
+
+    Returns:
+        The waveform, (samples,), in [-1, 1] but for files that store louder floating-point samples.
+
+    Raises:
+        AudioError: The file is corrupt, shorter than its header says, without samples, or not finite.
+        OSError: The file cannot be opened.
+    """
+    with open(path, "rb"):  # noqa: PTH123  # libsndfile would say "System error." for every such case
+        pass
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, declared, notes = file.samplerate, file.frames, file.extra_info
+            blocks = []
+            while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):  # (frames, channels)
+                blocks.append(block.mean(axis=1))
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+        raise AudioError(path, "corrupt", _plain(error)) from error
+    audio = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    if (short := _SHORT_DATA.search(notes)) and int(short[2]) < int(short[1]) < _UNKNOWN_SIZE:
+        raise AudioError(
+            path, "truncated", f"its header promises {short[1]} bytes of sound, it holds {short[2]}"
+        )
+    if len(audio) == 0:
+        raise AudioError(path, "empty", "it holds no samples")
+    if len(audio) < declared:
+        raise AudioError(path, "truncated", f"its header promises {declared} samples, {len(audio)} decode")
+    if not np.isfinite(audio).all():
+        raise AudioError(path, "non-finite", "it holds NaN or infinite samples")
+    if rate != sample_rate:
+        audio = soxr.resample(audio, rate, sample_rate, quality="HQ")
+    return np.ascontiguousarray(audio, dtype=np.float32)
+
+
+def _plain(error: Exception) -> str:
+    """Return libsndfile's own words, without the file's name, which ours has already."""
+    words = getattr(error, "error_string", None) or str(error)
+    return str(words).strip() or type(error).__name__
