@@ -58,7 +58,7 @@ test-newest: $(STAMP) ## the wheel alone, in a clean environment, beside the new
 
 test-tf: $(STAMP) ## the harness where tensorflow is installed, in .venv-tf on top of .venv
 	@echo "test-tf: .venv-tf with tensorflow-cpu (minutes)"
-	@$(BIN)/python -m venv --clear .venv-tf
+	@$(BIN)/python -m venv --clear --without-pip .venv-tf
 	@$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 		> "$$(.venv-tf/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside_venv.pth"
 	@.venv-tf/bin/python -m pip install $(PIP_FLAGS) tensorflow-cpu
