@@ -1,0 +1,126 @@
+"""One table from several ``results.json``: task, metric, one column a model, and chance."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MODELS = {"m2d": "M2D", "msm_mae": "MSM-MAE", "untrained": "untrained"}
+SMALLER_IS_BETTER = ("segment_1s_er",)
+ABOUT = {
+    "mAP": "mean average precision",
+    "top1_acc": "share of clips named correctly",
+    "aucroc": "area under the ROC curve",
+    "event_onset_200ms_fms": "F-measure of onsets found to within 200 ms",
+    "segment_1s_er": "error rate over one-second segments; smaller is better",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        task: The task's folder name.
+        metric: HEAR's name of the metric.
+        primary: Whether it is the task's main one.
+        scores: One a model, None where there is none.
+        chance: What guessing gives, where that is known.
+    """
+
+    task: str
+    metric: str
+    primary: bool
+    scores: tuple[float | None, ...]
+    chance: float | None
+
+    @property
+    def best(self) -> tuple[bool, ...]:
+        """Say of each score whether it is the best of the row."""
+        known = [score for score in self.scores if score is not None]
+        if not known:
+            return (False,) * len(self.scores)
+        top = min(known) if self.metric in SMALLER_IS_BETTER else max(known)
+        return tuple(score == top for score in self.scores)
+
+
+def read_results(eval_dir: Path) -> dict[str, dict[str, Any]]:
+    """Read the models' ``results.json`` below the folder of evaluations."""
+    return {name: json.loads((eval_dir / name / "results.json").read_text()) for name in MODELS}
+
+
+def rows(results: Mapping[str, Mapping[str, Any]], tasks_dir: Path) -> list[Row]:
+    """Return the lines: each task's primary metric, then its others."""
+    by_model = {name: {task["task"]: task for task in found["tasks"]} for name, found in results.items()}
+    table = []
+    for task in dict.fromkeys(task for tasks in by_model.values() for task in tasks):
+        entries = [by_model[name].get(task, {}) for name in MODELS]
+        primary = next(str(entry["metric"]) for entry in entries if entry)
+        for metric in _metrics(primary, entries):
+            scores = tuple(entry.get("scores", {}).get(metric) for entry in entries)
+            guess = chance(metric, tasks_dir / task)
+            table.append(Row(task, metric, metric == primary, scores, guess))
+    return table
+
+
+def _metrics(primary: str, entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Name the metrics, the primary one first, without the parts and deviations of another."""
+    found = dict.fromkeys([primary, *(name for entry in entries for name in entry.get("scores", {}))])
+    return [name for name in found if not any(name.startswith(f"{other}_") for other in found)]
+
+
+def chance(metric: str, task_dir: Path) -> float | None:
+    """Return what guessing gives, from how often each class occurs; None where that is not so simple."""
+    if metric == "aucroc":
+        return 0.5
+    if metric not in ("mAP", "top1_acc"):
+        return None
+    shares = class_shares(task_dir)
+    if not shares:
+        return None
+    return sum(shares.values()) / len(shares) if metric == "mAP" else max(shares.values())
+
+
+def class_shares(task_dir: Path) -> dict[str, float]:
+    """Return each class's share of the clips that are tested."""
+    files = [task_dir / "test.json"] if (task_dir / "test.json").exists() else task_dir.glob("fold*.json")
+    clips: list[Sequence[Any]] = [
+        labels for file in files for labels in json.loads(file.read_text()).values()
+    ]
+    if not clips or not (task_dir / "labelvocabulary.csv").exists():
+        return {}
+    with (task_dir / "labelvocabulary.csv").open(newline="") as file:
+        names = [row["label"] for row in csv.DictReader(file)]
+    return {name: sum(name in map(str, labels) for labels in clips) / len(clips) for name in names}
+
+
+def text(table: Sequence[Row]) -> str:
+    """Return the table for a terminal, the best of each row with a star."""
+    lines = [("task", "metric", *MODELS.values(), "chance")]
+    for row in table:
+        marks = ("*" if best else " " for best in row.best)
+        cells = (number(score) + mark for score, mark in zip(row.scores, marks, strict=True))
+        lines.append((row.task if row.primary else "", row.metric, *cells, number(row.chance)))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+def number(score: float | None) -> str:
+    """Spell a score, or a dash where there is none."""
+    return "–" if score is None else f"{score:.3f}"
+
+
+def problems(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for each task that did not reach a score."""
+    return [
+        f"{MODELS[name]}, {task['task']}: {task.get('error') or 'no reason given'}"
+        for name, found in results.items()
+        for task in found["tasks"]
+        if task["status"] != "ok"
+    ]
