@@ -11,6 +11,7 @@ import argparse
 import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,10 +50,10 @@ def read_published(path: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     state, notes = _encoder_state(_load(path), path)
-    config = _config(state, path, notes)
-    state.pop("norm_stats", None)
-    checkpoint = Checkpoint(config=config, tensors=state, path=path, notes=tuple(notes))
     try:
+        config = _config(state, path, notes)
+        state.pop("norm_stats", None)
+        checkpoint = Checkpoint(config=config, tensors=state, path=path, notes=tuple(notes))
         build_model(checkpoint)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -60,18 +61,23 @@ def read_published(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _load(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|operand|global)[: ]+([\w.]+)", str(error))
-        name = f" ({found[1] or found[2]})" if found else ""
-        raise ValueError(
-            f"{path} is a pickle with something in it that a checkpoint does not hold{name}; it was not run"
-        ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, AttributeError, TypeError, IndexError,
-            UnicodeDecodeError, OverflowError, ValueError, AssertionError) as error:  # fmt: skip
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    with path.open("rb") as file:
+        try:
+            with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's advice on odd pickles: the error below says enough
+                return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            found = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global)[: ]+([\w.]+)", str(error))
+            why = (
+                f"a pickle that holds {found[1] or found[2]}, which no checkpoint does; it was not run"
+                if found
+                else "not a readable checkpoint: its pickle is damaged, or holds what no checkpoint does"
+            )
+            raise ValueError(f"{path} is {why}") from error
+        except (RuntimeError, EOFError, zipfile.BadZipFile, KeyError, AttributeError, TypeError, IndexError,
+                UnicodeDecodeError, OverflowError, ValueError, AssertionError, OSError) as error:  # fmt: skip
+            # An OSError here is torch seeking past the end of a cut file: the file itself is open.
+            raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
 
 
 def _encoder_state(loaded: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -86,7 +92,9 @@ def _encoder_state(loaded: Any, path: Path) -> tuple[dict[str, Tensor], list[str
                 raise ValueError(f"{path} holds tensors beside its encoder that are not read: {others[0]}, …")
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     if "patch_embed.proj.weight" not in state:
-        raise ValueError(f"{path} is a pickle, but not a checkpoint: it has no tensor patch_embed.proj.weight")
+        raise ValueError(
+            f"{path} is a pickle, but not a checkpoint: it has no tensor patch_embed.proj.weight"
+        )
     kept = {key: value for key, value in state.items() if not LEFT.match(key)}
     for key, value in kept.items():
         if not isinstance(value, Tensor):
@@ -98,8 +106,10 @@ def _encoder_state(loaded: Any, path: Path) -> tuple[dict[str, Tensor], list[str
 def _config(state: Mapping[str, Tensor], path: Path, notes: list[str]) -> ModelConfig:
     weight = state["patch_embed.proj.weight"]
     positions = state.get("pos_embed")
-    if weight.ndim != 4 or positions is None or positions.ndim != 3:
-        raise ValueError(f"{path}: patch_embed.proj.weight or pos_embed is missing or misshapen")
+    if weight.ndim != 4 or positions is None or positions.ndim != 3 or not 0 < weight.shape[2] <= MELS:
+        raise ValueError("patch_embed.proj.weight or pos_embed is missing or misshapen")
+    if 0 in weight.shape:
+        raise ValueError(f"patch_embed.proj.weight is empty: its shape is {list(weight.shape)}")
     width, _, high, wide = weight.shape
     rows = MELS // high
     class_token = "cls_token" in state
@@ -111,7 +121,7 @@ def _config(state: Mapping[str, Tensor], path: Path, notes: list[str]) -> ModelC
     if stats is None:
         notes.append(f"the file stores no statistics: mean {DEFAULT_MEAN}, std {DEFAULT_STD}")
     elif stats.shape != (2,):
-        raise ValueError(f"{path}: norm_stats has shape {list(stats.shape)}, not [2]")
+        raise ValueError(f"norm_stats has shape {list(stats.shape)}, not [2]")
     return ModelConfig(
         kind="m2d",
         encoder=EncoderConfig(
@@ -120,7 +130,7 @@ def _config(state: Mapping[str, Tensor], path: Path, notes: list[str]) -> ModelC
             width=width,
             depth=depth,
             heads=max(1, width // HEAD_WIDTH),
-            mlp_ratio=hidden.shape[0] / width if hidden is not None else 4.0,
+            mlp_ratio=hidden.shape[0] / width if hidden is not None and hidden.ndim else 4.0,
             class_token=class_token,
         ),
         frontend=FrontendConfig.for_rate(rate),

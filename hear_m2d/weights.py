@@ -34,10 +34,19 @@ def read_weights(name: str | os.PathLike[str]) -> Checkpoint:
     if not path.is_file():
         raise ValueError(f"{path} is not a file: give the path of a .safetensors or .pth file")
     with path.open("rb") as file:
-        start = file.read(2)
+        start = file.read(9)
     if not start:
         raise ValueError(f"{path} is empty")
-    checkpoint = read_published(path) if start == b"PK" or start[:1] == b"\x80" else read_checkpoint(path)
+    pickled = start.startswith((b"PK", b"\x80")) and not _is_safetensors(start)
+    checkpoint = read_published(path) if pickled else read_checkpoint(path)
     for note in checkpoint.notes:
         logger.info("%s: %s", path, note)
     return checkpoint
+
+
+def _is_safetensors(start: bytes) -> bool:
+    """Tell by the header's length in eight bytes (small: its upper half is zero) and the JSON after it.
+
+    The length's own first bytes may well be those of a zip or a pickle.
+    """
+    return start[4:9] == bytes(4) + b"{"
