@@ -12,7 +12,7 @@ from hear_m2d.published import read_published
 logger = logging.getLogger(__name__)
 
 NO_DEFAULT = (
-    "there is no default checkpoint yet. Make one (hear-m2d pretrain --recipe tiny_m2d --data AUDIO_FOLDER "
+    "there is no default checkpoint yet. Make one (hear-m2d pretrain --recipe laptop_m2d --data AUDIO_FOLDER "
     "--out RUN), or use one you have, and give its path: load_model('RUN/checkpoint.safetensors')"
 )
 

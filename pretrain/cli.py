@@ -1,12 +1,17 @@
-"""The commands of the part `pretrain`: prepare."""
+"""The commands of the part `pretrain`: prepare, pretrain, visualize."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hear_m2d.cli import PartCommand
+
+if TYPE_CHECKING:
+    from hear_m2d.pretrain.dataset import LogMelData
 
 INSTALL = "pip install 'hear-m2d[pretrain]'"
 
@@ -35,3 +40,102 @@ def prepare(audio_dir: Path, out: Path, sample_rate: int, workers: int | None) -
     if summary.report is not None:
         told = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.items())
         click.echo(f"skipped: {told}; listed in {summary.report}")
+
+
+@click.command(cls=PartCommand, needs=("accelerate", "pyarrow", "tensorboard"), install=INSTALL)
+@click.option("--recipe", "recipe_name", required=True, help="A shipped recipe's name, or a TOML file.")
+@click.option(
+    "--data",
+    "data_dir",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A folder that `hear-m2d prepare` wrote, or a folder of audio, which is prepared first.",
+)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train about this long here.")
+@click.option("--steps", type=click.IntRange(min=0), help="Train this many steps; 0 writes the untrained network.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Train this many passes over the clips.")
+@click.option("--batch-size", type=click.IntRange(min=1), help="Clips per step.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of weights, crops and masks.")
+@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), help="Of the network.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Loader processes.")
+@click.option("--log-every", type=click.IntRange(min=1), default=10, show_default=True, help="Steps.")
+@click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and stop.")
+def pretrain(
+    recipe_name: str,
+    data_dir: Path,
+    out: Path,
+    minutes: float | None,
+    steps: int | None,
+    epochs: int | None,
+    batch_size: int | None,
+    seed: int | None,
+    precision: str | None,
+    device: str,
+    workers: int,
+    log_every: int,
+    save_every: int,
+    dry_run: bool,
+) -> None:
+    """Pretrain a network and write OUT/checkpoint.safetensors.
+
+    The same command continues a run that was interrupted. Options override the recipe's fields.
+    """
+    from hear_m2d.pretrain.recipe import load_recipe
+
+    if sum(length is not None for length in (minutes, steps, epochs)) > 1:
+        raise click.UsageError("give one of --minutes, --steps and --epochs")
+    recipe = load_recipe(recipe_name)
+    given = {"batch_size": batch_size, "seed": seed, "precision": precision}
+    changed = {name: value for name, value in given.items() if value is not None}
+    if steps is not None or epochs is not None:
+        changed |= {"steps": steps, "epochs": epochs}
+    recipe = dataclasses.replace(recipe, **changed)
+    if dry_run:
+        for name, value in recipe.to_json().items():
+            click.echo(f"{name} = {value}")
+        click.echo(f"peak learning rate = {recipe.learning_rate:g}")
+        return
+
+    from hear_m2d.pretrain.run import RunFolder
+    from hear_m2d.pretrain.train import train
+
+    RunFolder(out).known()  # an --out that is taken is refused before any audio is prepared
+    checkpoint = train(
+        recipe,
+        _open_data(data_dir, out, recipe.sample_rate),
+        out,
+        device=device,
+        minutes=minutes,
+        log_every=log_every,
+        save_every=save_every,
+        workers=workers,
+        progress=True,
+    )
+    click.echo(f"wrote {checkpoint}")
+
+
+@click.command(cls=PartCommand, needs=("matplotlib", "accelerate"), install=INSTALL)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("audio", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the pictures.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the masks.")
+def visualize(run: Path, audio: tuple[Path, ...], out: Path, seed: int) -> None:
+    """Draw what an MSM-MAE run paints into masked patches: one PNG per AUDIO file."""
+    from hear_m2d.pretrain.visualize import draw_reconstructions
+
+    for picture in draw_reconstructions(run, audio, out, seed=seed):
+        click.echo(f"wrote {picture}")
+
+
+def _open_data(folder: Path, out: Path, sample_rate: int) -> LogMelData:
+    """Open a prepared folder, or prepare a folder of audio into the run's own."""
+    from hear_m2d.pretrain.dataset import DATA_FILE, PLAN_FILE, LogMelData
+    from hear_m2d.pretrain.prepare import prepare as run
+
+    if any((folder / name).exists() for name in (DATA_FILE, PLAN_FILE)):
+        return LogMelData(folder)
+    run(folder, out / "data", sample_rate=sample_rate, progress=True)
+    return LogMelData(out / "data")

@@ -1,0 +1,57 @@
+"""Recipe → objective, and objective → the checkpoint that `hear_m2d.load_model` reads."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from hear_m2d.config import ModelConfig
+from hear_m2d.model import HearModel
+from hear_m2d.pretrain.m2d import M2D
+from hear_m2d.pretrain.msm_mae import MSMMAE
+from hear_m2d.pretrain.objective import Objective
+from hear_m2d.pretrain.recipe import Recipe
+
+
+def build_objective(recipe: Recipe) -> Objective:
+    """Return the recipe's objective with fresh weights, a function of its seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if recipe.objective == "m2d":
+            return M2D(
+                recipe.encoder_config,
+                recipe.decoder_config,
+                mask_ratio=recipe.mask_ratio,
+                norm_pix_loss=recipe.norm_pix_loss,
+                loss=recipe.loss,
+                target_init=recipe.target_init,
+                target_input=recipe.target_input,
+            )
+        return MSMMAE(
+            recipe.encoder_config,
+            recipe.decoder_config,
+            mask_ratio=recipe.mask_ratio,
+            norm_pix_loss=recipe.norm_pix_loss,
+        )
+
+
+def hear_model(
+    objective: Objective, recipe: Recipe, *, mean: float, std: float, training: dict[str, Any]
+) -> HearModel:
+    """Return the objective's encoder as a model, with the statistics that it was trained with."""
+    with torch.device("meta"):
+        model = HearModel(
+            ModelConfig(
+                kind=recipe.objective,
+                encoder=recipe.encoder_config,
+                frontend=recipe.frontend_config,
+                mean=mean,
+                std=std,
+                licence="that of whoever trained it",
+                training={"recipe": recipe.to_json(), "hear_m2d": version("hear-m2d"), **training},
+            )
+        )
+    model.encoder.load_state_dict(objective.encoder.state_dict(), assign=True)
+    return model.eval()

@@ -1,0 +1,224 @@
+"""A recipe: everything that decides how a network is trained, as one small TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hear_m2d.encoder import EncoderConfig
+from hear_m2d.errors import unknown_name
+from hear_m2d.frontend import FrontendConfig
+from hear_m2d.pretrain.decoder import DecoderConfig
+from hear_m2d.pretrain.masking import visible_count
+
+CHOICES = {
+    "objective": ("m2d", "msm_mae"),
+    "decoder_pos": ("2d", "1d"),
+    "loss": ("cosine", "mse"),
+    "target_init": ("random", "online"),
+    "target_input": ("masked", "all"),
+    "precision": ("auto", "float32", "bfloat16"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One field per line of the file; a field that the objective does not use stays at its default.
+
+    Attributes:
+        objective: ``m2d`` or ``msm_mae``.
+        description: One sentence for people.
+        width: Features of an encoder token.
+        depth: Encoder blocks.
+        heads: Attention heads of the encoder.
+        class_token: Whether the encoder has a class token.
+        sample_rate: Hertz of the front end.
+        input_frames: Frames of a crop; one frame is 10 ms.
+        patch_size: Mel bins and frames of a patch.
+        mask_ratio: Share of the patches that are masked.
+        norm_pix_loss: Standardise each target (token or patch) before comparing.
+        decoder_width: Features of a token of the predictor (M2D) or decoder (MSM-MAE).
+        decoder_depth: Its blocks.
+        decoder_heads: Its attention heads.
+        decoder_pos: Its positions: ``2d``, or ``1d`` as in the first MSM-MAE.
+        loss: M2D: ``cosine`` or ``mse``.
+        target_init: M2D: the target starts ``random`` (as published) or as a copy of the ``online`` network.
+        target_input: M2D: the target sees the ``masked`` patches, or ``all``.
+        momentum_start: M2D: momentum decay at the first step.
+        momentum_end: M2D: momentum decay at the last step; linear in between.
+        batch_size: Clips per step, over all devices.
+        base_lr: Learning rate at a batch of ``base_batch``; the rate grows in proportion to the batch.
+        base_batch: See ``base_lr``.
+        min_lr: Learning rate at the end of the cosine.
+        warmup: Share of the run that warms up linearly from 0.
+        steps: Length in optimiser steps; exactly one of ``steps`` and ``epochs`` is given.
+        epochs: Length in passes over the clips, one crop per clip.
+        weight_decay: AdamW's, on matrices and tokens.
+        beta1: AdamW's.
+        beta2: AdamW's.
+        clip_grad: Largest global gradient norm; 0 does not clip.
+        precision: ``auto`` is bfloat16 where the device computes in it, else float32.
+        seed: Of weights, crops and masks.
+    """
+
+    objective: str
+    description: str = ""
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    class_token: bool = True
+    sample_rate: int = 16000
+    input_frames: int = 608
+    patch_size: tuple[int, int] = (16, 16)
+    mask_ratio: float = 0.7
+    norm_pix_loss: bool = True
+    decoder_width: int = 512
+    decoder_depth: int = 8
+    decoder_heads: int = 16
+    decoder_pos: str = "2d"
+    loss: str = "cosine"
+    target_init: str = "random"
+    target_input: str = "masked"
+    momentum_start: float = 0.99995
+    momentum_end: float = 0.99999
+    batch_size: int = 2048
+    base_lr: float = 3e-4
+    base_batch: int = 256
+    min_lr: float = 0.0
+    warmup: float = 0.06666666666666667
+    steps: int | None = None
+    epochs: int | None = None
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.95
+    clip_grad: float = 3.0
+    precision: str = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} = {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
+        self._check_types()
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("a recipe has either steps or epochs")
+        ranges = {
+            "mask_ratio": 0 < self.mask_ratio < 1,
+            "warmup": 0 <= self.warmup < 1,
+            "momentum_start": 0 <= self.momentum_start <= 1,
+            "momentum_end": 0 <= self.momentum_end <= 1,
+            "batch_size": self.batch_size > 0,
+            "base_lr": self.base_lr > 0,
+            "base_batch": self.base_batch > 0,
+            "steps": self.steps is None or self.steps >= 0,
+            "epochs": self.epochs is None or self.epochs > 0,
+            "clip_grad": self.clip_grad >= 0,
+            "weight_decay": self.weight_decay >= 0,
+            "decoder_heads": self.decoder_heads > 0 and self.decoder_width % self.decoder_heads == 0,
+        }
+        for name, fits in ranges.items():
+            if not fits:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is out of range")
+        patches = math.prod(self.encoder_config.grid)
+        if not 0 < visible_count(patches, self.mask_ratio) < patches:
+            raise ValueError(f"mask_ratio = {self.mask_ratio} of {patches} patches leaves none visible or masked")
+
+    def _check_types(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if "tuple" in str(field.type):
+                fits = len(value) == 2 and all(type(n) is int for n in value)
+            else:
+                kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+                allowed = kinds[str(field.type).split(" |")[0]]
+                fits = (value is None and "None" in str(field.type)) or type(value) in allowed
+            if not fits:
+                raise ValueError(f"{field.name} = {value!r}; it is a {field.type}")
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate at this batch size."""
+        return self.base_lr * self.batch_size / self.base_batch
+
+    @property
+    def encoder_config(self) -> EncoderConfig:
+        """Sizes of the encoder."""
+        return EncoderConfig(
+            input_size=(self.frontend_config.n_mels, self.input_frames),
+            patch_size=self.patch_size,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+            class_token=self.class_token,
+        )
+
+    @property
+    def decoder_config(self) -> DecoderConfig:
+        """Sizes of the predictor or decoder."""
+        return DecoderConfig(
+            width=self.decoder_width,
+            depth=self.decoder_depth,
+            heads=self.decoder_heads,
+            positions=self.decoder_pos,
+        )
+
+    @property
+    def frontend_config(self) -> FrontendConfig:
+        """The log-mel."""
+        return FrontendConfig.for_rate(self.sample_rate)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return every field, for a record of the run."""
+        return {**dataclasses.asdict(self), "patch_size": list(self.patch_size)}
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Return the recipes that come with the package, by name."""
+    folder = Path(str(resources.files("hear_m2d.pretrain") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def parse_recipe(fields: dict[str, Any], where: str) -> Recipe:
+    """Check a recipe's fields.
+
+    Args:
+        fields: Names and values.
+        where: The file, for messages.
+
+    Raises:
+        ValueError: An unknown field (the nearest is named), a missing one, or a value out of range.
+    """
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{where}: {unknown_name('recipe field', name, known)}")
+    if "objective" not in fields:
+        raise ValueError(f"{where}: objective is missing; it is one of {', '.join(CHOICES['objective'])}")
+    try:
+        return Recipe(**fields)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def load_recipe(name: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe by the name of a shipped one, or from a TOML file.
+
+    Raises:
+        ValueError: No such recipe (the nearest names are shown), not TOML, or a field that does not fit.
+    """
+    shipped = shipped_recipes()
+    path = shipped.get(os.fspath(name)) or Path(name)
+    if not path.is_file():
+        raise ValueError(unknown_name("recipe", os.fspath(name), shipped) + " Or give the path of a TOML file.")
+    try:
+        fields = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a TOML file: {error}") from error
+    return parse_recipe(fields, str(path))

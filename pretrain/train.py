@@ -1,0 +1,228 @@
+"""The life of a pretraining run, from top to bottom.
+
+Weights, crops and masks are functions of (seed, step), so a run that was interrupted continues as if it
+had not been, and needs nothing stored but weights, optimiser moments and the step.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from hear_m2d.checkpoint import save_checkpoint
+from hear_m2d.device import native_bfloat16, pick_device
+from hear_m2d.errors import WorkFailedError
+from hear_m2d.pretrain.build import build_objective, hear_model
+from hear_m2d.pretrain.dataset import Crops, LogMelData, StepBatches
+from hear_m2d.pretrain.objective import Objective
+from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.run import RunFolder
+from hear_m2d.pretrain.schedules import cosine_rate, decay_groups, momentum_decay
+
+logger = logging.getLogger(__name__)
+
+TIMED_STEPS = 5
+
+
+def train(
+    recipe: Recipe,
+    data: LogMelData,
+    out: Path,
+    *,
+    device: str = "auto",
+    minutes: float | None = None,
+    log_every: int = 10,
+    save_every: int = 500,
+    workers: int = 0,
+    progress: bool = False,
+) -> Path:
+    """Train a network, or continue the run that lies in ``out``.
+
+    Args:
+        recipe: What to train and how.
+        data: Prepared log-mels.
+        out: The run's folder.
+        device: ``auto``, ``cpu``, ``cuda``, …
+        minutes: Choose the number of steps so that the run takes about this long here; the recipe's
+            length is then ignored.
+        log_every: Steps between two lines of the log.
+        save_every: Steps between two saves of the training state.
+        workers: Processes that load crops beside the training.
+        progress: Show a progress bar.
+
+    Returns:
+        The checkpoint's path.
+
+    Raises:
+        ValueError: ``out`` holds another run, or the data has another front end.
+        WorkFailedError: The loss became infinite or not a number.
+    """
+    run = RunFolder(out)
+    if data.frontend != recipe.frontend_config:
+        raise ValueError(f"the data was prepared with {data.frontend}, the recipe wants {recipe.frontend_config}")
+
+    # The device, and what it computes in.
+    place = pick_device(device)
+    precision = recipe.precision
+    if precision == "auto":
+        precision = "bfloat16" if native_bfloat16(place) else "float32"
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps the last run's settings otherwise
+    accelerator = Accelerator(
+        cpu=place.type == "cpu",
+        mixed_precision="bf16" if precision == "bfloat16" else "no",
+        log_with="tensorboard",
+        project_dir=out,
+    )
+
+    # The network and its optimiser.
+    objective = build_objective(recipe).to(accelerator.device)
+    optimizer = _optimizer(objective, recipe)
+    patches = math.prod(recipe.encoder_config.grid)
+
+    # How long: the same number again when the run is resumed.
+    known = run.known()
+    if minutes is not None and known is not None:
+        steps = int(known["steps"])
+    elif minutes is not None:
+        steps = _steps_within(minutes * 60, objective, recipe, accelerator)
+    else:
+        steps = recipe.steps if recipe.steps is not None else _steps_of_epochs(recipe, len(data))
+    record = {
+        "recipe": recipe.to_json(),
+        "steps": steps,
+        "data": {"clips": len(data), "hours": round(data.hours, 4), "mean": data.mean, "std": data.std},
+    }
+    run.begin(record)
+    if run.checkpoint.exists():
+        logger.info("%s is already trained for %d steps", out, steps)
+        return run.checkpoint
+
+    # Where it was.
+    first = run.load_state(objective, optimizer)
+    run.cut_log(first)
+    if first:
+        logger.info("continuing %s at step %d of %d", out, first, steps)
+    logger.info(
+        "%s: %d clips (%.2f h), %d steps of %d clips, %s on %s, learning rate %.3g",
+        recipe.objective, len(data), data.hours, steps, recipe.batch_size, precision, place,
+        recipe.learning_rate,
+    )  # fmt: skip
+    accelerator.init_trackers("tensorboard")
+    stepper, optimizer_ = accelerator.prepare(objective, optimizer)
+    crops = Crops(data, frames=recipe.input_frames, seed=recipe.seed)
+    keys = StepBatches(first, steps, batch_size=recipe.batch_size, n_clips=len(data), seed=recipe.seed)
+    loader = DataLoader(crops, batch_sampler=keys, num_workers=workers, pin_memory=place.type == "cuda")
+
+    objective.train()
+    bar = tqdm(total=steps, initial=first, unit="step", disable=not progress, mininterval=1.0)
+    clock, waited, logged, ready = time.perf_counter(), 0.0, first, time.perf_counter()
+    for step, batch in enumerate(loader, start=first):
+        x = batch.to(accelerator.device, non_blocking=True)  # (batch, 1, mels, frames)
+        waited += time.perf_counter() - ready
+        rate = cosine_rate(
+            step, peak=recipe.learning_rate, warmup=recipe.warmup * steps, total=steps, minimum=recipe.min_lr
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+        outcome = stepper(x, mask_noise(recipe.seed, step, len(x), patches).to(x.device))
+        accelerator.backward(outcome.loss)
+        norm = accelerator.clip_grad_norm_(objective.parameters(), recipe.clip_grad or math.inf)
+        optimizer_.step()
+        optimizer_.zero_grad()
+        # After the optimiser, so that the target follows the updated network.
+        decay = momentum_decay(step, total=steps, start=recipe.momentum_start, end=recipe.momentum_end)
+        objective.momentum_update(decay)
+
+        done = step + 1
+        bar.update()
+        if done % log_every == 0 or done == steps:  # the only place where the device is waited for
+            meters = {name: float(value) for name, value in outcome.meters.items()}
+            line: dict[str, Any] = {"step": done, "loss": float(outcome.loss.detach()), "lr": rate, **meters}
+            line["grad_norm"] = float(norm)
+            if recipe.objective == "m2d":
+                line["momentum"] = decay
+            seconds = time.perf_counter() - clock
+            line["clips_per_s"] = (done - logged) * recipe.batch_size / seconds
+            line["data_wait"] = waited / seconds
+            if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
+                raise WorkFailedError(
+                    f"the loss is {line['loss']} and the gradient {line['grad_norm']} at step {done}: the run "
+                    f"stopped; the last saved state is in {run.state}. Try a smaller base_lr"
+                )
+            run.log(line)
+            accelerator.log({k: v for k, v in line.items() if k != "step"}, step=done)
+            bar.set_postfix(loss=f"{line['loss']:.4f}", clips_s=f"{line['clips_per_s']:.0f}")
+            clock, waited, logged = time.perf_counter(), 0.0, done
+        if done % save_every == 0 and done < steps:
+            run.save_state(objective, optimizer, done)
+        ready = time.perf_counter()
+    bar.close()
+    accelerator.end_training()
+
+    # The result, last: its presence says that the run is whole.
+    run.save_state(objective, optimizer, steps)
+    run.save_objective(objective, record)
+    summary = {"steps": steps, "seed": recipe.seed, "data": record["data"], "precision": precision}
+    save_checkpoint(
+        run.checkpoint, hear_model(objective, recipe, mean=data.mean, std=data.std, training=summary)
+    )
+    return run.checkpoint
+
+
+def mask_noise(seed: int, step: int, batch: int, patches: int) -> Tensor:
+    """Return the noise that draws a step's masks, (batch, patches): a function of (seed, step)."""
+    word = int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.rand(batch, patches, generator=torch.Generator().manual_seed(word))
+
+
+def _optimizer(objective: Objective, recipe: Recipe) -> torch.optim.AdamW:
+    groups = decay_groups(objective, recipe.weight_decay)
+    betas = (recipe.beta1, recipe.beta2)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)
+
+
+def _steps_of_epochs(recipe: Recipe, clips: int) -> int:
+    per_epoch = clips // recipe.batch_size
+    if per_epoch == 0:
+        raise ValueError(
+            f"the data has {clips} clips, fewer than one batch of {recipe.batch_size}: give --steps, or a "
+            f"smaller batch_size"
+        )
+    return per_epoch * (recipe.epochs or 0)
+
+
+def _steps_within(seconds: float, objective: Objective, recipe: Recipe, accelerator: Accelerator) -> int:
+    """Time a few steps of a copy on noise, and return how many fit."""
+    trial = copy.deepcopy(objective)
+    optimizer = _optimizer(trial, recipe)
+    encoder = recipe.encoder_config
+    shape = (recipe.batch_size, 1, *encoder.input_size)
+    took = []
+    for step in range(2 + TIMED_STEPS):
+        start = time.perf_counter()
+        with accelerator.autocast():
+            x = torch.randn(shape, device=accelerator.device)
+            noise = mask_noise(recipe.seed, step, recipe.batch_size, math.prod(encoder.grid)).to(x.device)
+            loss = trial(x, noise).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        trial.momentum_update(recipe.momentum_end)
+        float(loss)
+        took.append(time.perf_counter() - start)
+    steps = max(1, int(seconds / float(np.median(took[2:]))))
+    logger.info("%.2f s a step: %d steps in %.3g minutes", float(np.median(took[2:])), steps, seconds / 60)
+    return steps
