@@ -174,7 +174,9 @@ class SpectrogramEncoder(nn.Module):
         rows, columns = self.config.grid
         now = x.shape[-1] // self.config.patch_size[1]
         if now > columns:
-            raise ValueError(f"a window of {x.shape[-1]} frames is longer than the {self.config.input_size[1]}")
+            raise ValueError(
+                f"a window of {x.shape[-1]} frames is longer than the {self.config.input_size[1]}"
+            )
         table = self.pos_embed[:, 1:] if self.cls_token is not None else self.pos_embed
         table = table.reshape(1, rows, columns, -1)[:, :, :now].flatten(1, 2)
         tokens: Tensor = self.patch_embed(x)

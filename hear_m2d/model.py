@@ -225,7 +225,9 @@ def check_audio(audio: Audio) -> Tensor:
     if audio.ndim != 2:
         raise ValueError(f"audio must be (batch, samples); its shape is {tuple(audio.shape)}")
     if not audio.is_floating_point():
-        raise ValueError(f"audio must be floating point in [-1, 1], not {audio.dtype}: divide by the full scale")
+        raise ValueError(
+            f"audio must be floating point in [-1, 1], not {audio.dtype}: divide by the full scale"
+        )
     if 0 in audio.shape:
         raise ValueError(f"there is no audio: its shape is {tuple(audio.shape)}")
     if not bool(torch.isfinite(audio).all()):
