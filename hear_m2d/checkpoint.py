@@ -93,7 +93,7 @@ def read_tensors(path: str | os.PathLike[str], key: str) -> tuple[dict[str, Tens
     try:
         facts = json.loads(texts[key])
         written = facts.pop("sha256")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"the metadata of {path} is damaged: {error!r}") from error
     if hashlib.sha256(_data_section(data)).hexdigest() != written:
         raise ValueError(f"{path} is damaged: its tensors do not match the SHA-256 in its metadata")
@@ -125,10 +125,12 @@ def build_model(checkpoint: Checkpoint, options: Options | None = None) -> HearM
     """
     options = options or Options()
     model = _empty_model(checkpoint, options)
-    encoder = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith("head.")}
+    # Copies, so that no two models share weights; and a .pth may hold one storage under two names.
+    weights = {name: tensor.clone().contiguous() for name, tensor in checkpoint.tensors.items()}
+    encoder = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
     model.encoder.load_state_dict(encoder, assign=True)
     if model.head is not None:
-        head = {n.removeprefix("head."): t for n, t in checkpoint.tensors.items() if n.startswith("head.")}
+        head = {n.removeprefix("head."): t for n, t in weights.items() if n.startswith("head.")}
         model.head.load_state_dict(head, assign=True)
     model.frontend = LogMelSpectrogram(model.config.frontend)  # its tables follow from the config
     if options.dtype == "bfloat16":
@@ -169,6 +171,20 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _empty_model(checkpoint: Checkpoint, options: Options | None = None) -> HearModel:
     """Return a model without storage whose tensors are those of the checkpoint, or say which are not."""
+    # Before anything is built by them: a config may lie about its sizes.
+    sizes, positions = checkpoint.config.encoder, checkpoint.tensors.get("pos_embed")
+    if positions is None:
+        raise ValueError("the tensors do not fit the config: pos_embed is missing")
+    wanted = [1, sizes.class_token + sizes.grid[0] * sizes.grid[1], sizes.width]
+    if list(positions.shape) != wanted:
+        raise ValueError(
+            f"the tensors do not fit the config: pos_embed has shape {list(positions.shape)}, not {wanted}"
+        )
+    blocks = {name.split(".")[1] for name in checkpoint.tensors if name.startswith("blocks.")}
+    if len(blocks) != sizes.depth:
+        raise ValueError(
+            f"the tensors do not fit the config: they have {len(blocks)} blocks, not {sizes.depth}"
+        )
     with torch.device("meta"):
         model = HearModel(checkpoint.config, options)
     expected = {**model.encoder.state_dict(), **_head_state(model)}

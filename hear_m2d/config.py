@@ -13,6 +13,7 @@ from hear_m2d.errors import unknown_name
 from hear_m2d.frontend import FrontendConfig
 
 FORMAT = 1
+CODE_BASES = ("m2d", "msm_mae")
 # Statistics of AudioSet at 16 kHz: they hold for every published file that stores none.
 DEFAULT_MEAN, DEFAULT_STD = -7.1, 4.2
 
@@ -47,6 +48,11 @@ class ModelConfig:
     training: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        texts = (self.kind, self.code_base, self.licence, *self.labels)
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.training, Mapping):
+            raise ValueError("kind, code_base, licence and labels are texts, and training an object")
+        if self.code_base not in CODE_BASES:
+            raise ValueError(f"code_base is {self.code_base!r}; it is one of {', '.join(CODE_BASES)}")
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise ValueError(f"statistics must be finite, the std positive; they are {self.mean}, {self.std}")
         if self.encoder.input_size[0] != self.frontend.n_mels:
@@ -74,15 +80,18 @@ class ModelConfig:
         rest = {key: value for key, value in data.items() if key not in ("format", "sha256")}
         try:
             encoder = dict(rest.pop("encoder"))
+            labels = rest.pop("labels", ())
+            if not isinstance(labels, list | tuple):
+                raise ValueError(f"labels is {labels!r}; it is a list of names")
             for name in ("input_size", "patch_size"):
-                encoder[name] = tuple(int(n) for n in encoder[name])
+                encoder[name] = tuple(encoder[name])
             return ModelConfig(
                 encoder=_fields(EncoderConfig, encoder),
                 frontend=_fields(FrontendConfig, dict(rest.pop("frontend"))),
-                labels=tuple(rest.pop("labels", ())),
+                labels=tuple(labels),
                 **_known(ModelConfig, rest),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"the checkpoint's config is malformed: {error!r}") from error
 
 

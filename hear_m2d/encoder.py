@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hear_m2d.errors import check_whole_numbers
+
 SIZES: dict[str, tuple[int, int, int]] = {  # width, blocks, heads
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
@@ -45,12 +47,18 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         (mels, frames), (high, wide) = self.input_size, self.patch_size
+        sizes = {"mels": mels, "frames": frames, "patch height": high, "patch width": wide}
+        check_whole_numbers(**sizes, width=self.width, depth=self.depth, heads=self.heads)
         if min(mels, frames, high, wide, self.width, self.depth, self.heads) <= 0:
             raise ValueError(f"an encoder needs positive sizes, not {self}")
         if mels % high or frames < wide:
             raise ValueError(f"patches of {high}x{wide} do not tile an input of {mels}x{frames}")
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width {self.width} must divide by 4 and by the {self.heads} heads")
+        if not isinstance(self.class_token, bool):
+            raise ValueError(f"class_token is {self.class_token!r}; it is true or false")
+        if not 0 < self.mlp_ratio < 100:
+            raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it is a positive number, usually 4")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -102,7 +110,7 @@ def initialise(module: nn.Module) -> None:
 
 
 class PatchEmbedding(nn.Module):
-    """Spectrogram (batch, 1, mels, frames) → tokens (batch, patches, width); a trailing part patch is dropped."""
+    """Spectrogram (batch, 1, mels, frames) → tokens (batch, patches, width); a trailing part is dropped."""
 
     def __init__(self, patch_size: tuple[int, int], width: int) -> None:
         super().__init__()
@@ -190,7 +198,7 @@ class SpectrogramEncoder(nn.Module):
         return torch.cat([first.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Run the blocks and the final norm over embedded tokens, (batch, n, width) → (batch, [1 +] n, width)."""
+        """Run the blocks and the final norm over tokens, (batch, n, width) → (batch, [1 +] n, width)."""
         x = self.with_class_token(tokens)
         for block in self.blocks:
             x = block(x)

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class WorkFailedError(RuntimeError):
     """The input was fine and the work itself failed: the command line exits with 1, not 2."""
+
+
+def check_whole_numbers(**values: Any) -> None:
+    """Raise a ValueError that names the first value that is no whole number."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{name} is {value!r}; it is a whole number")
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:

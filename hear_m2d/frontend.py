@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hear_m2d.errors import check_whole_numbers
+
 LOG_EPS = 1.1920929e-07  # float32's machine epsilon: digital silence becomes ln(eps) = -15.942385
 
 
@@ -38,8 +40,13 @@ class FrontendConfig:
     f_max: float = 8000.0
 
     def __post_init__(self) -> None:
+        check_whole_numbers(
+            sample_rate=self.sample_rate, n_fft=self.n_fft, hop_length=self.hop_length, n_mels=self.n_mels
+        )
         if min(self.sample_rate, self.n_fft, self.hop_length, self.n_mels) <= 0:
             raise ValueError(f"a front end needs positive sizes, not {self}")
+        if self.sample_rate > 1_000_000 or max(self.n_fft, self.hop_length) > self.sample_rate:
+            raise ValueError(f"a front end of windows of a second at most, and of at most 1 MHz, not {self}")
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise ValueError(
                 f"f_min {self.f_min} and f_max {self.f_max} Hz must be ordered and lie within half of "
