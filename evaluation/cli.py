@@ -13,20 +13,17 @@ from hear_m2d.errors import WorkFailedError
 from hear_m2d.evaluation.installed import EXTRA, INSTALL_EVALUATE, INSTALL_HEARVALIDATOR
 
 
-class JsonObject(click.ParamType[dict[str, Any]]):
-    """A JSON object on the command line."""
-
-    name = "json"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        """Return the object, or fail with a sentence."""
-        try:
-            parsed = json.loads(value) if isinstance(value, str) else value
-        except ValueError as error:
-            self.fail(f"{value!r} is no JSON: {error}", param, ctx)
-        if not isinstance(parsed, dict):
-            self.fail(f"""{value!r} is no JSON object such as '{{"dtype": "bfloat16"}}'""", param, ctx)
-        return parsed
+def _json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
+    """Read an option that is a JSON object."""
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no JSON: {error}", ctx, param) from error
+    if not isinstance(parsed, dict):
+        raise click.BadParameter(
+            f"""{value!r} is no JSON object such as '{{"dtype": "bfloat16"}}'""", ctx, param
+        )
+    return parsed
 
 
 MODEL = click.option(
@@ -39,7 +36,11 @@ MODULE = click.option(
     help="Another module with the HEAR API.",
 )
 OPTIONS = click.option(
-    "--model-options", "options", type=JsonObject(), default="{}", help="JSON object, passed to load_model."
+    "--model-options",
+    "options",
+    default="{}",
+    callback=_json_object,
+    help="JSON object, passed to load_model.",
 )
 DEVICE = click.option("--device", help="cpu, cuda or cuda:N; without it, the GPU where there is one.")
 

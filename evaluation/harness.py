@@ -82,7 +82,7 @@ def _run(
     left = list(tasks)
     while left:
         loaded = False
-        with _child(settings, left) as process:
+        with record.alone() as lock, _child(settings, left, lock) as process:
             for line in process.stdout or ():
                 event = json.loads(line)
                 if event["event"] == "refused":
@@ -103,7 +103,7 @@ def _run(
 
 
 @contextmanager
-def _child(settings: Evaluation, tasks: Sequence[TaskFolder]) -> Iterator[subprocess.Popen[str]]:
+def _child(settings: Evaluation, tasks: Sequence[TaskFolder], lock: int) -> Iterator[subprocess.Popen[str]]:
     """Start the worker on some tasks; it is ended with us, whatever happens."""
     out = (
         settings.out.absolute()
@@ -126,6 +126,7 @@ def _child(settings: Evaluation, tasks: Sequence[TaskFolder]) -> Iterator[subpro
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
+            pass_fds=(lock,) if os.name == "posix" else (),
             env={**os.environ, **device_environment(settings.device)},
         )
     try:

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from hear_m2d.evaluation.installed import installed_version
 from hear_m2d.evaluation.results import write_json
 from hear_m2d.evaluation.settings import Evaluation
 
-RUN, RESULTS = "run.json", "results.json"
+RUN, RESULTS, LOCK = "run.json", "results.json", ".lock"
 SEED = 42  # the harness's own, set anew for each task; it takes no other
 
 
@@ -56,6 +57,24 @@ class RunRecord:
             raise ValueError(f"{out} holds another evaluation: {told}. Give another --out")
         record.sample_rate, record.digests = known["sample_rate"], known["tasks"]
         return record
+
+    @contextmanager
+    def alone(self) -> Iterator[int]:
+        """Hold the folder against a second evaluation; yields a file descriptor for child processes.
+
+        The lock lasts until the last process that has the descriptor ends, so an orphan still holds it.
+        """
+        with (self.out / LOCK).open("w") as file:
+            try:
+                import fcntl
+            except ImportError:  # no such locks on this system
+                yield file.fileno()
+                return
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"another process is at work in {self.out}") from error
+            yield file.fileno()
 
     def check_same(self, task: TaskFolder) -> None:
         """Raise a ValueError if a task of that name, but with other content, was embedded here before."""

@@ -1,0 +1,90 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from hear_m2d.evaluation.folders import find_tasks
+from hear_m2d.evaluation.record import RunRecord, describe, sha256
+from hear_m2d.evaluation.settings import Evaluation, device_environment
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Evaluation:
+    (tmp_path / "a.ckpt").write_text("weights of a")
+    return Evaluation(
+        tasks_dir=tmp_path, out=tmp_path / "out", model=tmp_path / "a.ckpt", module="m", device="cpu"
+    )
+
+
+def test_a_folder_belongs_to_a_checkpoints_content_not_to_its_name(
+    settings: Evaluation, tmp_path: Path
+) -> None:
+    RunRecord.open(settings.out, describe(settings))
+    (tmp_path / "moved.ckpt").write_text("weights of a")
+    RunRecord.open(settings.out, describe(replace(settings, model=tmp_path / "moved.ckpt")))
+    (tmp_path / "a.ckpt").write_text("weights of b")
+    with pytest.raises(ValueError, match="holds another evaluation: sha256"):
+        RunRecord.open(settings.out, describe(settings))
+
+
+@pytest.mark.parametrize(
+    "change", [{"options": {"x": 1}}, {"grid": "fast"}, {"grid_points": 3}, {"module": "n"}]
+)
+def test_other_settings_need_another_folder(settings: Evaluation, change: dict[str, object]) -> None:
+    RunRecord.open(settings.out, describe(settings))
+    with pytest.raises(
+        ValueError, match=f"holds another evaluation: {next(iter(change))} .*give another --out|Give"
+    ):
+        RunRecord.open(settings.out, describe(replace(settings, **change)))  # type: ignore[arg-type]
+
+
+def test_a_folder_that_holds_other_things_is_refused(settings: Evaluation) -> None:
+    settings.out.mkdir()
+    (settings.out / "thesis.txt").write_text("do not touch")
+    with pytest.raises(ValueError, match="is not empty and holds no evaluation"):
+        RunRecord.open(settings.out, describe(settings))
+
+
+def test_another_task_of_the_same_name_is_refused(settings: Evaluation, tmp_path: Path, tiny_tasks) -> None:
+    tiny_tasks.scene_multiclass(tmp_path / "first", sizes=(4, 4, 4))
+    tiny_tasks.scene_multiclass(tmp_path / "second", sizes=(8, 4, 4))
+    (first,), (second,) = find_tasks(tmp_path / "first"), find_tasks(tmp_path / "second")
+    RunRecord.open(settings.out, describe(settings)).remember([first], sample_rate=16000)
+    again = RunRecord.open(settings.out, describe(settings))
+    again.check_same(first)
+    with pytest.raises(ValueError, match="embeddings of another version of tones"):
+        again.check_same(second)
+
+
+def test_the_sum_of_a_folder_sees_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/a").write_text("1")
+    before = sha256(tmp_path / "d")
+    (tmp_path / "d/a").rename(tmp_path / "d/b")
+    assert sha256(tmp_path / "d") != before
+
+
+def test_the_device_is_chosen_by_what_the_kit_can_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device_environment("cpu") == {"CUDA_VISIBLE_DEVICES": ""}
+    assert device_environment(None) == device_environment("cuda") == {}
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert device_environment("cuda:3") == {"CUDA_VISIBLE_DEVICES": "3"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert device_environment("cuda:1") == {"CUDA_VISIBLE_DEVICES": "7"}
+    for wrong in ("cuda:2", "tpu"):
+        with pytest.raises(ValueError, match="device"):
+            device_environment(wrong)
+
+
+def test_a_gpu_asked_for_where_there_is_none_is_an_error(settings: Evaluation) -> None:
+    with pytest.raises(ValueError, match="torch sees no GPU"):
+        describe(replace(settings, device="cuda"))
+
+
+def test_settings_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Did you mean fast"):
+        Evaluation(tasks_dir=tmp_path, out=tmp_path, grid="fats")
+    with pytest.raises(ValueError, match="at least 1"):
+        Evaluation(tasks_dir=tmp_path, out=tmp_path, grid_points=0)
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        Evaluation(tasks_dir=tmp_path, out=tmp_path, model=tmp_path / "absent")
