@@ -31,7 +31,10 @@ AUDIO_SUFFIXES = frozenset((
 _BLOCK = 1 << 20  # frames per read: a header that promises more than there is must not allocate it
 # A RIFF size that a program writes when it does not know the length (it streamed to a pipe).
 _UNKNOWN_SIZE = 0x7FFF_0000
-_SHORT_DATA = re.compile(r"^\s*(?:data|SSND)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+# How libsndfile notes that a chunk of samples is cut off: in WAV, AIFF, SVX and AU.
+_SHORT_DATA = re.compile(r"^\s*(?:data|SSND|BODY|Data Size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+_SLACK_BYTES = 64  # some writers count their header as sound
+_MP3_SLACK = 2 * 1152  # samples: the decoder's delay and padding
 
 
 class AudioError(ValueError):
@@ -114,26 +117,47 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int) -> NDArray[np.flo
         pass
     try:
         with soundfile.SoundFile(path) as file:
-            rate, declared, notes = file.samplerate, file.frames, file.extra_info
+            rate, kind, declared, notes = file.samplerate, file.format, file.frames, file.extra_info
             blocks = []
             while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):  # (frames, channels)
                 blocks.append(block.mean(axis=1))
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise AudioError(path, "corrupt", _plain(error)) from error
     audio = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
-    if (short := _SHORT_DATA.search(notes)) and int(short[2]) < int(short[1]) < _UNKNOWN_SIZE:
-        raise AudioError(
-            path, "truncated", f"its header promises {short[1]} bytes of sound, it holds {short[2]}"
-        )
     if len(audio) == 0:
         raise AudioError(path, "empty", "it holds no samples")
-    if len(audio) < declared:
-        raise AudioError(path, "truncated", f"its header promises {declared} samples, {len(audio)} decode")
+    if missing := _missing(Path(path), kind, notes, declared, len(audio)):
+        raise AudioError(path, "truncated", missing)
     if not np.isfinite(audio).all():
         raise AudioError(path, "non-finite", "it holds NaN or infinite samples")
     if rate != sample_rate:
         audio = soxr.resample(audio, rate, sample_rate, quality="HQ")
     return np.ascontiguousarray(audio, dtype=np.float32)
+
+
+def _missing(path: Path, kind: str, notes: str, declared: int, decoded: int) -> str:
+    """Say what a file's header promises and the file does not hold; nothing where it is whole.
+
+    Ogg states no length, and is read as far as it goes.
+    """
+    for promised, held in ((int(a), int(b)) for a, b in _SHORT_DATA.findall(notes)):
+        if held + _SLACK_BYTES < promised < _UNKNOWN_SIZE:
+            return f"its header promises {promised} bytes of sound, it holds {held}"
+    if kind == "MP3" and (decoded + _MP3_SLACK >= declared or not _states_length(path)):
+        return ""
+    return f"its header promises {declared} samples, {decoded} decode" if decoded < declared else ""
+
+
+def _states_length(path: Path) -> bool:
+    """Return whether an MP3's first frame says how many follow; otherwise its length is a guess."""
+    with path.open("rb") as file:
+        head = file.read(10)
+        tag = 0
+        if head[:3] == b"ID3" and len(head) == 10:  # its size: four bytes of seven bits
+            tag = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
+        file.seek(tag)
+        first = file.read(4096)
+    return b"Xing" in first or b"Info" in first
 
 
 def _plain(error: Exception) -> str:

@@ -86,7 +86,8 @@ class LogMelData:
         """Return a clip's log-mel, (mels, frames): a read-only view of the file."""
         frames, start = int(self.lengths[index]), int(self._starts[index])
         flat = self._values[self._batches[index]][start : start + frames * self.frontend.n_mels]
-        return flat.reshape(frames, self.frontend.n_mels).T
+        view: NDArray[np.float16] = flat.reshape(frames, self.frontend.n_mels).T
+        return view
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -147,11 +148,10 @@ def crop(
         (mels, frames).
     """
     part = logmel[:, start : start + frames]
+    # Copied frame after frame, as it lies on disk; torch turns float16 into float32 twice as fast as numpy.
+    copied = torch.from_numpy(np.array(part.T)).float().sub_(mean).mul_(1.0 / std)
     out = np.zeros((logmel.shape[0], frames), np.float32)
-    inside = out[:, : part.shape[1]]
-    inside[...] = part
-    inside -= np.float32(mean)
-    inside *= np.float32(1.0 / std)
+    out[:, : part.shape[1]] = copied.numpy().T
     return out
 
 

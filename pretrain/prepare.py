@@ -13,41 +13,31 @@ import dataclasses
 import hashlib
 import io
 import json
-import logging
 import math
 import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import torch
 from hear_m2d.pretrain.dataset import DATA_FILE, DATA_FORMAT, PLAN_FILE, LogMelData, read_summary
-from numpy.typing import NDArray
+from hear_m2d.pretrain.shards import ShardJob, Skipped, make_shard, printable
 from tqdm import tqdm
 
 from hear_m2d._checkout import installed_version
-from hear_m2d.audio import AUDIO_SUFFIXES, AudioError, find_audio, read_audio
-from hear_m2d.files import atomic_write, atomic_write_text
-from hear_m2d.frontend import FrontendConfig, LogMelSpectrogram
-
-log = logging.getLogger(__name__)
+from hear_m2d.audio import AUDIO_SUFFIXES, find_audio
+from hear_m2d.errors import WorkFailedError
+from hear_m2d.files import atomic_write_text
+from hear_m2d.frontend import FrontendConfig
 
 REPORT_FILE = "skipped.csv"
-# Digital silence: no sample leaves the middle of the range by more than 1e-4 (-80 dB, three steps of 16 bits:
-# zeros, a constant, or dither alone).
-SILENCE = 1e-4
 _SHARD_FILES = (64, 4096)  # fewest and most files in a shard
 _SHARDS = 256  # how many to aim at between those
-_BATCH_VALUES = 16 << 20  # log-mel values in a record batch: 32 MiB, all that a worker holds at once
 _POOL_FROM_FILES = 400  # below, starting worker processes costs more than it saves
-
-Skipped = tuple[str, str, str]  # file, reason, detail
 
 
 @dataclass(frozen=True)
@@ -73,26 +63,6 @@ class Summary:
     already: bool = False
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One shard to make: everything a worker needs."""
-
-    index: int
-    names: tuple[str, ...]
-    paths: tuple[Path, ...]
-    out: Path
-    frontend: FrontendConfig
-    max_clip_s: float
-
-    @property
-    def shard(self) -> Path:
-        return self.out / f"shard-{self.index:05d}.arrow"
-
-    @property
-    def facts(self) -> Path:
-        return self.shard.with_suffix(".json")
-
-
 def prepare(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -104,9 +74,9 @@ def prepare(
 ) -> Summary:
     """Prepare a folder of audio for pretraining; continue where an interrupted run stopped.
 
-    Files that are corrupt, truncated, empty, silent (:data:`SILENCE`), shorter than one analysis window or
-    not readable are left out and listed in ``OUT/skipped.csv``. A file longer than ``max_clip_s`` is cut into
-    equal pieces; a silent piece is left out too.
+    Files that are corrupt, truncated, empty, silent (:func:`~hear_m2d.pretrain.shards.is_silent`), shorter
+    than one analysis window or not readable are left out and listed in ``OUT/skipped.csv``. A file longer
+    than ``max_clip_s`` is cut into equal pieces; a silent piece is left out too.
 
     Args:
         source: A folder of audio files, or one file.
@@ -137,7 +107,7 @@ def prepare(
         return dataclasses.replace(_summary(out, read_summary(out)), already=True)
     atomic_write_text(out / PLAN_FILE, json.dumps(plan, indent=2) + "\n")
     jobs = [
-        _Job(index, tuple(names[a:b]), tuple(paths[a:b]), out, frontend, max_clip_s)
+        ShardJob(index, tuple(names[a:b]), tuple(paths[a:b]), out, frontend, max_clip_s)
         for index, (a, b) in enumerate(_cuts(len(paths)))
     ]
     todo = [job for job in jobs if not job.facts.is_file()]
@@ -199,7 +169,7 @@ def _cuts(n_files: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + size, n_files)
 
 
-def _workers(asked: int | None, todo: list[_Job]) -> int:
+def _workers(asked: int | None, todo: list[ShardJob]) -> int:
     """Return how many processes to start; 0 means to do the work in this one."""
     if asked is not None:
         return 0 if asked <= 1 else min(asked, len(todo))
@@ -210,120 +180,32 @@ def _workers(asked: int | None, todo: list[_Job]) -> int:
     return wanted if wanted > 1 else 0
 
 
-def _make_all(jobs: list[_Job], workers: int) -> Iterator[_Job]:
+def _make_all(jobs: list[ShardJob], workers: int) -> Iterator[ShardJob]:
     """Make the shards, and yield each job when it is done."""
     if not workers:
         for job in jobs:
-            _make_shard(job)
+            make_shard(job)
             yield job
         return
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         try:
-            running = {pool.submit(_make_shard, job): job for job in jobs}
+            running = {pool.submit(make_shard, job): job for job in jobs}
             for future in as_completed(running):
                 future.result()
                 yield running[future]
+        except BrokenProcessPool as error:
+            raise WorkFailedError(
+                "a worker process died, perhaps for lack of memory. The same command continues; "
+                "with --workers 1 a file that kills its reader ends the command itself"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
-def _make_shard(job: _Job) -> None:
-    """Write one shard, then the note that says it is whole."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # one thread everywhere: the same rounding however many workers there are
-    try:
-        facts = _write_shard(job)
-    finally:
-        torch.set_num_threads(threads)
-    atomic_write_text(job.facts, json.dumps(facts))
-
-
-def _write_shard(job: _Job) -> dict[str, Any]:
-    schema = pa.schema(
-        [
-            ("file", pa.string()),
-            ("start_s", pa.float64()),
-            ("frames", pa.int32()),
-            ("logmel", pa.large_list(pa.float16())),  # frame after frame, so that a crop is one run of bytes
-        ]
-    )
-    frontend = LogMelSpectrogram(job.frontend)
-    skipped: list[Skipped] = []
-    clips = frames = samples = 0
-    total = squares = 0.0
-    rows: list[tuple[str, float, NDArray[np.float16]]] = []
-    with atomic_write(job.shard) as file, pa.ipc.new_file(file, schema) as writer:
-        for name, start, audio in _pieces(job, skipped):
-            with torch.no_grad():
-                logmel = frontend(torch.from_numpy(audio)[None])[0].T  # (frames, mels)
-            values = logmel.to(torch.float16).contiguous().numpy()
-            exact = values.astype(np.float64)
-            total += float(exact.sum())
-            squares += float(np.square(exact).sum())
-            clips, frames, samples = clips + 1, frames + len(values), samples + len(audio)
-            rows.append((name, start / job.frontend.sample_rate, values))
-            if sum(row[2].size for row in rows) >= _BATCH_VALUES:
-                writer.write_batch(_batch(rows, schema))
-                rows = []
-        if rows:
-            writer.write_batch(_batch(rows, schema))
-    return {
-        "shard": {"file": job.shard.name, "clips": clips, "bytes": job.shard.stat().st_size},
-        "frames": frames,
-        "samples": samples,
-        "sum": total,
-        "squares": squares,
-        "skipped": skipped,
-    }
-
-
-def _batch(rows: list[tuple[str, float, NDArray[np.float16]]], schema: Any) -> Any:
-    files, starts, logmels = zip(*rows, strict=True)
-    offsets = np.cumsum([0, *(logmel.size for logmel in logmels)])
-    values = pa.array(np.concatenate([logmel.ravel() for logmel in logmels]), pa.float16())
-    columns = [
-        pa.array([_printable(name) for name in files], pa.string()),
-        pa.array(starts, pa.float64()),
-        pa.array([len(logmel) for logmel in logmels], pa.int32()),
-        pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), values),
-    ]
-    return pa.record_batch(columns, schema=schema)
-
-
-def _pieces(job: _Job, skipped: list[Skipped]) -> Iterator[tuple[str, int, NDArray[np.float32]]]:
-    """Yield (file, first sample, waveform) for each usable clip; note the files that give none."""
-    rate = job.frontend.sample_rate
-    for name, path in zip(job.names, job.paths, strict=True):
-        try:
-            audio = read_audio(path, rate)
-        except AudioError as error:
-            skipped.append((name, error.reason, error.detail))
-            continue
-        except OSError as error:
-            skipped.append((name, "unreadable", error.strerror or str(error)))
-            continue
-        if len(audio) < job.frontend.n_fft:
-            skipped.append((name, "too short", f"{1000 * len(audio) / rate:.1f} ms"))
-            continue
-        if is_silent(audio):
-            skipped.append((name, "silent", f"{len(audio) / rate:.2f} s"))
-            continue
-        start = 0
-        for piece in np.array_split(audio, math.ceil(len(audio) / (job.max_clip_s * rate))):
-            if not is_silent(piece):
-                yield name, start, piece
-            start += len(piece)
-
-
-def is_silent(audio: NDArray[np.float32]) -> bool:
-    """Return whether a waveform is digital silence: zeros, a constant, or no more than dither."""
-    return float(np.ptp(audio)) < 2 * SILENCE
-
-
-def _finish(source: Path, out: Path, plan: dict[str, Any], jobs: list[_Job]) -> Summary:
+def _finish(source: Path, out: Path, plan: dict[str, Any], jobs: list[ShardJob]) -> Summary:
     """Add the shards' facts up, and put ``data.json`` in the place of the notes."""
     facts = [json.loads(job.facts.read_text(encoding="utf-8")) for job in jobs]
     skipped: list[Skipped] = [tuple(entry) for fact in facts for entry in fact["skipped"]]
@@ -359,16 +241,11 @@ def _write_report(path: Path, skipped: Iterable[Skipped]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("file", "reason", "detail"))
-    writer.writerows([_printable(value) for value in row] for row in skipped)
+    writer.writerows([printable(value) for value in row] for row in skipped)
     atomic_write_text(path, text.getvalue())
 
 
-def _printable(name: str) -> str:
-    """Return a file name as UTF-8 text, whatever bytes the file system has."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def _remove(out: Path, jobs: list[_Job], *, shards: bool) -> None:
+def _remove(out: Path, jobs: list[ShardJob], *, shards: bool) -> None:
     """Remove the notes, what an interrupted write left, and the shards themselves if asked to."""
     for job in jobs:
         job.facts.unlink(missing_ok=True)
