@@ -17,11 +17,8 @@ import soundfile as sf
 import synth
 from tqdm import tqdm
 
-SUFFIXES = ({f".{name.lower()}" for name in sf.available_formats()} | {".aif", ".oga", ".opus", ".mp2"}) - {
-    ".raw",
-    ".mat4",
-    ".mat5",
-}
+from hear_m2d.audio import find_audio
+
 EXAMPLES = 3
 CLIP_S = 5.0
 LONGEST_S = 600.0  # no single file gives more than this share of the hour
@@ -90,11 +87,9 @@ def draw(audio: Path, out: Path, *, seed: int, hours: float = 1.0) -> Corpus:
     Raises:
         ValueError: If there is no audio to take.
     """
-    files = sorted(path for path in audio.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    files = find_audio(audio)
     if not files:
-        raise ValueError(
-            f"{audio} holds no audio that libsndfile reads (looked for {', '.join(sorted(SUFFIXES))})"
-        )
+        raise ValueError(f"{audio} holds no audio files")
     rng = np.random.default_rng([seed, len(files)])
     order = [files[k] for k in rng.permutation(len(files))]
     names = {path: f"{number:05d}_{_plain(path.stem)}" for number, path in enumerate(files)}

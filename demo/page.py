@@ -49,10 +49,8 @@ def curve(lines: dict[str, tuple[list[float], list[float]]], *, title: str, colo
         title: Written above the chart.
         colour: Of the first line; the second is dashed.
     """
-    look = {
-        name: INK
-        for name in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
-    }
+    parts = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
+    look = dict.fromkeys(parts, INK)
     with mpl.rc_context({**look, "svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
         figure = Figure(figsize=(5.2, 2.5), layout="constrained")
         axes = figure.add_subplot()

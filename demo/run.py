@@ -1,0 +1,234 @@
+"""The main job from end to end, through the public commands only: audio, pretraining, HEAR scores, a page.
+
+    python demo/run.py                     a generated corpus, three generated tasks
+    python demo/run.py --audio FOLDER      at most an hour drawn from real audio
+
+The same call again continues where it stopped. Exit codes: 0 done, 1 a command failed, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import corpus as corpora
+import page
+import table
+import tasks
+
+SETTINGS = "demo.json"
+RECIPES = {"m2d": "demo_m2d", "msm_mae": "demo_msm_mae"}
+
+
+class StepFailedError(RuntimeError):
+    """A command did not end well; the message names it."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a demo is made from: the same ones continue it, others start another.
+
+    Attributes:
+        audio: A folder of real audio, or None for the generated corpus.
+        tasks_dir: A folder of HEAR tasks, or None for the generated ones.
+        minutes: Training time of each network.
+        clips: Size of the generated corpus.
+        seed: Of the generated corpus, or of the draw.
+    """
+
+    audio: str | None
+    tasks_dir: str | None
+    minutes: float
+    clips: int
+    seed: int
+
+
+class Demo:
+    """Runs commands, shows their progress, and remembers how long each took.
+
+    Args:
+        out: The demo's folder.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.began = time.monotonic()
+        self.ran: list[str] = []
+        self.notes = out / "times.json"
+        self.times: dict[str, float] = json.loads(self.notes.read_text()) if self.notes.exists() else {}
+
+    def headline(self, step: int, text: str) -> None:
+        """Say what comes now, with the time since the start."""
+        print(f"\n[{page.clock(time.monotonic() - self.began)}] {step}/6  {text}", flush=True)
+
+    def remember(self, what: str, seconds: float) -> None:
+        """Keep a step's time; one that had nothing left to do keeps its first."""
+        self.ran.append(what)
+        self.times[what] = max(seconds, self.times.get(what, 0.0))
+        self.notes.write_text(json.dumps(self.times, indent=1))
+
+    def command(self, *arguments: str | Path, keep: bool = False) -> str:
+        """Run ``hear-m2d`` with the arguments, in sight.
+
+        Args:
+            arguments: What follows ``hear-m2d``.
+            keep: Return what it prints, too. A progress bar would not be seen.
+
+        Raises:
+            StepFailedError: Its exit code is not 0.
+        """
+        line = shlex.join(["hear-m2d", *map(str, arguments)])
+        print(f"$ {line}", flush=True)
+        began, printed = time.monotonic(), ""
+        program = [sys.executable, "-m", "hear_m2d.cli", *map(str, arguments)]
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if keep else {}
+        with subprocess.Popen(program, text=True, **pipe) as process:  # type: ignore[call-overload]
+            for text in process.stdout or ():
+                print(text, end="", flush=True)
+                printed += text
+        if process.returncode:
+            raise StepFailedError(
+                f"`{line}` ended with exit code {process.returncode}; its own message stands above"
+            )
+        self.remember(line, time.monotonic() - began)
+        return printed
+
+
+def make(settings: Settings, out: Path) -> Path:
+    """Run the six steps and return the page."""
+    demo = Demo(out)
+    demo.headline(1, "audio and tasks")
+    began = time.monotonic()
+    corpus = gather(settings, out)
+    print(f"corpus: {corpus.about}")
+    tasks_dir = Path(settings.tasks_dir) if settings.tasks_dir else out / "tasks"
+    if not settings.tasks_dir:
+        tasks.write_tasks(tasks_dir)
+    print(f"tasks: {', '.join(sorted(path.name for path in tasks_dir.iterdir() if path.is_dir()))}")
+    demo.remember("drawing from the audio" if settings.audio else "generating", time.monotonic() - began)
+
+    demo.headline(2, f"pretraining, without labels, {settings.minutes:g} minutes each")
+    demo.command("prepare", out / "corpus", out / "data")
+    for run, recipe in RECIPES.items():
+        time_given = ("--minutes", f"{settings.minutes:g}")
+        demo.command("pretrain", "--recipe", recipe, "--data", out / "data", "--out", out / run, *time_given)
+    untrained = ("--data", out / "data", "--out", out / "untrained", "--steps", "0")
+    demo.command("pretrain", "--recipe", RECIPES["m2d"], *untrained)
+
+    demo.headline(3, "the official hear-validator")
+    validated = demo.command("validate", "--model", out / "m2d" / "checkpoint.safetensors", keep=True)
+
+    for step, runs in ((4, tuple(RECIPES)), (5, ("untrained",))):
+        demo.headline(step, f"the official heareval: {' and '.join(table.MODELS[run] for run in runs)}")
+        for run in runs:
+            where = ("--tasks-dir", tasks_dir, "--out", out / "eval" / run)
+            grid = ("--grid", "default", "--grid-points", "1", "--name", run)
+            demo.command("evaluate", "--model", out / run / "checkpoint.safetensors", *where, *grid)
+    print("\n" + table.text(table.rows(table.read_results(out / "eval"), tasks_dir)))
+
+    demo.headline(6, "pictures and page")
+    examples = [out / "examples" / name for name in corpus.examples]
+    demo.command("visualize", out / "msm_mae", *examples, "--out", out / "pictures")
+    facts: dict[str, Any] = {
+        "corpus": corpus.about,
+        "hardware": hardware(),
+        "commands": [(what, demo.times[what]) for what in demo.ran],
+        "validator": validated.strip(),
+        "tasks_dir": tasks_dir,
+        "about_tasks": {} if settings.tasks_dir else {task.folder: task.about for task in tasks.TASKS},
+        "total_s": sum(demo.times[what] for what in demo.ran),
+    }
+    return page.write_page(out, facts=facts)
+
+
+def gather(settings: Settings, out: Path) -> corpora.Corpus:
+    """Make the corpus, or take the one that is there."""
+    if (out / "corpus.json").exists():
+        return corpora.Corpus(**json.loads((out / "corpus.json").read_text()))
+    if settings.audio:
+        return corpora.draw(Path(settings.audio), out, seed=settings.seed)
+    return corpora.generate(out, seed=settings.seed, clips=settings.clips)
+
+
+def claim(out: Path, settings: Settings) -> None:
+    """Make the folder this demo's own; one with other settings is moved aside, and said so.
+
+    Raises:
+        ValueError: If the folder holds something that is not a demo.
+    """
+    note, wanted = out / SETTINGS, asdict(settings)
+    if out.exists() and any(out.iterdir()):
+        if not note.exists():
+            raise ValueError(f"{out} is not empty and not a demo's: give another --out")
+        found = json.loads(note.read_text())
+        if found == wanted:
+            print(f"{out} holds this demo already: only what is missing is done")
+            return
+        changed = [f"{name} was {found.get(name)!r}" for name in wanted if found.get(name) != wanted[name]]
+        aside = next(
+            path for n in range(1, 10_000) if not (path := out.with_name(f"{out.name}.{n}")).exists()
+        )
+        out.rename(aside)
+        print(f"{out} held a demo made otherwise ({'; '.join(changed)}): it is now {aside}")
+    out.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(wanted, indent=1))
+
+
+def hardware() -> str:
+    """Return processor and cores in words."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].partition(":")[2].strip() if models else name
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} core{'s' if cores != 1 else ''} of {name}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the command line, run the demo, and return the exit code."""
+    parser = argparse.ArgumentParser(description="Pretrain two small networks and score them with HEAR.")
+    parser.add_argument("--audio", type=Path, help="folder of real audio; at most an hour of it is drawn")
+    parser.add_argument("--tasks-dir", type=Path, help="folder of HEAR tasks with 16 kHz audio")
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="default: demo-out")
+    parser.add_argument("--minutes", type=float, default=1.25, help="training of each network (1.25)")
+    parser.add_argument("--clips", type=int, default=720, help="clips to generate (720 of 5 s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the corpus (0)")
+    given = parser.parse_args(arguments)
+    try:
+        for folder in (given.audio, given.tasks_dir):
+            if folder is not None and not folder.is_dir():
+                raise ValueError(f"{folder} is not a folder")
+        settings = Settings(
+            audio=str(given.audio.resolve()) if given.audio else None,
+            tasks_dir=str(given.tasks_dir.resolve()) if given.tasks_dir else None,
+            minutes=given.minutes,
+            clips=given.clips,
+            seed=given.seed,
+        )
+        claim(given.out, settings)
+        written = make(settings, given.out)
+    except StepFailedError as error:
+        print(f"\nthe demo stopped: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues", file=sys.stderr)
+        return 130
+    print(f"\nOpen {written} in a browser.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
