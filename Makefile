@@ -1,5 +1,5 @@
 # Everything a person does with a checkout. `make` alone lists it.
-# Settings: PYTHON (the interpreter that makes .venv), AUDIO and OUT (demo), ARGS (handed to pytest).
+# Settings: PYTHON (the interpreter that makes .venv); AUDIO, TASKS and OUT (demo); ARGS (handed to pytest).
 
 PYTHON ?= python3
 OUT ?= demo-out
@@ -22,8 +22,8 @@ help: ## list the targets
 
 install: $(STAMP) ## install the checkout, editable, with every extra and the HEAR packages into .venv
 
-demo: $(STAMP) ## pretrain two small networks and score them with HEAR (AUDIO=folder, OUT=demo-out)
-	@$(BIN)/python demo/run.py --out "$(OUT)" $(if $(AUDIO),--audio "$(AUDIO)")
+demo: $(STAMP) ## pretrain two small networks and score them with HEAR (AUDIO=folder TASKS=folder OUT=demo-out)
+	@$(BIN)/python demo/run.py --out "$(OUT)" $(if $(AUDIO),--audio "$(AUDIO)") $(if $(TASKS),--tasks-dir "$(TASKS)")
 
 test: check ## check, then the tests (ARGS="-k name" for some)
 	@$(BIN)/pytest $(ARGS) || { code=$$?; [ $$code -eq 5 ] || exit $$code; }
