@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 INK = "#010203"  # stands for the page's own text colour until the SVG is in the page
 COLOURS = {"m2d": "#2f6fde", "msm_mae": "#d9722b"}
-HEALTH = {"target_std": "target: standard deviation", "token_cosine": "target: cosine between tokens"}
+HEALTH = {"target_std": "target: standard deviation", "target_cosine": "target: cosine between tokens"}
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -52,7 +52,7 @@ def curve(lines: dict[str, tuple[list[float], list[float]]], *, title: str, colo
     parts = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
     look = dict.fromkeys(parts, INK)
     with mpl.rc_context({**look, "svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
-        figure = Figure(figsize=(5.2, 2.5), layout="constrained")
+        figure = Figure(figsize=(4.0, 2.4), layout="constrained")
         axes = figure.add_subplot()
         for (label, (steps, values)), style in zip(lines.items(), ("-", "--"), strict=False):
             axes.plot(steps, values, style, label=label, color=colour, linewidth=1.6)
