@@ -186,7 +186,7 @@ def _empty_model(checkpoint: Checkpoint, options: Options | None = None) -> Hear
             f"the tensors do not fit the config: they have {len(blocks)} blocks, not {sizes.depth}"
         )
     with torch.device("meta"):
-        model = HearModel(checkpoint.config, options)
+        model = HearModel(checkpoint.config, options).float()  # whatever torch's default dtype is
     expected = {**model.encoder.state_dict(), **_head_state(model)}
     faults = [f"{name} is missing" for name in expected if name not in checkpoint.tensors]
     for name, tensor in checkpoint.tensors.items():

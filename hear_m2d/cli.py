@@ -116,7 +116,8 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run ``hear-m2d`` and exit: 0 done, 1 the work failed, 2 bad input or usage."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        code = cli.main(args=args, standalone_mode=False)
+        words = list(sys.argv[1:] if args is None else args) or ["--help"]
+        code = cli.main(args=words, prog_name="hear-m2d", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)

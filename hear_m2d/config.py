@@ -150,8 +150,10 @@ class Options:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ValueError(f"{name}={value!r}; it is a number")
         if self.layers is not None:
+            if not isinstance(self.layers, list | tuple):
+                raise ValueError(f"layers={self.layers!r}; it is a list of block indices, or None")
             object.__setattr__(self, "layers", tuple(self.layers))
-            if not self.layers or not all(isinstance(i, int) for i in self.layers):
+            if not self.layers or not all(type(i) is int for i in self.layers):
                 raise ValueError(f"layers={self.layers!r}; it is a list of block indices, or None")
 
     @staticmethod

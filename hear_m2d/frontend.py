@@ -112,7 +112,9 @@ class LogMelSpectrogram(nn.Module):
         super().__init__()
         self.config = config or FrontendConfig()
         # Not in the state dict: they follow from the config.
-        self.register_buffer("window", torch.hann_window(self.config.n_fft), persistent=False)
+        self.register_buffer(
+            "window", torch.hann_window(self.config.n_fft, dtype=torch.float32), persistent=False
+        )
         self.register_buffer("filters", mel_filters(self.config), persistent=False)
 
     def mel_power(self, audio: Tensor) -> Tensor:

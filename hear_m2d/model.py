@@ -206,7 +206,7 @@ class HearModel(nn.Module):
 
 
 def check_audio(audio: Audio) -> Tensor:
-    """Return the audio as one tensor (batch, samples), or say why it cannot be embedded.
+    """Return the audio as one float32 tensor (batch, samples), or say why it cannot be embedded.
 
     Raises:
         TypeError: Neither a tensor nor a list of tensors.
@@ -230,6 +230,7 @@ def check_audio(audio: Audio) -> Tensor:
         )
     if 0 in audio.shape:
         raise ValueError(f"there is no audio: its shape is {tuple(audio.shape)}")
+    audio = audio.float()  # before the check: a large float64 becomes infinite
     if not bool(torch.isfinite(audio).all()):
         raise ValueError("audio holds NaN or infinite samples")
     return audio
@@ -237,7 +238,11 @@ def check_audio(audio: Audio) -> Tensor:
 
 def equal_lengths(audio: Audio) -> list[tuple[list[int], Audio]]:
     """Group clips by length: [(their indices, clips of one length)]; a tensor is one group."""
-    if isinstance(audio, Tensor) or not all(isinstance(clip, Tensor) for clip in audio) or not audio:
+    if (
+        not isinstance(audio, list | tuple)
+        or not all(isinstance(clip, Tensor) for clip in audio)
+        or not audio
+    ):
         return [(list(range(len(check_audio(audio)))), audio)]
     groups: dict[int, list[int]] = {}
     for index, clip in enumerate(audio):
