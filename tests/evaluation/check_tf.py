@@ -43,8 +43,8 @@ def run(*args: str) -> str:
 
 
 def sums(folder: Path) -> dict[str, str]:
-    """Return the SHA-256 of every packed file of embeddings, labels and timestamps."""
-    kinds = ("*.embeddings.npy", "*.target-labels.pkl", "*.filename-timestamps.json")
+    """Return the SHA-256 of every packed file of embeddings and labels (that of timestamps holds paths)."""
+    kinds = ("*.embeddings.npy", "*.target-labels.pkl")
     files = sorted(file for kind in kinds for file in folder.rglob(kind))
     assert files, f"no embeddings in {folder}"
     return {file.name + file.parent.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
