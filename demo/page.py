@@ -50,8 +50,9 @@ def curve(lines: dict[str, tuple[list[float], list[float]]], *, title: str, colo
         colour: Of the first line; the second is dashed.
     """
     parts = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
-    look = dict.fromkeys(parts, INK)
-    with mpl.rc_context({**look, "svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
+    look: dict[Any, Any] = dict.fromkeys(parts, INK)
+    look |= {"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}
+    with mpl.rc_context(look):
         figure = Figure(figsize=(4.0, 2.4), layout="constrained")
         axes = figure.add_subplot()
         for (label, (steps, values)), style in zip(lines.items(), ("-", "--"), strict=False):

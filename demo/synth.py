@@ -71,7 +71,7 @@ def level(sound: Sound, rms_db: float) -> Sound:
     """Scale to a root mean square in dB below full scale, over the loudest tenth of a second."""
     width = min(len(sound), SAMPLE_RATE // 10)
     power = np.convolve(sound[:: max(width // 100, 1)] ** 2, np.full(100, 0.01), "valid")
-    return sound * (10 ** (rms_db / 20) / np.sqrt(max(power.max(initial=0.0), 1e-12)))
+    return sound * float(10 ** (rms_db / 20) / np.sqrt(max(power.max(initial=0.0), 1e-12)))
 
 
 def place(canvas: Sound, sound: Sound, start: int) -> None:
@@ -90,7 +90,7 @@ def envelope(count: int, attack_s: float, decay_s: float, release_s: float = 0.0
     t = np.arange(count) / SAMPLE_RATE
     rise = np.minimum(t / max(attack_s, 1e-3), 1.0)
     fall = np.minimum((count / SAMPLE_RATE - t) / release_s, 1.0)
-    return rise * fall * (np.exp(-t / decay_s) if decay_s else 1.0)
+    return np.asarray(rise * fall * (np.exp(-t / decay_s) if decay_s else 1.0))
 
 
 def note(rng: np.random.Generator, f0: float | Sound, seconds: float, timbre: str) -> Sound:
@@ -155,7 +155,7 @@ def texture(rng: np.random.Generator, seconds: float, kind: str) -> Sound:
     t = np.arange(count) / SAMPLE_RATE
     if kind == "hum":
         tones = np.sin(2 * np.pi * rng.choice([50.0, 60.0, 100.0, 120.0]) * np.outer(np.arange(1, 8), t))
-        return tones.T @ rng.uniform(0, 1, 7) + 0.1 * rng.standard_normal(count)
+        return np.asarray(tones.T @ rng.uniform(0, 1, 7) + 0.1 * rng.standard_normal(count))
     low, high = rng.uniform(50, 1500), rng.uniform(2000, 7500)
     noise = shaped_noise(rng, count, rng.uniform(0, 1.2), low, high)
     if kind == "modulated":
