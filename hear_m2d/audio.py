@@ -116,7 +116,8 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int) -> NDArray[np.flo
     with open(path, "rb"):  # noqa: PTH123  # libsndfile would say "System error." for every such case
         pass
     try:
-        with soundfile.SoundFile(path) as file:
+        # As bytes, where names are bytes: soundfile cannot spell one that is not UTF-8.
+        with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as file:
             rate, kind, declared, notes = file.samplerate, file.format, file.frames, file.extra_info
             blocks = []
             while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):  # (frames, channels)

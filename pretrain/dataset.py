@@ -47,14 +47,20 @@ class LogMelData:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self.summary = read_summary(self.folder)
-        self.frontend = FrontendConfig(**self.summary["frontend"])
-        self.mean, self.std = float(self.summary["mean"]), float(self.summary["std"])
-        self.hours = float(self.summary["hours"])
+        try:
+            self.frontend = FrontendConfig(**self.summary["frontend"])
+            self.mean, self.std = float(self.summary["mean"]), float(self.summary["std"])
+            self.hours = float(self.summary["hours"])
+            shards = [
+                (str(shard["file"]), shard["clips"], shard["bytes"]) for shard in self.summary["shards"]
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{self.folder / DATA_FILE} is damaged: {error}. Prepare it anew.") from error
         self._values: list[NDArray[np.float16]] = []  # one flat view for each record batch
         lengths, starts, batches = [], [], []
-        for shard in self.summary["shards"]:
+        for name, expected, size in shards:
             clips = 0
-            for batch in _open_shard(self.folder / shard["file"], shard["bytes"]):
+            for batch in _open_shard(self.folder / name, size):
                 logmel = batch.column("logmel")
                 frames = batch.column("frames").to_numpy()
                 lengths.append(frames)
@@ -62,10 +68,10 @@ class LogMelData:
                 batches.append(np.full(len(frames), len(self._values)))
                 self._values.append(logmel.values.to_numpy())
                 clips += len(frames)
-            if clips != shard["clips"]:
+            if clips != expected:
                 raise ValueError(
-                    f"{self.folder / shard['file']} holds {clips} clips where {DATA_FILE} says "
-                    f"{shard['clips']}: the folder is damaged. Prepare it anew."
+                    f"{self.folder / name} holds {clips} clips where {DATA_FILE} says {expected}: "
+                    f"the folder is damaged. Prepare it anew."
                 )
         self.lengths: NDArray[np.int64] = np.concatenate(lengths).astype(np.int64)
         self._starts: NDArray[np.int64] = np.concatenate(starts).astype(np.int64)

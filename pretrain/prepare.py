@@ -24,8 +24,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hear_m2d.pretrain.dataset import DATA_FILE, DATA_FORMAT, PLAN_FILE, LogMelData, read_summary
-from hear_m2d.pretrain.shards import ShardJob, Skipped, make_shard, printable
 from tqdm import tqdm
 
 from hear_m2d._checkout import installed_version
@@ -33,6 +31,8 @@ from hear_m2d.audio import AUDIO_SUFFIXES, find_audio
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.files import atomic_write_text
 from hear_m2d.frontend import FrontendConfig
+from hear_m2d.pretrain.dataset import DATA_FILE, DATA_FORMAT, PLAN_FILE, LogMelData, read_summary
+from hear_m2d.pretrain.shards import ShardJob, Skipped, make_shard, printable
 
 REPORT_FILE = "skipped.csv"
 _SHARD_FILES = (64, 4096)  # fewest and most files in a shard

@@ -1,0 +1,180 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import soundfile
+
+from hear_m2d.audio import AUDIO_SUFFIXES, AudioError, find_audio, read_audio
+
+# Not found by suffix: headerless files, MATLAB's, and a sampler's whose suffix means another format today.
+LEFT_OUT = {"RAW", "MAT4", "MAT5", "MPC2K"}
+
+
+def tone(rate, seconds=1.0, hz=440.0, channels=1):
+    time = np.arange(int(rate * seconds)) / rate
+    wave = 0.5 * np.sin(2 * np.pi * hz * time)
+    return wave.astype(np.float32) if channels == 1 else np.stack([wave] * channels, 1).astype(np.float32)
+
+
+def cut(path, share):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize("format_name", sorted(soundfile.available_formats()))
+def test_every_format_of_libsndfile_has_a_suffix(format_name):
+    other = {"IRCAM": ".sf", "NIST": ".nist", "SVX": ".svx"}
+    suffix = other.get(format_name, f".{format_name.lower()}")
+    assert (suffix in AUDIO_SUFFIXES) != (format_name in LEFT_OUT)
+
+
+def test_find_audio_sorts_by_relative_path_and_skips_what_is_hidden_or_no_audio(tmp_path):
+    for name in (
+        "b.wav",
+        "a/z.FLAC",
+        "a/b/c.mp3",
+        "a-b.ogg",
+        ".hidden.wav",
+        ".cache/x.wav",
+        "notes.txt",
+        "a/._z.wav",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "folder.wav").mkdir()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_audio(tmp_path)]
+    assert found == ["a-b.ogg", "a/b/c.mp3", "a/z.FLAC", "b.wav"]
+
+
+def test_find_audio_follows_links_each_folder_once(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x.wav").touch()
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "link.wav").symlink_to(tmp_path / "elsewhere" / "x.wav")
+    (root / "broken.wav").symlink_to(tmp_path / "nowhere.wav")
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "loop").symlink_to(root)
+    assert [path.relative_to(root).as_posix() for path in find_audio(root)] == ["link.wav", "linked/x.wav"]
+
+
+def test_find_audio_takes_one_file_and_refuses_what_is_none(tmp_path):
+    (tmp_path / "x.wav").touch()
+    (tmp_path / "x.txt").touch()
+    assert find_audio(tmp_path / "x.wav") == [tmp_path / "x.wav"]
+    with pytest.raises(ValueError, match=r"no audio file by its suffix.*\.wav"):
+        find_audio(tmp_path / "x.txt")
+    with pytest.raises(FileNotFoundError, match="there is no"):
+        find_audio(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize("rate", [8000, 16000, 44100])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "aiff", "mp3"])
+def test_any_format_rate_and_number_of_channels_gives_the_same_tone(tmp_path, suffix, rate, channels):
+    if suffix == "mp3" and channels > 2:
+        pytest.skip("MP3 has at most two channels")
+    path = tmp_path / f"x.{suffix}"
+    soundfile.write(path, tone(rate, channels=channels), rate)
+    audio = read_audio(path, 16000)
+    assert audio.dtype == np.float32
+    assert audio.ndim == 1
+    assert abs(len(audio) - 16000) <= 2
+    spectrum = np.abs(np.fft.rfft(audio[:16000] * np.hanning(len(audio[:16000]))))
+    assert np.argmax(spectrum) == 440
+    assert np.abs(audio[4000:12000]).max() == pytest.approx(0.5, abs=0.1)
+
+
+def test_channels_are_averaged(tmp_path):
+    stereo = np.stack([np.full(1000, 0.5), np.full(1000, -0.25)], 1)
+    soundfile.write(tmp_path / "x.wav", stereo, 16000, subtype="FLOAT")
+    np.testing.assert_allclose(read_audio(tmp_path / "x.wav", 16000), 0.125)
+
+
+def test_a_file_longer_than_a_block_is_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("hear_m2d.audio._BLOCK", 1000)
+    wave = tone(16000)
+    soundfile.write(tmp_path / "x.wav", wave, 16000, subtype="FLOAT")
+    np.testing.assert_array_equal(read_audio(tmp_path / "x.wav", 16000), wave)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "au", "caf", "flac", "mp3"])
+def test_a_truncated_file_is_refused(tmp_path, suffix):
+    path = tmp_path / f"x.{suffix}"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(44100), 44100)
+    assert len(read_audio(path, 44100)) == 44100
+    cut(path, 0.6)
+    with pytest.raises(AudioError, match=rf"x\.{suffix} is (truncated|corrupt): ") as caught:
+        read_audio(path, 44100)
+    assert caught.value.reason in ("truncated", "corrupt")
+
+
+def test_a_wav_of_unknown_length_is_read_to_its_end(tmp_path):
+    """A program that writes to a pipe leaves 0xFFFFFFFF as the length."""
+    path = tmp_path / "x.wav"
+    soundfile.write(path, tone(16000), 16000)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"data") + 4
+    data[at : at + 4] = data[4:8] = b"\xff\xff\xff\xff"
+    path.write_bytes(data)
+    assert len(read_audio(path, 16000)) == 16000
+
+
+def test_an_mp3_that_states_no_length_is_not_called_truncated(tmp_path):
+    path = tmp_path / "x.mp3"
+    noise = 0.1 * np.random.default_rng(0).standard_normal(44100)
+    soundfile.write(path, np.concatenate([np.zeros(88200), noise]), 44100)  # a varying bit rate, low at first
+    data = path.read_bytes()
+    assert b"Xing" in data[:200] or b"Info" in data[:200]
+    path.write_bytes(data[data.index(data[:2], 100) :])  # without the frame that states the length
+    assert soundfile.info(path).frames > 1.2 * 132_300, "a guess from the first frames' bit rate"
+    assert len(read_audio(path, 44100)) > 100_000
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no sound at all" * 100, b"RIFF\x24\x00\x00\x00WAVE", b"ID3\x04", b"OggS"]
+)
+@pytest.mark.parametrize("suffix", ["wav", "mp3", "ogg", "flac"])
+def test_what_is_no_audio_is_named_with_its_reason(tmp_path, content, suffix):
+    path = tmp_path / f"x.{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=rf"x\.{suffix} is (corrupt|empty|truncated): .+"):
+        read_audio(path, 16000)
+
+
+def test_a_file_without_samples_is_empty(tmp_path):
+    soundfile.write(tmp_path / "x.wav", np.zeros(0), 16000)
+    with pytest.raises(ValueError, match=r"x\.wav is empty"):
+        read_audio(tmp_path / "x.wav", 16000)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_samples_that_are_not_finite_are_refused(tmp_path, bad):
+    wave = tone(16000)
+    wave[100] = bad
+    soundfile.write(tmp_path / "x.wav", wave, 16000, subtype="FLOAT")
+    with pytest.raises(AudioError, match="NaN or infinite") as caught:
+        read_audio(tmp_path / "x.wav", 8000)
+    assert caught.value.reason == "non-finite"
+
+
+def test_a_missing_file_is_an_os_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_audio(tmp_path / "nowhere.wav", 16000)
+
+
+def test_the_error_survives_the_way_from_a_worker_process():
+    error = pickle.loads(pickle.dumps(AudioError("x.wav", "empty", "it holds no samples")))
+    assert (error.path, error.reason, str(error)) == ("x.wav", "empty", "x.wav is empty: it holds no samples")
+
+
+def test_names_that_are_no_utf8_are_read(tmp_path):
+    soundfile.write(tmp_path / "x.wav", tone(16000), 16000)
+    odd = os.fsencode(tmp_path) + b"/\xff.wav"
+    try:
+        (tmp_path / "x.wav").rename(os.fsdecode(odd))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    assert len(read_audio(find_audio(tmp_path)[0], 16000)) == 16000
