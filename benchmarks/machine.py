@@ -1,0 +1,122 @@
+"""This machine's own matrix rate, and the operations of a network counted from shapes.
+
+share = operations of the matrix products / seconds / matrix rate, the rate measured just before and just
+after in the same process, dtype and threads.
+"""
+
+from __future__ import annotations
+
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from hear_m2d.encoder import EncoderConfig
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """Return the seconds that one call takes."""
+    synchronise(device)
+    start = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - start
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Return the best rate of torch.mm over square sizes, operations per second."""
+    sizes = [512, 1024, 2048, 4096] + ([8192, 16384] if device.type == "cuda" else [])
+    best = 0.0
+    for size in sizes:
+        a = torch.randn(size, size, device=device).to(dtype)
+        b = torch.randn(size, size, device=device).to(dtype)
+        torch.mm(a, b)
+        repeats = max(1, int(2e9 / size**3)) if device.type == "cpu" else 5
+        took = min(seconds_of(lambda a=a, b=b: torch.mm(a, b), device) for _ in range(max(2, repeats)))
+        best = max(best, 2 * size**3 / took)
+    return best
+
+
+def block_operations(width: int, tokens: int, *, depth: int, mlp_ratio: float = 4.0) -> float:
+    """Return the operations of ``depth`` transformer blocks over one sequence."""
+    linear = 2 * tokens * width * width * (4 + 2 * mlp_ratio)  # qkv, projection, the two of the MLP
+    attention = 4 * tokens * tokens * width  # scores, and values weighted by them
+    return depth * (linear + attention)
+
+
+def encoder_operations(config: EncoderConfig, columns: int) -> float:
+    """Return the operations of the encoder over one window of that many columns."""
+    patches = config.grid[0] * columns
+    embedding = 2 * patches * config.width * config.patch_size[0] * config.patch_size[1]
+    return embedding + block_operations(
+        config.width, patches + config.class_token, depth=config.depth, mlp_ratio=config.mlp_ratio
+    )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, minimum and maximum of several measurements."""
+
+    median: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(values: list[float]) -> Spread:
+        """Summarise."""
+        return Spread(statistics.median(values), min(values), max(values))
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.median:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
+
+
+def measure(
+    work: Callable[[], object], *, operations: float, pairs: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Spread, Spread, Spread]:
+    """Time ``work`` between two readings of the matrix rate, several times.
+
+    Returns:
+        Seconds per call, matrix rate, and share of it.
+    """
+    work()
+    seconds, rates, shares = [], [], []
+    before = matrix_rate(dtype, device)
+    for _ in range(pairs):
+        took = seconds_of(work, device)
+        after = matrix_rate(dtype, device)
+        seconds.append(took)
+        rates.append(max(before, after))
+        shares.append(operations / took / rates[-1])
+        before = after
+    return Spread.of(seconds), Spread.of(rates), Spread.of(shares)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Return the most memory that was in use, MiB: of the process, or of the GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def describe_machine(device: torch.device) -> str:
+    """Return one line on the hardware and the library."""
+    name = platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        try:
+            with open("/proc/cpuinfo") as file:
+                name = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+        except (OSError, StopIteration):
+            pass
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}"

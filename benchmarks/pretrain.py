@@ -1,0 +1,119 @@
+"""Speed of a training step: clips per second, times real time, peak memory, share of the matrix rate.
+
+    python benchmarks/pretrain.py --objective m2d --size base --batch 16
+
+Counted: forward (online and, for M2D, target) plus twice the online forward for the gradients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+import torch
+
+from hear_m2d.device import pick_device
+from hear_m2d.encoder import SIZES
+from hear_m2d.pretrain.build import build_objective
+from hear_m2d.pretrain.masking import visible_count
+from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.schedules import decay_groups
+from hear_m2d.pretrain.train import mask_noise
+from machine import block_operations, describe_machine, measure, peak_memory
+
+
+def operations_per_clip(recipe: Recipe) -> float:
+    """Count the matrix products of one clip's step."""
+    encoder, decoder = recipe.encoder_config, recipe.decoder_config
+    patches = math.prod(encoder.grid)
+    visible = visible_count(patches, recipe.mask_ratio)
+    masked = patches - visible
+    pixels = math.prod(encoder.patch_size)
+    width, extra = encoder.width, int(encoder.class_token)
+    online = 2 * patches * pixels * width
+    online += block_operations(width, extra + visible, depth=encoder.depth)
+    online += 2 * (extra + visible) * width * decoder.width
+    online += block_operations(decoder.width, extra + patches, depth=decoder.depth)
+    online += 2 * masked * decoder.width * (width if recipe.objective == "m2d" else pixels)
+    target = 0.0
+    if recipe.objective == "m2d":
+        seen = masked if recipe.target_input == "masked" else patches
+        target = block_operations(width, extra + seen, depth=encoder.depth)
+    return 3 * online + target
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--objective", choices=["m2d", "msm_mae"], default="m2d")
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--frames", type=int, default=608)
+    parser.add_argument("--patch", default="16x16")
+    parser.add_argument("--mask-ratio", type=float, default=0.7)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    options = parser.parse_args()
+
+    device = pick_device(options.device)
+    width, depth, heads = SIZES[options.size]
+    high, wide = map(int, options.patch.split("x"))
+    decoder = (512, 8, 16) if options.objective == "m2d" else (384, 4, 6)
+    recipe = Recipe(
+        objective=options.objective,
+        width=width,
+        depth=depth,
+        heads=heads,
+        input_frames=options.frames,
+        patch_size=(high, wide),
+        mask_ratio=options.mask_ratio,
+        decoder_width=decoder[0],
+        decoder_depth=decoder[1],
+        decoder_heads=decoder[2],
+        norm_pix_loss=options.objective == "m2d",
+        batch_size=options.batch,
+        steps=1,
+    )
+    patches = math.prod(recipe.encoder_config.grid)
+    print(f"{describe_machine(device)}")
+    print(
+        f"{options.objective} {options.size}, 80x{options.frames}, {options.patch}, ratio {options.mask_ratio}, "
+        f"batch {options.batch}"
+    )
+    print("| dtype | clips/s | times real time | share of matrix rate | matrix rate, GFLOP/s | peak MiB |")
+    print("|---|---|---|---|---|---|")
+    for dtype in options.dtype:
+        objective = build_objective(recipe).to(device)
+        optimizer = torch.optim.AdamW(decay_groups(objective, 0.05), lr=1e-4, fused=True)
+        x = torch.randn(options.batch, 1, 80, options.frames, device=device)
+        noise = mask_noise(0, 0, options.batch, patches).to(device)
+
+        def step(
+            objective=objective, optimizer=optimizer, x=x, noise=noise, low=dtype == "bfloat16"
+        ) -> None:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+                loss = objective(x, noise).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(objective.parameters(), 3.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            objective.momentum_update(0.99995)
+
+        seconds, rate, share = measure(
+            step,
+            operations=options.batch * operations_per_clip(recipe),
+            pairs=options.pairs,
+            dtype=getattr(torch, dtype),
+            device=device,
+        )
+        clips = options.batch / seconds.median
+        realtime = clips * options.frames / 100
+        print(
+            f"| {dtype} | {clips:.2f} | {realtime:.1f} | {share:.2f} | {rate.median / 1e9:.0f} "
+            f"| {peak_memory(device):.0f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
