@@ -167,7 +167,7 @@ def click_times_ms(patch: tuple[int, int], window: int, clip_ms: float) -> list[
 
 @pytest.fixture(params=[16000, 32000])
 def clicks(request, make_model, noise):
-    """``clicks(patch, option)`` → a model, times, a quiet clip, and that clip with an impulse at each time."""
+    """``clicks(patch, option)`` → a model, times, a quiet clip, and it with an impulse at each time."""
     rate = request.param
 
     def make(patch, option="interpolate"):

@@ -1,0 +1,68 @@
+"""Small sound files to damage, and a judge of what became of reading one."""
+
+import contextlib
+import signal
+
+import pytest
+import torch
+
+from hear_m2d.config import ModelConfig
+from hear_m2d.encoder import EncoderConfig
+from hear_m2d.model import HearModel
+from hear_m2d.weights import read_weights
+
+LONGEST_S = 10
+
+
+class Hanging(BaseException):
+    """Not an Exception, so that no reader can swallow it."""
+
+
+@contextlib.contextmanager
+def time_limit():
+    """Raise after some seconds, where the system has alarms."""
+
+    def ring(*_):
+        raise Hanging(f"reading took longer than {LONGEST_S} s")
+
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(LONGEST_S)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="session")
+def tiny_model():
+    """A model of few bytes, so that damage hits every part of its file."""
+    encoder = EncoderConfig(input_size=(80, 4), patch_size=(80, 2), width=64, depth=1, heads=1, mlp_ratio=0.5)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return HearModel(ModelConfig(encoder=encoder)).eval()
+
+
+@pytest.fixture
+def reads_right_or_says_why(tiny_model):
+    """Read a file: True if it gives every tensor, False if it is refused in a sentence; anything else fails."""
+
+    def judge(path) -> bool:
+        try:
+            with time_limit():
+                checkpoint = read_weights(path)
+        except (ValueError, OSError) as error:
+            assert len(str(error).split()) >= 4, f"no sentence: {error!r}"
+            assert path.name in str(error), f"does not name the file: {error!r}"
+            return False
+        expected = {n: t for n, t in tiny_model.encoder.state_dict().items()}
+        assert {n: t.shape for n, t in checkpoint.tensors.items()} == {
+            n: t.shape for n, t in expected.items()
+        }
+        assert all(t.dtype == torch.float32 for t in checkpoint.tensors.values())
+        return True
+
+    return judge

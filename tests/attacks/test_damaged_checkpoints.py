@@ -1,0 +1,158 @@
+"""Damaged checkpoint files: each reads right or is refused in a sentence; no crash, no hang, no code run."""
+
+import argparse
+import io
+import os
+import pickle
+import random
+import zipfile
+
+import pytest
+import torch
+
+from hear_m2d.checkpoint import save_checkpoint
+from hear_m2d.weights import read_weights
+
+ROUNDS = 60
+
+
+def damage(data: bytes, chance: random.Random, head: int) -> bytes:
+    """One seeded mutation; half of them within the first ``head`` bytes, where the structure is."""
+    broken = bytearray(data)
+    reach = head if chance.random() < 0.5 else len(broken)
+    place = chance.randrange(reach)
+    kind = chance.randrange(6)
+    if kind == 0:
+        broken[place] ^= 1 << chance.randrange(8)
+    elif kind == 1:
+        broken[place : place + 8] = chance.randbytes(8)
+    elif kind == 2:
+        del broken[place:]
+    elif kind == 3:
+        del broken[place : place + chance.randrange(1, 65)]
+    elif kind == 4:
+        broken[place:place] = chance.randbytes(chance.randrange(1, 65))
+    else:
+        broken[place : place + 64] = bytes(64)
+    return bytes(broken)
+
+
+def repack(data: bytes, pickled: bytes) -> bytes:
+    """The same .pth with another pickle inside: checksums of the zip are right again."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, pickled if name.endswith("data.pkl") else old.read(name))
+    return out.getvalue()
+
+
+@pytest.fixture
+def ours(tiny_model, tmp_path):
+    path = tmp_path / "ours.safetensors"
+    save_checkpoint(path, tiny_model)
+    return path
+
+
+@pytest.fixture
+def theirs(tiny_model, tmp_path):
+    path = tmp_path / "m2d-80x4p80x2-x.pth"
+    state = {"model": tiny_model.encoder.state_dict(), "args": argparse.Namespace(lr=0.1), "epoch": 3}
+    torch.save(state, path)
+    return path
+
+
+def test_the_undamaged_files_read(ours, theirs, reads_right_or_says_why):
+    assert reads_right_or_says_why(ours)
+    assert reads_right_or_says_why(theirs)
+
+
+def test_a_damaged_safetensors_reads_right_or_is_refused_in_a_sentence(
+    ours, tiny_model, reads_right_or_says_why
+):
+    data = ours.read_bytes()
+    chance = random.Random(0)
+    header = 8 + int.from_bytes(data[:8], "little")
+    refused = 0
+    for _ in range(ROUNDS):
+        ours.write_bytes(damage(data, chance, header))
+        if not reads_right_or_says_why(ours):
+            refused += 1
+            continue
+        found = read_weights(ours).tensors
+        for name, tensor in tiny_model.encoder.state_dict().items():
+            assert torch.equal(found[name], tensor), "damage to a tensor went unnoticed"
+    assert refused > ROUNDS * 0.8
+
+
+@pytest.mark.parametrize("layout", ["zip", "legacy"])
+def test_a_damaged_pth_reads_or_is_refused_in_a_sentence(theirs, tiny_model, reads_right_or_says_why, layout):
+    if layout == "legacy":
+        torch.save({"model": tiny_model.encoder.state_dict()}, theirs, _use_new_zipfile_serialization=False)
+    data = theirs.read_bytes()
+    chance = random.Random(1)
+    for _ in range(ROUNDS):
+        theirs.write_bytes(damage(data, chance, 4000))
+        reads_right_or_says_why(theirs)
+
+
+def test_a_damaged_pickle_in_a_sound_zip_reads_or_is_refused_in_a_sentence(theirs, reads_right_or_says_why):
+    data = theirs.read_bytes()
+    with zipfile.ZipFile(theirs) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith("data.pkl")]
+        pickled = archive.read(name)
+    chance = random.Random(2)
+    for _ in range(2 * ROUNDS):
+        theirs.write_bytes(repack(data, damage(pickled, chance, len(pickled))))
+        reads_right_or_says_why(theirs)
+
+
+CALLS = [
+    b"cos\nsystem\n(S'touch {}'\ntR.",
+    b"cposix\nsystem\n(S'touch {}'\ntR.",
+    b'cbuiltins\nexec\n(S\'open("{}", "w")\'\ntR.',
+    b'cbuiltins\neval\n(S\'open("{}", "w")\'\ntR.',
+    b'c__builtin__\neval\n(S\'open("{}", "w")\'\ntR.',
+    b"(S'touch {}'\nios\nsystem\n.",
+    b"csubprocess\ncheck_output\n((S'touch'\nS'{}'\nltR.",
+    b"\x80\x04\x8c\x05posix\x8c\x06system\x93(S'touch {}'\ntR.",
+    b"ctorch\nload\n(S'{}'\ntR.",
+    b"cargparse\nFileType\n(S'w'\ntR(S'{}'\ntR.",
+    b"cargparse\nNamespace.__init__.__globals__\n(S'{}'\ntR.",
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("place", ["in a zip", "alone"])
+def test_no_hand_written_pickle_runs_anything(theirs, tmp_path, call, place):
+    witness = tmp_path / "it_ran"
+    pickled = call.replace(b"{}", os.fsencode(witness))
+    if not pickled.startswith(b"\x80"):
+        pickled = b"\x80\x02" + pickled
+    theirs.write_bytes(repack(theirs.read_bytes(), pickled) if place == "in a zip" else pickled)
+    with pytest.raises(ValueError, match=theirs.name):
+        read_weights(theirs)
+    assert not witness.exists()
+
+
+def test_a_deeply_nested_pickle_is_refused(theirs):
+    deep: list = []
+    for _ in range(500):
+        deep = [deep]
+    theirs.write_bytes(repack(theirs.read_bytes(), pickle.dumps(deep, protocol=2)))
+    with pytest.raises(ValueError, match=theirs.name):
+        read_weights(theirs)
+
+
+def test_a_tensor_that_claims_more_than_its_storage_holds_is_refused(
+    theirs, tiny_model, reads_right_or_says_why
+):
+    data = theirs.read_bytes()
+    with zipfile.ZipFile(theirs) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith("data.pkl")]
+        pickled = archive.read(name)
+    # Every small integer of the pickle in turn becomes a huge one: sizes, strides, offsets.
+    places = [i for i in range(len(pickled) - 1) if pickled[i : i + 1] == b"K"]
+    for place in places[:: max(1, len(places) // ROUNDS)]:
+        huge = pickled[:place] + b"J\xff\xff\xff\x7f" + pickled[place + 2 :]
+        theirs.write_bytes(repack(data, huge))
+        reads_right_or_says_why(theirs)

@@ -1,0 +1,42 @@
+"""Files appear whole or not at all."""
+
+import os
+import stat
+
+import pytest
+
+from hear_m2d.files import atomic_write, atomic_write_text
+
+
+def test_a_file_appears_whole_with_its_folder(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    atomic_write_text(path, "grüß")
+    assert path.read_bytes() == "grüß".encode()
+    assert os.listdir(path.parent) == ["b.txt"]  # noqa: PTH208
+
+
+def test_nothing_is_seen_under_the_final_name_before_the_end(tmp_path):
+    path = tmp_path / "x"
+    with atomic_write(path) as file:
+        file.write(b"half")
+        file.flush()
+        assert not path.exists()
+    assert path.read_bytes() == b"half"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+    with pytest.raises(error), atomic_write(path) as file:
+        file.write(b"new")
+        raise error
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_are_as_readable_as_any_other(tmp_path):
+    atomic_write_text(tmp_path / "ours", "x")
+    (tmp_path / "plain").write_text("x")
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "plain")]
+    assert modes[0] == modes[1]
