@@ -21,7 +21,7 @@ from hear_m2d.evaluation.compat import EMBEDDINGS, PREDICTIONS
 from hear_m2d.evaluation.folders import TaskFolder, find_tasks
 from hear_m2d.evaluation.installed import check_installed
 from hear_m2d.evaluation.record import RunRecord, describe
-from hear_m2d.evaluation.results import failed, is_finished, read_finished
+from hear_m2d.evaluation.results import failed, is_embedded, is_finished, read_finished
 from hear_m2d.evaluation.settings import Evaluation, device_environment
 from hear_m2d.evaluation.worker import remove_logs
 
@@ -52,8 +52,9 @@ def evaluate(settings: Evaluation, *, progress: Callable[[str], None] = logger.i
     entries = {entry["task"]: entry for entry in record.earlier_entries()}
     waiting = []
     for task in tasks:
-        record.check_same(task)
         folder = _embedding_folder(settings.out, task)
+        if folder is not None and is_embedded(folder):
+            record.check_same(task)
         if folder is None or not is_finished(folder):
             waiting.append(task)
             continue
@@ -136,9 +137,10 @@ def _child(settings: Evaluation, tasks: Sequence[TaskFolder], lock: int) -> Iter
             process.stdin.close()
         yield process
     finally:
-        if process.poll() is None:
-            process.terminate()
+        process.terminate()  # does nothing to one that has ended
         process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _embedding_folder(out: Path, task: TaskFolder) -> Path | None:

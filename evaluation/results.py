@@ -86,6 +86,11 @@ def failed(task: str, *, metric: str, error: str, peak_memory_bytes: int | None 
     }
 
 
+def is_embedded(folder: Path) -> bool:
+    """Say whether the embeddings runner finished here; if not, it will begin anew."""
+    return (folder / EMBEDDED).is_file()
+
+
 def is_finished(folder: Path) -> bool:
     """Say whether both official tools left their done files, and the scores are there."""
     return all((folder / name).is_file() for name in (EMBEDDED, PREDICTED, RAW))

@@ -39,7 +39,7 @@ def validate(
     """
     if model is not None and not model.exists():
         raise FileNotFoundError(f"no checkpoint at {model}")
-    with _module_with_options(module, options or {}) as name:
+    with _working_directory_importable(), _module_with_options(module, options or {}) as name:
         arguments = [name]
         arguments += [] if model is None else ["--model", str(model)]
         arguments += [] if device is None else ["--device", device]
@@ -51,6 +51,17 @@ def validate(
             if isinstance(error, Exception) and _while_loading(error):
                 raise
             raise WorkFailedError(f"the validator refused {module}: {_sentence(error)}") from error
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """Find a HEAR module beside the user too, after everything installed; `evaluate` does the same."""
+    before = list(sys.path)
+    sys.path.append(str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def _kit_messages(output: TextIO, task: TaskFolder) -> Iterator[None]:
 
 
 def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'without a message, see the log'}"
 
 
 def _tell(output: TextIO, **event: Any) -> None:

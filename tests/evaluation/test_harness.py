@@ -1,6 +1,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -109,12 +110,10 @@ def test_a_task_that_fails_or_kills_the_process_leaves_the_others_their_scores(
     assert tones["status"] == "ok"
     assert (tmp_path / "out/harness.log").stat().st_size > 0
 
-
-def test_more_tasks_join_the_same_results(tasks_dir: Path, tmp_path: Path) -> None:
-    few = {"grid": "faster", "options": {"sample_rate": 16000}}
-    evaluate(settings_for(tasks_dir, tmp_path / "out", tasks=("tones-v1.0-full",), **few))
-    results = evaluate(settings_for(tasks_dir, tmp_path / "out", tasks=("chords-v1.0-full",), **few))
-    assert [entry["task"] for entry in results["tasks"]] == ["chords-v1.0-full", "tones-v1.0-full"]
+    shutil.copytree(tasks_dir / strokes["task"], mine / strokes["task"], dirs_exist_ok=True)
+    repaired = evaluate(replace(settings, tasks=(strokes["task"],)), progress=print)["tasks"]
+    assert [entry["status"] for entry in repaired] == ["failed", "ok", "ok"]
+    assert repaired[2] == tones, "what was finished stays as it was"
 
 
 @pytest.mark.parametrize(
@@ -147,13 +146,15 @@ def test_two_evaluations_do_not_share_a_folder_at_once(tasks_dir: Path, tmp_path
         evaluate(settings)
 
 
-def test_a_checkpoint_of_ours_is_scored_and_named(
+def test_a_checkpoint_of_ours_is_scored_by_name_and_further_tasks_join(
     tasks_dir: Path, tmp_path: Path, our_checkpoint: Path
 ) -> None:
     settings = settings_for(
         tasks_dir, tmp_path / "out", module="hear_m2d", model=our_checkpoint, grid="faster"
     )
+    first = evaluate(replace(settings, tasks=("tones-v1.0-full",)))["tasks"]
     results = evaluate(settings)
+    assert results["tasks"][3:] == first
     assert [entry["status"] for entry in results["tasks"]] == ["ok"] * 4, results["tasks"]
     assert results["model"]["name"] == "ours"
     assert len(results["model"]["sha256"]) == 64
