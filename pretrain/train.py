@@ -123,7 +123,13 @@ def train(
     stepper, optimizer_ = accelerator.prepare(objective, optimizer)
     crops = Crops(data, frames=recipe.input_frames, seed=recipe.seed)
     keys = StepBatches(first, steps, batch_size=recipe.batch_size, n_clips=len(data), seed=recipe.seed)
-    loader = DataLoader(crops, batch_sampler=keys, num_workers=workers, pin_memory=place.type == "cuda")
+    loader = DataLoader(
+        crops,
+        batch_sampler=keys,
+        num_workers=workers,
+        pin_memory=place.type == "cuda",
+        generator=torch.Generator(),  # else it draws from the caller's random state
+    )
 
     objective.train()
     bar = tqdm(total=steps, initial=first, unit="step", disable=not progress, mininterval=1.0)
@@ -221,7 +227,7 @@ def _steps_within(seconds: float, objective: Objective, recipe: Recipe, accelera
         optimizer.step()
         optimizer.zero_grad()
         trial.momentum_update(recipe.momentum_end)
-        float(loss)
+        float(loss.detach())  # waits for the device
         took.append(time.perf_counter() - start)
     steps = max(1, int(seconds / float(np.median(took[2:]))))
     logger.info("%.2f s a step: %d steps in %.3g minutes", float(np.median(took[2:])), steps, seconds / 60)

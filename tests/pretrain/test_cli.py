@@ -1,0 +1,124 @@
+"""`hear-m2d pretrain` and `visualize` as typed: from a folder of audio to a checkpoint and a picture."""
+
+import json
+
+import matplotlib.image
+import numpy as np
+import pytest
+import soundfile
+
+import hear_m2d
+from hear_m2d.cli import main
+
+RECIPE = """
+objective = "msm_mae"
+width = 32
+depth = 1
+heads = 2
+input_frames = 64
+decoder_width = 32
+decoder_depth = 1
+decoder_heads = 2
+mask_ratio = 0.75
+norm_pix_loss = false
+batch_size = 4
+base_lr = 0.03
+steps = 3
+"""
+
+
+@pytest.fixture
+def audio_folder(tmp_path):
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        soundfile.write(folder / f"clip{i}.wav", 0.1 * rng.standard_normal(12000), 16000)
+    (folder / "broken.wav").write_bytes(b"RIFF not really")
+    return folder
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*args):
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in args])
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return call
+
+
+def test_one_command_leads_from_a_folder_of_audio_to_a_checkpoint(run, audio_folder, recipe, tmp_path):
+    out = tmp_path / "run"
+    code, printed, _ = run("pretrain", "--recipe", recipe, "--data", audio_folder, "--out", out)
+    assert code == 0
+    assert f"wrote {out}" in printed
+    assert hear_m2d.load_model(out / "checkpoint.safetensors").scene_embedding_size == 160
+    assert "broken.wav" in (out / "data" / "skipped.csv").read_text()
+
+
+def test_a_picture_for_each_file(run, audio_folder, recipe, tmp_path):
+    out = tmp_path / "run"
+    run("pretrain", "--recipe", recipe, "--data", audio_folder, "--out", out)
+    code, _, _ = run("visualize", out, audio_folder / "clip0.wav", audio_folder / "clip1.wav", "--out", tmp_path / "p")
+    assert code == 0
+    pictures = [matplotlib.image.imread(tmp_path / "p" / f"clip{i}.png") for i in range(2)]
+    assert pictures[0].shape[1] > 800
+    assert not np.array_equal(pictures[0], pictures[1])
+
+
+def test_dry_run_prints_the_recipe_and_touches_nothing(run, recipe, tmp_path):
+    code, printed, _ = run(
+        "pretrain", "--recipe", recipe, "--data", tmp_path / "none", "--out", tmp_path / "run", "--dry-run", "--seed", 5
+    )
+    assert code == 0
+    assert "seed = 5" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_override_the_recipe(run, audio_folder, recipe, tmp_path):
+    out = tmp_path / "run"
+    code, _, _ = run(
+        "pretrain", "--recipe", recipe, "--data", audio_folder, "--out", out, "--steps", 2, "--batch-size", 2
+    )
+    assert code == 0
+    record = json.loads((out / "run.json").read_text())
+    assert (record["steps"], record["recipe"]["batch_size"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"--recipe": "demo_m2"}, "Did you mean demo_m2d"),
+        ({"--data": "nowhere"}, "nowhere"),
+        ({"--device": "abacus"}, "abacus"),
+        ({"--steps": "-1"}, "steps"),
+        ({"--minutes": "1", "--steps": "1"}, "one of --minutes"),
+        ({"--out": "taken"}, "thesis.tex"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(run, audio_folder, recipe, tmp_path, monkeypatch, changes, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").write_text("")
+    options = {"--recipe": recipe, "--data": audio_folder, "--out": tmp_path / "run"} | changes
+    code, _, error = run("pretrain", *[word for pair in options.items() for word in pair])
+    assert code == 2
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert says in last
+    assert "Traceback" not in error
+
+
+def test_pictures_of_an_unfinished_run_are_refused(run, audio_folder, tmp_path):
+    code, _, error = run("visualize", tmp_path, audio_folder / "clip0.wav", "--out", tmp_path / "p")
+    assert code == 2
+    assert "not a finished run" in error

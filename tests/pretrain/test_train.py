@@ -1,0 +1,177 @@
+"""The loop: it learns, resumes bit for bit, refuses another run's folder, and stops where the loss breaks."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import hear_m2d
+from hear_m2d.checkpoint import read_tensors
+from hear_m2d.errors import WorkFailedError
+from hear_m2d.pretrain.dataset import LogMelData
+from hear_m2d.pretrain.prepare import prepare
+from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.run import STATE_KEY, RunFolder
+from hear_m2d.pretrain.train import mask_noise, train
+
+TINY = Recipe(
+    objective="m2d",
+    width=32,
+    depth=2,
+    heads=2,
+    input_frames=64,
+    decoder_width=32,
+    decoder_depth=1,
+    decoder_heads=2,
+    momentum_start=0.99,
+    momentum_end=0.999,
+    batch_size=8,
+    base_lr=0.03,
+    steps=12,
+    precision="float32",
+)
+OBJECTIVES = {
+    "m2d": TINY,
+    "msm_mae": dataclasses.replace(TINY, objective="msm_mae", norm_pix_loss=False, mask_ratio=0.75),
+}
+
+
+@pytest.fixture(scope="module")
+def audio_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audio")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        t = np.arange(16000) / 16000
+        tone = 0.3 * np.sin(2 * np.pi * 200 * (1 + i) * t) + 0.02 * rng.standard_normal(16000)
+        soundfile.write(folder / f"{i}.wav", tone, 16000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(audio_folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("prepared") / "data"
+    prepare(audio_folder, out, progress=False)
+    return LogMelData(out)
+
+
+def losses(out):
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(out):
+    return read_tensors(out / "state.safetensors", STATE_KEY)[0]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_loss_falls_and_the_checkpoint_embeds(objective, data, tmp_path):
+    recipe = dataclasses.replace(OBJECTIVES[objective], steps=40)
+    checkpoint = train(recipe, data, tmp_path / "run", device="cpu", log_every=1)
+    curve = losses(tmp_path / "run")
+    assert len(curve) == 40
+    assert np.mean(curve[-5:]) < 0.9 * np.mean(curve[:5])
+    model = hear_m2d.load_model(checkpoint)
+    assert (model.config.kind, model.config.mean, model.config.std) == (objective, data.mean, data.std)
+    assert model.config.training["steps"] == 40
+    assert hear_m2d.get_scene_embeddings(torch.randn(2, 16000) * 0.1, model).shape == (2, 160)
+    assert any((tmp_path / "run" / "tensorboard").rglob("events*"))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("stop", [3, 8])
+def test_an_interrupted_run_continues_bit_for_bit(objective, stop, data, tmp_path, monkeypatch):
+    recipe = OBJECTIVES[objective]
+    train(recipe, data, tmp_path / "whole", device="cpu", log_every=1)
+
+    append = RunFolder.log
+
+    def die(self, line):
+        append(self, line)
+        if line["step"] == stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "log", die)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, data, tmp_path / "cut", device="cpu", log_every=1, save_every=2)
+    monkeypatch.setattr(RunFolder, "log", append)
+    train(recipe, data, tmp_path / "cut", device="cpu", log_every=1, save_every=2)
+
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert whole.keys() == cut.keys()
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_finished_run_is_left_alone(data, tmp_path):
+    checkpoint = train(TINY, data, tmp_path / "run", device="cpu")
+    before = checkpoint.stat().st_mtime_ns
+    assert train(TINY, data, tmp_path / "run", device="cpu") == checkpoint
+    assert checkpoint.stat().st_mtime_ns == before
+
+
+def test_the_folder_of_another_run_is_refused_with_the_differing_field(data, tmp_path):
+    train(dataclasses.replace(TINY, steps=1), data, tmp_path / "run", device="cpu")
+    with pytest.raises(ValueError, match=r"another run: recipe\.mask_ratio is 0\.7 there, 0\.6 now"):
+        train(dataclasses.replace(TINY, steps=1, mask_ratio=0.6), data, tmp_path / "run", device="cpu")
+
+
+def test_a_folder_of_something_else_is_refused(data, tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match=r"thesis\.tex"):
+        train(TINY, data, tmp_path, device="cpu")
+
+
+def test_no_steps_write_the_untrained_network(data, tmp_path):
+    checkpoint = train(dataclasses.replace(TINY, steps=0), data, tmp_path / "run", device="cpu")
+    again = train(dataclasses.replace(TINY, steps=0), data, tmp_path / "again", device="cpu")
+    assert checkpoint.read_bytes() == again.read_bytes()
+    assert hear_m2d.load_model(checkpoint).config.training["steps"] == 0
+
+
+def test_minutes_choose_the_steps_and_a_resumed_run_keeps_them(data, tmp_path):
+    train(TINY, data, tmp_path / "run", device="cpu", minutes=0.01)
+    steps = json.loads((tmp_path / "run" / "run.json").read_text())["steps"]
+    assert steps >= 1
+    (tmp_path / "run" / "checkpoint.safetensors").unlink()
+    train(TINY, data, tmp_path / "run", device="cpu", minutes=0.01)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == steps
+
+
+def test_epochs_of_fewer_clips_than_a_batch_are_refused(data, tmp_path):
+    recipe = dataclasses.replace(TINY, steps=None, epochs=2, batch_size=64)
+    with pytest.raises(ValueError, match="12 clips, fewer than one batch of 64"):
+        train(recipe, data, tmp_path / "run", device="cpu")
+
+
+def test_a_loss_that_breaks_stops_the_run_and_keeps_the_last_state(data, tmp_path):
+    recipe = dataclasses.replace(TINY, base_lr=1e30, clip_grad=0.0, steps=30)
+    with pytest.raises(WorkFailedError, match="smaller base_lr"):
+        train(recipe, data, tmp_path / "run", device="cpu", log_every=1)
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+def test_data_of_another_front_end_is_refused(data, tmp_path):
+    with pytest.raises(ValueError, match=r"32000"):
+        train(dataclasses.replace(TINY, sample_rate=32000), data, tmp_path / "run", device="cpu")
+
+
+def test_bfloat16_follows_float32(data, tmp_path):
+    train(TINY, data, tmp_path / "a", device="cpu", log_every=1)
+    train(dataclasses.replace(TINY, precision="bfloat16"), data, tmp_path / "b", device="cpu", log_every=1)
+    exact, rounded = losses(tmp_path / "a"), losses(tmp_path / "b")
+    assert exact != rounded
+    np.testing.assert_allclose(rounded, exact, rtol=0.1)
+
+
+def test_masks_are_functions_of_seed_and_step():
+    assert torch.equal(mask_noise(1, 7, 4, 20), mask_noise(1, 7, 4, 20))
+    assert not torch.equal(mask_noise(1, 7, 4, 20), mask_noise(1, 8, 4, 20))
+    assert not torch.equal(mask_noise(1, 7, 4, 20), mask_noise(2, 7, 4, 20))
+
+
+def test_training_leaves_the_callers_random_state_alone(data, tmp_path):
+    before = torch.get_rng_state()
+    train(dataclasses.replace(TINY, steps=2), data, tmp_path / "run", device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
