@@ -165,15 +165,15 @@ def click_times_ms(patch: tuple[int, int], window: int, clip_ms: float) -> list[
     return [*times, clip_ms - 60.0, clip_ms - 21.0, clip_ms - 3.0, clip_ms - 0.1]
 
 
-@pytest.fixture(params=[16000, 32000])
+@pytest.fixture(params=[(16000, 0), (16000, 1), (32000, 2), (32000, 3)])  # rate, and which random network
 def clicks(request, make_model, noise):
     """``clicks(patch, option)`` → a model, times, a quiet clip, and it with an impulse at each time."""
-    rate = request.param
+    rate, seed = request.param
 
     def make(patch, option="interpolate"):
         window = 64
         model = make_model(
-            patch=patch, rate=rate, frames=window, width=96, seed=3, options={"timestamps": option}
+            patch=patch, rate=rate, frames=window, width=96, seed=seed, options={"timestamps": option}
         )
         clip_ms = 1500.0
         quiet = noise(1, int(clip_ms * rate / 1000), scale=1e-3)
