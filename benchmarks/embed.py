@@ -1,6 +1,6 @@
 """Speed of embedding: clips per second, times real time, peak memory, share of the matrix rate.
 
-    python benchmarks/embed.py --size base --seconds 10 --batch 4
+python benchmarks/embed.py --size base --seconds 10 --batch 4
 """
 
 from __future__ import annotations
@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 
 import torch
+from machine import describe_machine, encoder_operations, measure, peak_memory
 
 import hear_m2d
 from hear_m2d.config import ModelConfig, Options
 from hear_m2d.device import pick_device
 from hear_m2d.encoder import SIZES, EncoderConfig
 from hear_m2d.model import HearModel
-from machine import describe_machine, encoder_operations, measure, peak_memory
 
 
 def operations_per_clip(model: HearModel, samples: int) -> float:
@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"]
+    )
     options = parser.parse_args()
 
     device = pick_device(options.device)
@@ -47,7 +49,9 @@ def main() -> None:
         input_size=(80, options.frames), patch_size=(high, wide), width=width, depth=depth, heads=heads
     )
     print(f"{describe_machine(device)}")
-    print(f"{options.size}, 80x{options.frames}, {options.patch}, {options.batch} clips of {options.seconds} s")
+    print(
+        f"{options.size}, 80x{options.frames}, {options.patch}, {options.batch} clips of {options.seconds} s"
+    )
     print("| dtype | clips/s | times real time | share of matrix rate | matrix rate, GFLOP/s | peak MiB |")
     print("|---|---|---|---|---|---|")
     for dtype in options.dtype:
@@ -64,8 +68,8 @@ def main() -> None:
         )
         clips = options.batch / seconds.median
         print(
-            f"| {dtype} | {clips:.2f} | {clips * options.seconds:.1f} | {share:.2f} | {rate.median / 1e9:.0f} "
-            f"| {peak_memory(device):.0f} |"
+            f"| {dtype} | {clips:.2f} | {clips * options.seconds:.1f} | {share:.2f} "
+            f"| {rate.median / 1e9:.0f} | {peak_memory(device):.0f} |"
         )
 
 

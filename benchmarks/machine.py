@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -115,7 +116,7 @@ def describe_machine(device: torch.device) -> str:
         name = torch.cuda.get_device_name(device)
     else:
         try:
-            with open("/proc/cpuinfo") as file:
+            with Path("/proc/cpuinfo").open() as file:
                 name = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
         except (OSError, StopIteration):
             pass

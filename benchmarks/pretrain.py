@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import argparse
 import math
+from functools import partial
 
 import torch
+from machine import block_operations, describe_machine, measure, peak_memory
+from torch import Tensor
 
 from hear_m2d.device import pick_device
 from hear_m2d.encoder import SIZES
 from hear_m2d.pretrain.build import build_objective
 from hear_m2d.pretrain.masking import visible_count
+from hear_m2d.pretrain.objective import Objective
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.schedules import decay_groups
 from hear_m2d.pretrain.train import mask_noise
-from machine import block_operations, describe_machine, measure, peak_memory
 
 
 def operations_per_clip(recipe: Recipe) -> float:
@@ -42,6 +45,19 @@ def operations_per_clip(recipe: Recipe) -> float:
     return 3 * online + target
 
 
+def train_step(
+    objective: Objective, optimizer: torch.optim.Optimizer, x: Tensor, noise: Tensor, *, low: bool
+) -> None:
+    """Run one step as the training loop does: forward, backward, clip, AdamW, momentum."""
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
+        loss = objective(x, noise).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(objective.parameters(), 3.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    objective.momentum_update(0.99995)
+
+
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -53,7 +69,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
+    parser.add_argument(
+        "--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"]
+    )
     options = parser.parse_args()
 
     device = pick_device(options.device)
@@ -78,8 +96,8 @@ def main() -> None:
     patches = math.prod(recipe.encoder_config.grid)
     print(f"{describe_machine(device)}")
     print(
-        f"{options.objective} {options.size}, 80x{options.frames}, {options.patch}, ratio {options.mask_ratio}, "
-        f"batch {options.batch}"
+        f"{options.objective} {options.size}, 80x{options.frames}, {options.patch}, "
+        f"ratio {options.mask_ratio}, batch {options.batch}"
     )
     print("| dtype | clips/s | times real time | share of matrix rate | matrix rate, GFLOP/s | peak MiB |")
     print("|---|---|---|---|---|---|")
@@ -89,17 +107,7 @@ def main() -> None:
         x = torch.randn(options.batch, 1, 80, options.frames, device=device)
         noise = mask_noise(0, 0, options.batch, patches).to(device)
 
-        def step(
-            objective=objective, optimizer=optimizer, x=x, noise=noise, low=dtype == "bfloat16"
-        ) -> None:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
-                loss = objective(x, noise).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(objective.parameters(), 3.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            objective.momentum_update(0.99995)
-
+        step = partial(train_step, objective, optimizer, x, noise, low=dtype == "bfloat16")
         seconds, rate, share = measure(
             step,
             operations=options.batch * operations_per_clip(recipe),

@@ -26,7 +26,7 @@ def pick_device(name: str = "auto") -> torch.device:
 def native_bfloat16(device: torch.device) -> bool:
     """Return whether the device has bfloat16 matrix instructions, so that bfloat16 is the faster choice."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
         try:
             words = set(Path("/proc/cpuinfo").read_text().split())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ def transformer_blocks(width: int, *, depth: int, heads: int, mlp_ratio: float =
     """Return ``depth`` pre-norm blocks of timm: joint qkv with bias, exact GELU, LayerNorm eps 1e-6."""
     from timm.models.vision_transformer import Block  # heavy: imported where an encoder is built
 
-    norm = partial(nn.LayerNorm, eps=1e-6)
+    norm: Any = partial(nn.LayerNorm, eps=1e-6)
     return nn.ModuleList(
         Block(dim=width, num_heads=heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm)
         for _ in range(depth)

@@ -95,7 +95,8 @@ class HearModel(nn.Module):
     @torch.no_grad()
     def columns(self, audio: Audio) -> Tensor:
         """Return what :meth:`forward` returns, without gradients."""
-        return self(audio)
+        columns: Tensor = self(audio)
+        return columns
 
     @torch.no_grad()
     def scene_embeddings(self, audio: Audio) -> Tensor:
@@ -173,12 +174,14 @@ class HearModel(nn.Module):
 
     def _run(self, windows: Tensor, features: Callable[[Tensor], Tensor]) -> Tensor:
         dtype = self.encoder.norm.weight.dtype
-        return torch.cat([features(part.to(dtype)).float() for part in windows.split(self.batch_windows)])
+        parts = torch.split(windows, self.batch_windows)
+        return torch.cat([features(part.to(dtype)).float() for part in parts])
 
     def _columns(self, tokens: Tensor) -> Tensor:
         """Stack the frequency rows: (windows, rows * n, width) → (windows, n, rows * width)."""
+        windows, patches, width = tokens.shape
         rows = self.config.encoder.grid[0]
-        return tokens.unflatten(1, (rows, -1)).transpose(1, 2).flatten(2)
+        return tokens.reshape(windows, rows, patches // rows, width).transpose(1, 2).flatten(2)
 
     def _last_columns(self, windows: Tensor) -> Tensor:
         return self._columns(self.encoder(windows))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -53,7 +53,9 @@ def prepare(audio_dir: Path, out: Path, sample_rate: int, workers: int | None) -
 )
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train about this long here.")
-@click.option("--steps", type=click.IntRange(min=0), help="Train this many steps; 0 writes the untrained network.")
+@click.option(
+    "--steps", type=click.IntRange(min=0), help="Train this many steps; 0 writes the untrained network."
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="Train this many passes over the clips.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Clips per step.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of weights, crops and masks.")
@@ -88,7 +90,7 @@ def pretrain(
     if sum(length is not None for length in (minutes, steps, epochs)) > 1:
         raise click.UsageError("give one of --minutes, --steps and --epochs")
     recipe = load_recipe(recipe_name)
-    given = {"batch_size": batch_size, "seed": seed, "precision": precision}
+    given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "precision": precision}
     changed = {name: value for name, value in given.items() if value is not None}
     if steps is not None or epochs is not None:
         changed |= {"steps": steps, "epochs": epochs}

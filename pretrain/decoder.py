@@ -87,9 +87,7 @@ class Decoder(nn.Module):
         x = torch.cat([first, visible, masked], dim=1)
         for block in self.blocks:
             x = block(x)
-        if only_masked:
-            x = x[:, -mask.masked.shape[1] :]
-        else:
-            x = take(x[:, first.shape[1] :], mask.restore())
+        x = x[:, first.shape[1] :]  # (batch, visible + masked, width)
+        x = x[:, visible.shape[1] :] if only_masked else take(x, mask.restore())
         out: Tensor = self.pred(self.norm(x))
         return out

@@ -7,6 +7,7 @@ Model the Input" (ICASSP 2023), section III; steps and numbers as in its publish
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from hear_m2d.pretrain.objective import Objective, Outcome, standardise_tokens
 
 
 class TargetEncoder(nn.Module):
-    """The momentum network: blocks and final norm only; it shares the online patch embedding and class token."""
+    """The momentum network: blocks and final norm; patch embedding and class token are the online ones."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -110,7 +111,9 @@ class M2D(Objective):
             target = standardise_tokens(target)
         if self.loss == "mse":
             return nn.functional.mse_loss(predicted, target)
-        cosine = (nn.functional.normalize(predicted, dim=-1) * nn.functional.normalize(target, dim=-1)).sum(-1)
+        cosine = (nn.functional.normalize(predicted, dim=-1) * nn.functional.normalize(target, dim=-1)).sum(
+            -1
+        )
         return (2 - 2 * cosine).mean()
 
     @torch.no_grad()
@@ -118,7 +121,8 @@ class M2D(Objective):
         """Move the target towards the online network: target = decay * target + (1 - decay) * online."""
         online = [*self.encoder.blocks.parameters(), *self.encoder.norm.parameters()]
         target = [*self.target.blocks.parameters(), *self.target.norm.parameters()]
-        get_ema_multi_avg_fn(decay)(target, online, torch.empty(0))
+        update: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        update(target, online, torch.empty(0))
 
 
 @torch.no_grad()

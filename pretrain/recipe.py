@@ -128,7 +128,9 @@ class Recipe:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is out of range")
         patches = math.prod(self.encoder_config.grid)
         if not 0 < visible_count(patches, self.mask_ratio) < patches:
-            raise ValueError(f"mask_ratio = {self.mask_ratio} of {patches} patches leaves none visible or masked")
+            raise ValueError(
+                f"mask_ratio = {self.mask_ratio} of {patches} patches leaves none visible or masked"
+            )
 
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):
@@ -216,7 +218,9 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
     shipped = shipped_recipes()
     path = shipped.get(os.fspath(name)) or Path(name)
     if not path.is_file():
-        raise ValueError(unknown_name("recipe", os.fspath(name), shipped) + " Or give the path of a TOML file.")
+        raise ValueError(
+            unknown_name("recipe", os.fspath(name), shipped) + " Or give the path of a TOML file."
+        )
     try:
         fields = tomllib.loads(path.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

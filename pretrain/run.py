@@ -1,11 +1,11 @@
 """A run's folder: what is being trained, the training state, the log; safe to interrupt at any moment.
 
-    run.json                what this run is: recipe, data, steps
-    metrics.jsonl           one line per logged step
-    tensorboard/            the same, for TensorBoard
-    state.safetensors       weights, optimiser moments and step, to resume from
-    checkpoint.safetensors  the encoder, for load_model
-    objective.safetensors   the rest: predictor or decoder, target network
+run.json                what this run is: recipe, data, steps
+metrics.jsonl           one line per logged step
+tensorboard/            the same, for TensorBoard
+state.safetensors       weights, optimiser moments and step, to resume from
+checkpoint.safetensors  the encoder, for load_model
+objective.safetensors   the rest: predictor or decoder, target network
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ class RunFolder:
             others = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
             others = [name for name in others if name != "data"]  # prepared before run.json is written
             if others:
-                raise ValueError(f"{self.folder} holds files of something else ({others[0]}): give an empty --out")
+                raise ValueError(
+                    f"{self.folder} holds files of something else ({others[0]}): give an empty --out"
+                )
             return None
         try:
             record = json.loads(self.record.read_text())
@@ -72,7 +74,8 @@ class RunFolder:
             return
         if different := differences(known, record):
             raise ValueError(
-                f"{self.folder} holds another run: {'; '.join(different)}. Give another --out, or the same settings"
+                f"{self.folder} holds another run: {'; '.join(different)}. "
+                f"Give another --out, or the same settings"
             )
 
     def log(self, line: dict[str, Any]) -> None:
@@ -116,7 +119,8 @@ class RunFolder:
             found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             if found:
                 optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in found.items()
+                    key: value if key == "step" else value.to(parameter.device)
+                    for key, value in found.items()
                 }
         return int(facts["step"])
 

@@ -71,14 +71,18 @@ def train(
     """
     run = RunFolder(out)
     if data.frontend != recipe.frontend_config:
-        raise ValueError(f"the data was prepared with {data.frontend}, the recipe wants {recipe.frontend_config}")
+        raise ValueError(
+            f"the data was prepared with {data.frontend}, the recipe wants {recipe.frontend_config}"
+        )
 
     # The device, and what it computes in.
     place = pick_device(device)
     precision = recipe.precision
     if precision == "auto":
         precision = "bfloat16" if native_bfloat16(place) else "float32"
-    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate keeps the last run's settings otherwise
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # accelerate keeps the last run's settings otherwise
     accelerator = Accelerator(
         cpu=place.type == "cpu",
         mixed_precision="bf16" if precision == "bfloat16" else "no",
@@ -165,8 +169,8 @@ def train(
             line["data_wait"] = waited / seconds
             if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
                 raise WorkFailedError(
-                    f"the loss is {line['loss']} and the gradient {line['grad_norm']} at step {done}: the run "
-                    f"stopped; the last saved state is in {run.state}. Try a smaller base_lr"
+                    f"the loss is {line['loss']} and the gradient {line['grad_norm']} at step {done}: the "
+                    f"run stopped; the last saved state is in {run.state}. Try a smaller base_lr"
                 )
             run.log(line)
             accelerator.log({k: v for k, v in line.items() if k != "step"}, step=done)

@@ -86,7 +86,9 @@ def _draw(x: Tensor, painted: Tensor, grid: Tensor, *, model: HearModel, title: 
     hidden = grid[..., None].bool()  # (1, patches, 1)
     true = patchify(x, config.encoder.patch_size)
     merged = unpatchify(torch.where(hidden, painted, true), config.encoder.patch_size, rows)
-    shown = unpatchify(torch.where(hidden, torch.full_like(true, np.nan), true), config.encoder.patch_size, rows)
+    shown = unpatchify(
+        torch.where(hidden, torch.full_like(true, np.nan), true), config.encoder.patch_size, rows
+    )
     error = (merged - x).abs()
     seconds = x.shape[-1] * config.frontend.hop_ms / 1000
     low, high = np.nanpercentile(x.numpy(), [1, 99.5])

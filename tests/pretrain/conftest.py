@@ -25,14 +25,19 @@ def our_name(name):
 
 def published_weights(arrays, prefix):
     """Map names; q and v biases become the first and last third of qkv.bias, whose middle third is zero."""
-    published = {k.removeprefix(prefix): torch.from_numpy(arrays[k]) for k in arrays.files if k.startswith(prefix)}
+    published = {
+        k.removeprefix(prefix): torch.from_numpy(arrays[k]) for k in arrays.files if k.startswith(prefix)
+    }
     weights = {}
     for name, value in published.items():
         if name in ("norm_stats", "decoder_pos_embed") or name.endswith("v_bias"):
             continue
         if name.endswith("q_bias"):
             v_bias = published[name.replace("q_bias", "v_bias")]
-            name, value = name.replace("q_bias", "qkv.bias"), torch.cat([value, torch.zeros_like(value), v_bias])
+            name, value = (
+                name.replace("q_bias", "qkv.bias"),
+                torch.cat([value, torch.zeros_like(value), v_bias]),
+            )
         weights[our_name(name)] = value
     return weights
 

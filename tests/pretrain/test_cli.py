@@ -68,7 +68,9 @@ def test_one_command_leads_from_a_folder_of_audio_to_a_checkpoint(run, audio_fol
 def test_a_picture_for_each_file(run, audio_folder, recipe, tmp_path):
     out = tmp_path / "run"
     run("pretrain", "--recipe", recipe, "--data", audio_folder, "--out", out)
-    code, _, _ = run("visualize", out, audio_folder / "clip0.wav", audio_folder / "clip1.wav", "--out", tmp_path / "p")
+    code, _, _ = run(
+        "visualize", out, audio_folder / "clip0.wav", audio_folder / "clip1.wav", "--out", tmp_path / "p"
+    )
     assert code == 0
     pictures = [matplotlib.image.imread(tmp_path / "p" / f"clip{i}.png") for i in range(2)]
     assert pictures[0].shape[1] > 800
@@ -77,7 +79,16 @@ def test_a_picture_for_each_file(run, audio_folder, recipe, tmp_path):
 
 def test_dry_run_prints_the_recipe_and_touches_nothing(run, recipe, tmp_path):
     code, printed, _ = run(
-        "pretrain", "--recipe", recipe, "--data", tmp_path / "none", "--out", tmp_path / "run", "--dry-run", "--seed", 5
+        "pretrain",
+        "--recipe",
+        recipe,
+        "--data",
+        tmp_path / "none",
+        "--out",
+        tmp_path / "run",
+        "--dry-run",
+        "--seed",
+        5,
     )
     assert code == 0
     assert "seed = 5" in printed
@@ -105,7 +116,9 @@ def test_options_override_the_recipe(run, audio_folder, recipe, tmp_path):
         ({"--out": "taken"}, "thesis.tex"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(run, audio_folder, recipe, tmp_path, monkeypatch, changes, says):
+def test_bad_input_is_one_line_and_exit_code_2(
+    run, audio_folder, recipe, tmp_path, monkeypatch, changes, says
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("")

@@ -1,4 +1,4 @@
-"""The MSM-MAE objective equals the published ones: of both repositories, with 1-D and 2-D decoder positions."""
+"""The MSM-MAE objective equals the published ones: both code bases, 1-D and 2-D decoder positions."""
 
 import numpy as np
 import pytest
