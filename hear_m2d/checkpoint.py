@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hear_m2d.config import ModelConfig, Options
+from hear_m2d.encoder import resize_positions
 from hear_m2d.files import atomic_write
 from hear_m2d.frontend import LogMelSpectrogram
 from hear_m2d.model import HearModel
@@ -124,6 +125,8 @@ def build_model(checkpoint: Checkpoint, options: Options | None = None) -> HearM
         ValueError: Tensors missing, left over or misshapen, or an option that does not fit.
     """
     options = options or Options()
+    if options.dur_frames is not None:
+        checkpoint = _for_duration(checkpoint, options.dur_frames)
     model = _empty_model(checkpoint, options)
     # Copies, so that no two models share weights; and a .pth may hold one storage under two names.
     weights = {name: tensor.clone().contiguous() for name, tensor in checkpoint.tensors.items()}
@@ -147,6 +150,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "file": str(checkpoint.path),
         "kind": config.kind,
+        "code_base": config.code_base,
         "input": f"{encoder.input_size[0]}x{encoder.input_size[1]} (mel bins x frames)",
         "patch": f"{encoder.patch_size[0]}x{encoder.patch_size[1]}",
         "width": encoder.width,
@@ -167,6 +171,18 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "training": dict(config.training),
         "notes": list(checkpoint.notes),
     }
+
+
+def _for_duration(checkpoint: Checkpoint, frames: int) -> Checkpoint:
+    """Return the checkpoint with its positions resampled or cropped to one window of that many frames."""
+    encoder = checkpoint.config.encoder
+    resized = replace(encoder, input_size=(encoder.input_size[0], frames))
+    positions = resize_positions(checkpoint.tensors["pos_embed"], encoder.grid, resized.grid[1])
+    return replace(
+        checkpoint,
+        config=replace(checkpoint.config, encoder=resized),
+        tensors={**checkpoint.tensors, "pos_embed": positions},
+    )
 
 
 def _empty_model(checkpoint: Checkpoint, options: Options | None = None) -> HearModel:

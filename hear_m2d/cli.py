@@ -48,7 +48,9 @@ class PartCommand(click.Command):
         """Run the command, unless a package is missing."""
         if missing := self.missing():
             raise click.UsageError(
-                f"`hear-m2d {self.name}` needs {', '.join(missing)}. Type: {self.install}", ctx=ctx
+                f"`hear-m2d {self.name}` needs {', '.join(missing)}. Type: {self.install} "
+                f"(in a checkout: make install)",
+                ctx=ctx,
             )
         return super().invoke(ctx)
 

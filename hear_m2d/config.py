@@ -116,9 +116,16 @@ class Options:
         input_frames: Frames of one window, where that is no multiple of the patch.
         mean: Mean of the log-mel.
         std: Standard deviation of the log-mel.
+        windows: ``whole``: no frame is lost between windows; ``published``: as the authors' code of the
+            checkpoint's code base cuts them.
+        normalization: ``fixed``: the checkpoint's statistics; ``batch``: those of the batch at hand, as the
+            first MSM-MAE, so that a clip's embedding depends on its mates.
+        dur_frames: Resample (longer) or crop (shorter) the stored positions to one window of this length.
         timestamps: ``interpolate`` columns in time, or ``dense``: one shifted pass per timestamp phase.
         layers: Block indices to embed with, from 0, negative ones allowed; None is the last block.
         layer_mode: ``concat`` the layers' features, or take their ``mean``.
+        output: ``columns``: frequency rows stacked, as the papers embed; ``mean``: their mean; ``tokens``: the
+            single tokens (their mean where one vector per time is asked for).
         dtype: ``float32`` or ``bfloat16``, of the encoder; front end and outputs stay float32.
     """
 
@@ -126,22 +133,31 @@ class Options:
     input_frames: int | None = None
     mean: float | None = None
     std: float | None = None
+    dur_frames: int | None = None
+    windows: str = "whole"
+    normalization: str = "fixed"
     timestamps: str = "interpolate"
     layers: tuple[int, ...] | None = None
     layer_mode: str = "concat"
+    output: str = "columns"
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         choices = {
+            "windows": ("whole", "published"),
+            "normalization": ("fixed", "batch"),
             "timestamps": ("interpolate", "dense"),
             "layer_mode": ("concat", "mean"),
+            "output": ("columns", "tokens", "mean"),
             "dtype": ("float32", "bfloat16"),
         }
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}; it is one of {', '.join(allowed)}")
-        for name in ("sample_rate", "input_frames"):
+        if self.windows == "published" and self.timestamps == "dense":
+            raise ValueError("timestamps='dense' needs windows='whole': its passes lose no frame")
+        for name in ("sample_rate", "input_frames", "dur_frames"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
                 raise ValueError(f"{name}={value!r}; it is a positive whole number")
@@ -172,6 +188,8 @@ class Options:
     def override(self, config: ModelConfig) -> ModelConfig:
         """Return the config with the values given by hand put in place of the file's."""
         encoder, frontend = config.encoder, config.frontend
+        if self.dur_frames is not None and self.input_frames is not None:
+            raise ValueError("give dur_frames or input_frames: both are the length of a window")
         if self.sample_rate is not None and self.sample_rate != frontend.sample_rate:
             frontend = FrontendConfig.for_rate(self.sample_rate)
         if self.input_frames is not None:

@@ -87,6 +87,26 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
     return torch.from_numpy(table).float()
 
 
+def resize_positions(table: Tensor, grid: tuple[int, int], columns: int) -> Tensor:
+    """Return a stored table for another number of columns: cropped if fewer, resampled (bicubic) if more.
+
+    Args:
+        table: (1, [1 +] rows * columns, width); a class token's row comes first and is kept.
+        grid: Rows and columns of the table.
+        columns: Columns wanted.
+    """
+    rows, now = grid
+    first = table[:, : table.shape[1] - rows * now]
+    places = table[:, first.shape[1] :].reshape(rows, now, -1)
+    if columns <= now:
+        places = places[:, :columns]
+    else:
+        image = places.permute(2, 0, 1)[None]  # (1, width, rows, columns)
+        image = nn.functional.interpolate(image, size=(rows, columns), mode="bicubic", align_corners=False)
+        places = image[0].permute(1, 2, 0)
+    return torch.cat([first, places.reshape(1, rows * columns, -1)], dim=1)
+
+
 def transformer_blocks(width: int, *, depth: int, heads: int, mlp_ratio: float = 4.0) -> nn.ModuleList:
     """Return ``depth`` pre-norm blocks of timm: joint qkv with bias, exact GELU, LayerNorm eps 1e-6."""
     from timm.models.vision_transformer import Block  # heavy: imported where an encoder is built

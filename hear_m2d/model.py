@@ -17,6 +17,7 @@ from hear_m2d.timestamps import (
     timestamp_count,
     timestamps_ms,
 )
+from hear_m2d.windows import WindowPlan, plan_windows
 
 Audio = Tensor | Sequence[Tensor]
 
@@ -70,13 +71,18 @@ class HearModel(nn.Module):
     @property
     def timestamp_embedding_size(self) -> int:
         """Features of one timestamp embedding."""
-        layers = self.options.layers or (-1,)
-        return self.config.encoder.column_width * (len(layers) if self.options.layer_mode == "concat" else 1)
+        encoder = self.config.encoder
+        width = encoder.column_width if self.options.output == "columns" else encoder.width
+        return width * self._layer_count
 
     @property
     def scene_embedding_size(self) -> int:
-        """Features of a scene embedding: the mean over columns has as many as a column."""
+        """Features of a scene embedding: the mean over time has as many as one time."""
         return self.timestamp_embedding_size
+
+    @property
+    def _layer_count(self) -> int:
+        return len(self.options.layers or (-1,)) if self.options.layer_mode == "concat" else 1
 
     def forward(self, audio: Audio) -> Tensor:
         """Return the columns of the last block after the final norm, with gradients.
@@ -99,12 +105,34 @@ class HearModel(nn.Module):
         return columns
 
     @torch.no_grad()
+    def features(self, audio: Audio) -> Tensor:
+        """Return what embeddings are made of, as the options ``layers`` and ``output`` say, without gradients.
+
+        Args:
+            audio: (batch, samples) in [-1, 1], or a list of (samples,) of one length.
+
+        Returns:
+            ``columns`` and ``mean``: (batch, time_patches, features). ``tokens``: (batch, patches, features),
+            window by window, within a window frequency-major.
+        """
+        spectrogram = self.standardised(self._batch(audio))
+        columns = self._windowed(spectrogram, self._features)
+        if self.options.output != "tokens":
+            return self._rows_averaged(columns)
+        encoder, plan = self.config.encoder, self._plan(spectrogram.shape[-1])
+        windows = torch.split(columns, plan.stride // plan.patch, dim=1)
+        shape = (self._layer_count, encoder.grid[0], encoder.width)
+        tokens = [w.reshape(*w.shape[:2], *shape).permute(0, 3, 1, 2, 4) for w in windows]
+        return torch.cat([t.reshape(t.shape[0], t.shape[1] * t.shape[2], -1) for t in tokens], dim=1)
+
+    @torch.no_grad()
     def scene_embeddings(self, audio: Audio) -> Tensor:
         """Return one vector per clip, the mean over its columns: (batch, scene_embedding_size)."""
         groups = equal_lengths(audio)
         scenes: list[Tensor] = [torch.empty(0)] * sum(len(indices) for indices, _ in groups)
         for indices, clips in groups:
-            means = self._windowed(self.standardised(self._batch(clips)), self._features).mean(1)
+            columns = self._windowed(self.standardised(self._batch(clips)), self._features)
+            means = self._rows_averaged(columns.mean(1, keepdim=True))[:, 0]
             for index, mean in zip(indices, means, strict=True):
                 scenes[index] = mean
         return torch.stack(scenes)
@@ -124,13 +152,17 @@ class HearModel(nn.Module):
         step = frame_step(patch, self.config.frontend.hop_ms)
         count = timestamp_count(batch.shape[1], step=step, hop_length=self.config.frontend.hop_length)
         spectrogram = self.standardised(batch)
-        if step == patch:
-            embeddings = self._windowed(spectrogram, self._features)[:, :count]
-        elif self.options.timestamps == "interpolate":
-            columns = self._windowed(spectrogram, self._features)
-            embeddings = interpolate_columns(columns, count=count, step=step, patch_frames=patch)
-        else:
+        if step < patch and self.options.timestamps == "dense":
             embeddings = self._dense(spectrogram, count=count, step=step)
+        else:
+            embeddings = self._windowed(spectrogram, self._features)
+            plan = self._plan(spectrogram.shape[-1])
+            if step == patch and plan.regular:  # each column is a timestamp's own
+                embeddings = embeddings[:, :count]
+            else:
+                centres = plan.centres(embeddings.shape[1])
+                embeddings = interpolate_columns(embeddings, centres, count=count, step=step)
+        embeddings = self._rows_averaged(embeddings)
         times = timestamps_ms(count, step=step, frontend=self.config.frontend).float().to(batch.device)
         return embeddings, times.expand(len(batch), -1).clone()
 
@@ -148,8 +180,13 @@ class HearModel(nn.Module):
         return self.head(pooled)  # type: ignore[no-any-return]
 
     def standardised(self, batch: Tensor) -> Tensor:
-        """Return (log-mel - mean) / std with the checkpoint's own statistics, (batch, mels, frames)."""
+        """Return (log-mel - mean) / std, (batch, mels, frames).
+
+        The statistics are the checkpoint's own; with ``normalization="batch"`` those of the batch at hand.
+        """
         logmel: Tensor = self.frontend(batch)
+        if self.options.normalization == "batch":
+            return (logmel - logmel.mean()) / logmel.std().clamp(min=1e-6)  # silence has none
         return (logmel - self.config.mean) / self.config.std
 
     def _batch(self, audio: Audio) -> Tensor:
@@ -157,20 +194,27 @@ class HearModel(nn.Module):
 
     def _windowed(self, x: Tensor, features: Callable[[Tensor], Tensor]) -> Tensor:
         """Run ``features`` over the windows of (batch, mels, frames): (batch, columns, …)."""
+        plan = self._plan(x.shape[-1])
+        x = nn.functional.pad(x, (0, plan.pad))  # 0 is the mean
         batch, mels, frames = x.shape
-        window, patch = self.config.encoder.input_size[1], self.config.encoder.patch_size[1]
-        step = window // patch * patch  # whole patches, so that no frame falls between windows
-        full = frames // step
+        full = min(plan.count, frames // plan.stride)
         parts = []
         if full:
-            whole = x[..., : full * step].reshape(batch, mels, full, step).transpose(1, 2)
-            columns = self._run(whole.reshape(batch * full, 1, mels, step), features)
+            whole = x[..., : full * plan.stride].reshape(batch, mels, full, plan.stride)
+            whole = whole[..., : plan.stride // plan.patch * plan.patch].transpose(1, 2)
+            columns = self._run(whole.reshape(batch * full, 1, mels, -1), features)
             parts.append(columns.reshape(batch, full * columns.shape[1], -1))
-        if frames > full * step:
-            last = x[..., full * step :]
-            last = nn.functional.pad(last, (0, -last.shape[-1] % patch))  # 0 is the mean
+        rest = (frames - full * plan.stride) // plan.patch * plan.patch
+        if plan.count > full and rest:
+            last = x[..., full * plan.stride :][..., :rest]
             parts.append(self._run(last[:, None], features))
-        return torch.cat(parts, dim=1)
+        columns = torch.cat(parts, dim=1)
+        return columns[:, : columns.shape[1] - plan.drop]
+
+    def _plan(self, frames: int) -> WindowPlan:
+        encoder = self.config.encoder
+        rule = "whole" if self.options.windows == "whole" else self.config.code_base
+        return plan_windows(frames, window=encoder.input_size[1], patch=encoder.patch_size[1], rule=rule)
 
     def _run(self, windows: Tensor, features: Callable[[Tensor], Tensor]) -> Tensor:
         dtype = self.encoder.norm.weight.dtype
@@ -182,6 +226,14 @@ class HearModel(nn.Module):
         windows, patches, width = tokens.shape
         rows = self.config.encoder.grid[0]
         return tokens.reshape(windows, rows, patches // rows, width).transpose(1, 2).flatten(2)
+
+    def _rows_averaged(self, columns: Tensor) -> Tensor:
+        """Average the frequency rows of (batch, n, layers * rows * width), unless columns are wanted."""
+        if self.options.output == "columns":
+            return columns
+        encoder = self.config.encoder
+        shape = (*columns.shape[:2], self._layer_count, encoder.grid[0], encoder.width)
+        return columns.reshape(shape).mean(3).flatten(2)
 
     def _last_columns(self, windows: Tensor) -> Tensor:
         return self._columns(self.encoder(windows))
@@ -199,7 +251,7 @@ class HearModel(nn.Module):
         """Encode p / q shifted copies, so that each timestamp is the centre of a column of its own."""
         patch = self.config.encoder.patch_size[1]
         phases = patch // step
-        dense = x.new_empty(len(x), count, self.timestamp_embedding_size)
+        dense = x.new_empty(len(x), count, self.config.encoder.column_width * self._layer_count)
         for phase in range(min(phases, count)):
             offset = dense_offset(phase, step=step, patch_frames=patch)
             shifted = nn.functional.pad(x, (-offset, 0))  # a negative pad cuts frames

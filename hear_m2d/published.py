@@ -13,6 +13,7 @@ import pickle
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,11 @@ from hear_m2d.frontend import FrontendConfig
 
 HEAD_WIDTH = 64  # of every published encoder
 MELS = 80
+# A fine-tuned task network, a M2D-CLAP runtime, or the bare encoder.
 PREFIXES = ("module.ar.runtime.backbone.", "backbone.")
+HEAD = {"module.head.norm.": "head.norm.", "module.head.mlp.mlp.0.": "head.linear."}
+# Beside a prefixed encoder: the front end's tables, which follow from the config, and text encoders.
+BESIDE = re.compile(r"module\.ar\.runtime\.to_spec\.|to_spec\.|text_encoder\.|logit_scale$")
 # What pretraining files hold beside the encoder: named in the notes, and left.
 LEFT = re.compile(
     r"(mask_token|decoder_\w+|target_blocks|target_norm|offline_predictor|audio_proj|text_proj|logit_scale)(\.|$)"
@@ -48,9 +53,10 @@ def read_published(path: str | os.PathLike[str]) -> Checkpoint:
         ValueError: Not a checkpoint, or not exactly the tensors of one.
     """
     path = Path(path)
-    state, notes = _encoder_state(_load(path), path)
+    whole = _state_dict(_load(path), path)
+    state, notes = _encoder_state(whole, path)
     try:
-        config = _config(state, path, notes)
+        config = replace(_config(state, path, notes), **_origin(whole))
         state.pop("norm_stats", None)
         checkpoint = Checkpoint(config=config, tensors=state, path=path, notes=tuple(notes))
         build_model(checkpoint)
@@ -79,27 +85,72 @@ def _load(path: Path) -> Any:
             raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
 
 
-def _encoder_state(loaded: Any, path: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """Return the encoder's tensors under timm's names, and notes."""
+def _state_dict(loaded: Any, path: Path) -> Mapping[str, Any]:
+    """Return the state dict of a training file (its ``model``) or of a bare one."""
     state = loaded.get("model", loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not all(isinstance(k, str) for k in state):
         raise ValueError(f"{path} is a pickle, but not a checkpoint: it holds a {type(loaded).__name__}")
+    return state
+
+
+def _origin(state: Mapping[str, Any]) -> dict[str, str]:
+    """Tell the objective and the code base from which networks and biases a file holds."""
+    first_msm_mae = any(key.endswith(".q_bias") for key in state)
+    decoder, target = (any(key.startswith(p) for key in state) for p in ("decoder_blocks.", "target_blocks."))
+    return {
+        "kind": "msm_mae" if first_msm_mae or (decoder and not target) else "m2d",
+        "code_base": "msm_mae" if first_msm_mae else "m2d",
+    }
+
+
+def _encoder_state(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the encoder's tensors under timm's names (and the head's), and notes."""
+    beside: set[str] = set()
     for prefix in PREFIXES:
         if any(key.startswith(prefix) for key in state):
-            others = [key for key in state if not key.startswith(prefix)]
-            if others:
-                raise ValueError(f"{path} holds tensors beside its encoder that are not read: {others[0]}, …")
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+            state, beside = _without_prefix(state, prefix)
+            break
     if "patch_embed.proj.weight" not in state:
         raise ValueError(
             f"{path} is a pickle, but not a checkpoint: it has no tensor patch_embed.proj.weight"
         )
-    kept = {key: value for key, value in state.items() if not LEFT.match(key)}
+    kept = _joined_biases({key: value for key, value in state.items() if not LEFT.match(key)})
     for key, value in kept.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"{path}: {key} is a {type(value).__name__}, not a tensor")
-    families = sorted({key.split(".")[0] for key in state if key not in kept})
+    families = sorted(beside | {key.split(".")[0] for key in state if LEFT.match(key)})
     return kept, [f"left in the file: {', '.join(families)}"] if families else []
+
+
+def _without_prefix(state: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], set[str]]:
+    """Strip the encoder's prefix, keep a classification head, name what stands beside both."""
+    kept: dict[str, Any] = {}
+    beside = set()
+    for key, value in state.items():
+        head = next((start for start in HEAD if key.startswith(start)), None)
+        if key.startswith(prefix):
+            kept[key.removeprefix(prefix)] = value
+        elif head:
+            kept[HEAD[head] + key.removeprefix(head)] = value
+        elif BESIDE.match(key):
+            beside.add(key.removeprefix("module.ar.runtime.").split(".")[0])
+        else:
+            kept[key] = value  # left over: the strict check names it
+    if "head.linear.weight" in kept:
+        kept.setdefault("head.norm.num_batches_tracked", torch.tensor(0))
+    return kept, beside
+
+
+def _joined_biases(state: dict[str, Any]) -> dict[str, Any]:
+    """Turn separate q and v biases (the first MSM-MAE) into a joint one; the key's is zero."""
+    joined = {key: value for key, value in state.items() if not key.endswith((".q_bias", ".v_bias"))}
+    for key, q in state.items():
+        if key.endswith(".attn.q_bias"):
+            v = state.get(key.replace("q_bias", "v_bias"))
+            if not isinstance(q, Tensor) or not isinstance(v, Tensor):
+                raise ValueError(f"{key} has no v_bias beside it")
+            joined[key.replace("q_bias", "qkv.bias")] = torch.cat([q, torch.zeros_like(q), v])
+    return joined
 
 
 def _config(state: Mapping[str, Tensor], path: Path, notes: list[str]) -> ModelConfig:
@@ -115,6 +166,12 @@ def _config(state: Mapping[str, Tensor], path: Path, notes: list[str]) -> ModelC
     columns = (positions.shape[1] - class_token) // rows
     depth = len({key.split(".")[1] for key in state if key.startswith("blocks.")})
     frames, rate = _from_name(path, (high, wide), columns, notes)
+    head = state.get("head.linear.weight")
+    if head is not None and head.ndim != 2:
+        raise ValueError(f"the classifier's weight has shape {list(head.shape)}: it has two axes")
+    labels = () if head is None else tuple(f"class {i}" for i in range(len(head)))
+    if labels:
+        notes.append(f"the file does not name its {len(labels)} classes: they are numbered")
     hidden = state.get("blocks.0.mlp.fc1.weight")
     stats = state.get("norm_stats")
     if stats is None:
@@ -122,7 +179,6 @@ def _config(state: Mapping[str, Tensor], path: Path, notes: list[str]) -> ModelC
     elif stats.shape != (2,):
         raise ValueError(f"norm_stats has shape {list(stats.shape)}, not [2]")
     return ModelConfig(
-        kind="m2d",
         encoder=EncoderConfig(
             input_size=(MELS, frames),
             patch_size=(high, wide),
@@ -135,6 +191,8 @@ def _config(state: Mapping[str, Tensor], path: Path, notes: list[str]) -> ModelC
         frontend=FrontendConfig.for_rate(rate),
         mean=DEFAULT_MEAN if stats is None else float(stats[0]),
         std=DEFAULT_STD if stats is None else float(stats[1]),
+        labels=labels,
+        head_width=None if head is None else int(head.shape[1]),
         licence=LICENCE,
         training={"source": path.parent.name + "/" + path.name},
     )

@@ -33,16 +33,27 @@ def timestamps_ms(count: int, *, step: int, frontend: FrontendConfig) -> Tensor:
     return (index * step + (step - 1) / 2) * (1000.0 * frontend.hop_length) / frontend.sample_rate
 
 
-def interpolate_columns(columns: Tensor, *, count: int, step: int, patch_frames: int) -> Tensor:
-    """Read columns (batch, n, features) linearly at the timestamps, (batch, count, features).
+def interpolate_columns(columns: Tensor, centres: Tensor, *, count: int, step: int) -> Tensor:
+    """Read columns linearly at the timestamps.
 
     Before the first and after the last column's centre, the end column holds.
+
+    Args:
+        columns: (batch, n, features).
+        centres: Centre of each column, in frames, ascending, (n,), float64.
+        count: How many timestamps.
+        step: Frames between timestamps.
+
+    Returns:
+        (batch, count, features).
     """
-    frame = torch.arange(count, device=columns.device, dtype=torch.float64) * step + (step - 1) / 2
-    place = ((frame - (patch_frames - 1) / 2) / patch_frames).clamp(0, columns.shape[1] - 1)
-    left = place.floor().long()
-    right = (left + 1).clamp(max=columns.shape[1] - 1)
-    weight = (place - left).to(columns.dtype)[None, :, None]
+    frame = torch.arange(count, dtype=torch.float64) * step + (step - 1) / 2
+    frame = frame.clamp(centres[0], centres[-1])
+    right = torch.searchsorted(centres, frame)  # the first centre at or after the timestamp
+    left = (right - 1).clamp(min=0)
+    span = (centres[right] - centres[left]).clamp(min=1)
+    weight = ((frame - centres[left]) / span).to(columns)[None, :, None]
+    left, right = left.to(columns.device), right.to(columns.device)
     return torch.lerp(columns[:, left], columns[:, right], weight)
 
 
