@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.machinery
-import importlib.util
 import runpy
 import sys
 import types
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hear_m2d.errors import unknown_name
-from hear_m2d.evaluation.installed import check_installed
+from hear_m2d.evaluation.installed import check_installed, is_importable
 
 VALIDATOR = "hearvalidator.validate"
 EMBEDDINGS = "heareval.embeddings.runner"
@@ -38,7 +37,7 @@ AGED_WARNINGS = (
 
 @contextmanager
 def aged_warnings() -> Iterator[None]:
-    """N1: hide three warnings that only say how old the packages are."""
+    """N1: hide the warnings that only say how old the packages are."""
     with warnings.catch_warnings():
         for message in AGED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
@@ -48,7 +47,7 @@ def aged_warnings() -> Iterator[None]:
 @contextmanager
 def pkg_resources_stand_in() -> Iterator[None]:
     """R7: setuptools 82 removed ``pkg_resources``, of which the packages call one function at import."""
-    if _importable("pkg_resources"):
+    if is_importable("pkg_resources"):
         yield
         return
     stand_in: Any = types.ModuleType("pkg_resources")
@@ -81,7 +80,7 @@ def tensorflow_stand_in() -> Iterator[None]:
 @contextmanager
 def tensorflow_sees_the_gpu() -> Iterator[None]:
     """R6: the embeddings runner stops where torch sees a GPU and tensorflow does not."""
-    if not _importable("tensorflow"):
+    if not is_importable("tensorflow"):
         yield
         return
     import tensorflow
@@ -203,15 +202,6 @@ def run_tool(tool: str, args: Sequence[str], *, without: Collection[str] = ()) -
                 raise
 
 
-def _importable(name: str) -> bool:
-    if name in sys.modules:
-        return sys.modules[name] is not None
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
-
-
 @contextmanager
 def _in_sys_modules(name: str, module: types.ModuleType) -> Iterator[None]:
     absent = object()
@@ -249,7 +239,8 @@ def main(args: Sequence[str] | None = None) -> None:
         without.append(rest[1])
         rest = rest[2:]
     if not rest:
-        sys.exit("usage: python -m hear_m2d.evaluation.compat [--without NAME]… TOOL ARGS…")
+        sys.stderr.write("usage: python -m hear_m2d.evaluation.compat [--without NAME]… TOOL ARGS…\n")
+        sys.exit(2)
     tool = rest[0]
     try:
         check_names(tool, without)

@@ -10,6 +10,7 @@ import glob
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,15 +18,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from hear_m2d.errors import WorkFailedError
 from hear_m2d.evaluation.compat import EMBEDDINGS, PREDICTIONS
 from hear_m2d.evaluation.folders import TaskFolder, find_tasks
 from hear_m2d.evaluation.installed import check_installed
-from hear_m2d.evaluation.record import RunRecord, describe
+from hear_m2d.evaluation.record import LOG, RunRecord, describe
 from hear_m2d.evaluation.results import failed, is_embedded, is_finished, read_finished
 from hear_m2d.evaluation.settings import Evaluation, device_environment
 from hear_m2d.evaluation.worker import remove_logs
 
-LOG, EMBEDDED = "harness.log", "embeddings"
+EMBEDDED = "embeddings"
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,9 @@ def evaluate(settings: Evaluation, *, progress: Callable[[str], None] = logger.i
     Raises:
         ImportError: If the official packages are missing; the message has the line to type.
         FileNotFoundError: If there are no tasks.
-        ValueError: If the model cannot be loaded, a task lacks its sample rate, or `out` holds another run.
+        ValueError: If the model cannot be loaded, a task lacks its sample rate, or `out` holds something
+            else. `out` is not claimed then: the corrected call may name it again.
+        WorkFailedError: If the process that loads the model dies.
     """
     for tool in (EMBEDDINGS, PREDICTIONS):
         check_installed(tool)
@@ -82,7 +86,8 @@ def _run(
     """Yield (task, event) from child processes; where one dies, its task has failed and a new one goes on."""
     left = list(tasks)
     while left:
-        loaded = False
+        loaded, log = False, settings.out / LOG
+        begun = log.stat().st_size if log.exists() else 0
         with record.alone() as lock, _child(settings, left, lock) as process:
             for line in process.stdout or ():
                 event = json.loads(line)
@@ -97,9 +102,9 @@ def _run(
                     left.pop(0)
             code = process.wait()
         if left:
-            error = f"the harness's process ended with code {code}: {_last_line(settings.out / LOG)}"
+            error = f"{_ending(code)}: {_last_line(log, begun)}"
             if not loaded:
-                raise RuntimeError(error)
+                raise WorkFailedError(f"{settings.module} could not be loaded: {error}")
             yield left.pop(0), {"event": "failed", "error": error, "peak_memory_bytes": None}
 
 
@@ -173,6 +178,19 @@ def _refusal(settings: Evaluation, event: Mapping[str, str]) -> str:
     return f"{settings.module} could not be loaded: {event['kind']}: {event['error']}"
 
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "") + f" (all of it: {log})"
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"the harness's process ended with code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = ", as where memory runs out" if name == "SIGKILL" else ""
+    return f"the harness's process was ended by {name}{hint}"
+
+
+def _last_line(log: Path, begun: int) -> str:
+    """Return the last thing a process said in the log, which may hold earlier ones before `begun`."""
+    lines = log.read_bytes()[begun:].decode(errors="replace").split("\n")
+    said = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return f"{said} (its log: {log})"

@@ -7,6 +7,7 @@ check this for us: they are installed with ``--no-deps``, and their needs are lo
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable, Collection
 from importlib.metadata import PackageNotFoundError, version
 
@@ -36,7 +37,7 @@ EXTRA = {  # module to import: name to install
 }
 
 
-def installed_version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     """Return the version of an installed package, or None."""
     try:
         return version(package)
@@ -46,9 +47,11 @@ def installed_version(package: str) -> str | None:
 
 def is_importable(module: str) -> bool:
     """Say whether a top-level module could be imported, without importing it."""
+    if module in sys.modules:  # find_spec() raises for a stand-in without a spec
+        return sys.modules[module] is not None
     try:
         return importlib.util.find_spec(module) is not None
-    except (ModuleNotFoundError, ValueError):
+    except ModuleNotFoundError:
         return False
 
 
@@ -56,7 +59,7 @@ def check_installed(
     tool: str,
     *,
     without: Collection[str] = (),
-    find_version: Callable[[str], str | None] = installed_version,
+    find_version: Callable[[str], str | None] = package_version,
     find_module: Callable[[str], bool] = is_importable,
 ) -> None:
     """Raise if an official tool could not work with what is installed.
@@ -75,7 +78,10 @@ def check_installed(
         return
     _check_exact("heareval", HEAREVAL, INSTALL_HEAREVAL, find_version)  # I2
     if missing := [package for module, package in EXTRA.items() if not find_module(module)]:
-        raise ImportError(f"heareval needs {', '.join(missing)}, not installed. Type: {INSTALL_EXTRA}")
+        raise ImportError(
+            f"heareval needs {', '.join(missing)}, not installed. "
+            f"Type: {INSTALL_EXTRA} (in a checkout: make install)"
+        )
     _check_lightning(find_version("pytorch-lightning"))
     if "R7" in without and not find_module("pkg_resources"):  # V1
         raise ImportError(

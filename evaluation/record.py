@@ -1,7 +1,8 @@
 """The folder of one evaluation: whose it is, which tasks it has seen, and its ``results.json``.
 
 The kit does not know one checkpoint from another: in a folder that holds the embeddings of one it would
-score them again under another's name. A folder therefore belongs to one checkpoint with one set of options.
+score them again under another's name. A folder therefore belongs to one checkpoint with one set of options;
+it is claimed once the model is loaded and fits, so that a refused call leaves no more than its log.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from hear_m2d.evaluation.folders import TaskFolder
-from hear_m2d.evaluation.installed import installed_version
+from hear_m2d.evaluation.installed import package_version
 from hear_m2d.evaluation.results import write_json
 from hear_m2d.evaluation.settings import Evaluation
 
-RUN, RESULTS, LOCK = "run.json", "results.json", ".lock"
+RECORD, RESULTS, LOCK, LOG = "evaluation.json", "results.json", ".lock", "harness.log"
 SEED = 42  # the harness's own, set anew for each task; it takes no other
 
 
@@ -38,25 +39,33 @@ class RunRecord:
 
     @classmethod
     def open(cls, out: Path, facts: dict[str, Any]) -> RunRecord:
-        """Take a folder for this evaluation, or find it as an earlier call left it.
+        """Find a folder free for this evaluation, or as an earlier call left it; nothing is written yet.
 
         Raises:
             ValueError: If the folder holds something else.
         """
         record = cls(out=out, facts=facts, digests={})
-        if not (out / RUN).is_file():
-            if out.exists() and (not out.is_dir() or any(out.iterdir())):
-                raise ValueError(f"{out} is not empty and holds no evaluation: give another --out")
-            out.mkdir(parents=True, exist_ok=True)
-            record._write()
-            return record
-        known = json.loads((out / RUN).read_text())
-        ours = identity(facts)
+        record._look()
+        return record
+
+    def _look(self) -> None:
+        """Compare the folder with this evaluation, and take over what an earlier call noted."""
+        out = self.out
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{out} is a file, and --out is a folder: give another --out")
+        if not (out / RECORD).exists():
+            others = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
+            if others := [name for name in others if name not in {LOCK, LOG}]:  # left by a refused call
+                raise ValueError(
+                    f"{out} is not empty and holds no evaluation, but {', '.join(others[:3])}: "
+                    f"give another --out"
+                )
+            return
+        known, ours = _known(out / RECORD), identity(self.facts)
         if differing := [key for key in ours if known["identity"].get(key) != ours[key]]:
             told = "; ".join(f"{key} {known['identity'].get(key)!r}, not {ours[key]!r}" for key in differing)
             raise ValueError(f"{out} holds another evaluation: {told}. Give another --out")
-        record.sample_rate, record.digests = known["sample_rate"], known["tasks"]
-        return record
+        self.sample_rate, self.digests = known["sample_rate"], known["tasks"]
 
     @contextmanager
     def alone(self) -> Iterator[int]:
@@ -64,16 +73,18 @@ class RunRecord:
 
         The lock lasts until the last process that has the descriptor ends, so an orphan still holds it.
         """
+        self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / LOCK).open("w") as file:
             try:
                 import fcntl
             except ImportError:  # no such locks on this system
-                yield file.fileno()
-                return
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"another process is at work in {self.out}") from error
+                pass
+            else:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise ValueError(f"another process is at work in {self.out}") from error
+            self._look()  # another evaluation may have claimed the folder since
             yield file.fileno()
 
     def check_same(self, task: TaskFolder) -> None:
@@ -87,17 +98,22 @@ class RunRecord:
             )
 
     def remember(self, tasks: Iterable[TaskFolder], *, sample_rate: int) -> None:
-        """Note what tasks look like now that their embeddings are about to be made."""
+        """Claim the folder, and note what tasks look like now that their embeddings are about to be made."""
         self.sample_rate = sample_rate
         self.digests = {**(self.digests or {}), **{task.name: task.digest(sample_rate) for task in tasks}}
         self._write()
 
     def earlier_entries(self) -> list[dict[str, Any]]:
         """Return the tasks of the ``results.json`` that an earlier call left, if any."""
-        try:
-            return list(json.loads((self.out / RESULTS).read_text())["tasks"])
-        except FileNotFoundError:
+        path = self.out / RESULTS
+        if not path.exists():
             return []
+        tasks = _json_object(path).get("tasks")
+        if not isinstance(tasks, list) or not all(
+            isinstance(task, dict) and "task" in task for task in tasks
+        ):
+            raise ValueError(f"{path} holds something else: no list of tasks. Give another --out")
+        return tasks
 
     def save(self, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Write ``results.json``, tasks sorted by name, and return its content."""
@@ -108,7 +124,27 @@ class RunRecord:
 
     def _write(self) -> None:
         content = {"identity": identity(self.facts), "sample_rate": self.sample_rate, "tasks": self.digests}
-        write_json(self.out / RUN, content)
+        write_json(self.out / RECORD, content)
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """Read the record of an earlier call, and check that it is one."""
+    known = _json_object(path)
+    kinds = {"identity": dict, "sample_rate": int | None, "tasks": dict}
+    for key, kind in kinds.items():
+        if key not in known or not isinstance(known[key], kind):
+            raise ValueError(f"{path} holds something else: no evaluation's {key!r}. Give another --out")
+    return known
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} holds something else: no JSON ({error}). Give another --out") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds something else: no JSON object. Give another --out")
+    return content
 
 
 def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,8 +173,8 @@ def describe(settings: Evaluation) -> dict[str, Any]:
             "options": dict(settings.options),
         },
         "harness": {
-            "heareval": installed_version("heareval"),
-            "hearvalidator": installed_version("hearvalidator"),
+            "heareval": package_version("heareval"),
+            "hearvalidator": package_version("hearvalidator"),
             "grid": settings.grid,
             "grid_points": settings.grid_points,
             "seed": SEED,
@@ -179,6 +215,9 @@ def _environment(device: str | None) -> dict[str, Any]:
     used = "cpu"
     if device != "cpu" and torch.cuda.is_available():
         index = int(device.partition(":")[2] or 0) if device else 0
+        # asked by number: pick_device() would put memory on the GPU, and the kit records what is in use there
+        if index >= (count := torch.cuda.device_count()):
+            raise ValueError(f"there is no device {device}: torch sees {count}, counted from cuda:0")
         used = f"cuda {torch.cuda.get_device_name(index)}"
     elif device not in {None, "cpu"}:
         raise ValueError(f"the device {device} was asked for, and torch sees no GPU")

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from hear_m2d.files import atomic_write_text
 
 RAW = "test.predicted-scores.json"
 EMBEDDED = ".done.embeddings"
@@ -97,17 +98,8 @@ def is_finished(folder: Path) -> bool:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON under a temporary name, then rename: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w") as file:
-            json.dump(value, file, indent=2, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write strict JSON: whole, or not at all."""
+    atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def table(tasks: Sequence[Mapping[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hear_m2d.device import pick_device
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.evaluation.compat import VALIDATOR, run_tool
 
@@ -35,22 +36,24 @@ def validate(
     Raises:
         ImportError: If hearvalidator or the module is missing.
         FileNotFoundError: If there is no checkpoint at `model`.
+        ValueError: If there is no such device here, or the model could not be loaded.
         WorkFailedError: If the validator refuses the module, or the module fails while it is checked.
     """
     if model is not None and not model.exists():
         raise FileNotFoundError(f"no checkpoint at {model}")
-    with _working_directory_importable(), _module_with_options(module, options or {}) as name:
-        arguments = [name]
-        arguments += [] if model is None else ["--model", str(model)]
-        arguments += [] if device is None else ["--device", device]
-        try:
-            run_tool(VALIDATOR, arguments)
-        except (KeyboardInterrupt, GeneratorExit):
-            raise
-        except BaseException as error:  # the validator's ModelError derives from BaseException
-            if isinstance(error, Exception) and _while_loading(error):
-                raise
+    arguments = [] if model is None else ["--model", str(model)]
+    arguments += [] if device is None else ["--device", str(pick_device(device))]
+    try:
+        with _working_directory_importable(), _module_with_options(module, options or {}) as name:
+            run_tool(VALIDATOR, [name, *arguments])
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # the validator's ModelError derives from BaseException
+        if not isinstance(error, Exception) or not _while_loading(error):
             raise WorkFailedError(f"the validator refused {module}: {_sentence(error)}") from error
+        if isinstance(error, ValueError | OSError | ImportError):
+            raise
+        raise ValueError(f"{module} could not be loaded: {_sentence(error)}") from error
 
 
 @contextmanager

@@ -51,11 +51,28 @@ def test_validate_ends_with_1_where_the_validator_refuses(
         (["--module", "no_such_module"], "No module named 'no_such_module'"),
         (["--model-options", "{"], "'{' is no JSON"),
         (["--model-options", "[1]"], "no JSON object"),
+        (["--device", "abacus"], "device 'abacus' cannot be used here"),
+        (["--device", "cuda"], "device 'cuda' cannot be used here"),
+        (
+            ["--module", "tiny_hear_module", "--model-options", '{"fault": "load at run time"}'],
+            "tiny_hear_module could not be loaded: RuntimeError: no weights fit",
+        ),
+        (["--module", "breaks_at_import"], "breaks_at_import could not be loaded: RuntimeError: not today"),
+        (
+            ["--module", "breaks_at_import", "--model-options", '{"fault": ""}'],
+            "breaks_at_import could not be loaded: RuntimeError: not today",
+        ),
     ],
 )
 def test_validate_ends_with_2_and_one_line_where_the_input_is_bad(
-    args: list[str], message: str, capfd: pytest.CaptureFixture[str]
+    args: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("breaks_at_import.py").write_text("raise RuntimeError('not today')")
     assert code_of("validate", *args) == 2
     error = capfd.readouterr().err.strip()
     assert message in error
@@ -109,6 +126,13 @@ def test_evaluate_ends_with_1_where_a_task_fails(
         (["--model-options", '{"a":'], "is no JSON"),
         (["--model-options", '{"sample_rate": 48000}'], "hears 48000 Hz"),
         (["--tasks-dir", "absent"], "no folder of tasks at absent"),
+        (["--device", "abacus"], "unknown device 'abacus'"),
+        (
+            ["--model-options", '{"fault": "load at run time"}'],
+            "could not be loaded: RuntimeError: no weights",
+        ),
+        (["--out", __file__], f"{__file__} is a file, and --out is a folder"),
+        (["--out", f"{__file__}/out"], "Not a directory"),
     ],
 )
 def test_evaluate_ends_with_2_and_one_line_where_the_input_is_bad(
@@ -122,6 +146,28 @@ def test_evaluate_ends_with_2_and_one_line_where_the_input_is_bad(
     assert "\n" not in error
 
 
+@pytest.mark.parametrize(
+    ("fault", "how"),
+    [
+        ("die at load", "ended with code 7: malloc: the last words"),
+        ("killed at load", "ended by SIGKILL, as where memory runs out: it said nothing"),
+    ],
+)
+def test_a_model_whose_process_dies_while_it_is_loaded_ends_with_1_and_one_line(
+    fault: str, how: str, tiny_tasks: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny_tasks.scene_multiclass(tmp_path / "tasks", sizes=(4, 4, 4))
+    start = ["evaluate", "--module", "tiny_hear_module", "--tasks-dir", str(tmp_path / "tasks")]
+    options = json.dumps({"fault": fault})
+    assert code_of(*start, "--out", str(tmp_path / "out"), "--model-options", options) == 1
+    log = tmp_path / "out/harness.log"
+    said = capfd.readouterr().err.strip()
+    assert "\n" not in said
+    assert said.startswith("error: tiny_hear_module could not be loaded: the harness's process")
+    assert f"{how} (its log: {log})" in said
+    assert log.is_file()
+
+
 def test_without_the_official_packages_the_commands_say_what_to_type(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -133,5 +179,7 @@ def test_without_the_official_packages_the_commands_say_what_to_type(
     assert code_of("validate") == 2
     assert "pip install --no-deps --ignore-requires-python hearvalidator==2021.0.6" in capfd.readouterr().err
     assert code_of("evaluate", "--tasks-dir", "t", "--out", "o") == 2
-    assert "pip install --no-deps heareval==2021.1.3" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "pip install --no-deps heareval==2021.1.3" in said
+    assert "in a checkout: make install" in said
     assert {"validate", "evaluate"} <= set(cli.list_commands(None))  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 import importlib.util
 import subprocess
 import sys
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from hear_m2d.evaluation.installed import (
     INSTALL_NVML,
     INSTALL_SETUPTOOLS,
     check_installed,
+    is_importable,
 )
 
 pytestmark = pytest.mark.harness
@@ -188,7 +190,7 @@ def test_every_repair_is_undone(tool: str) -> None:
 
     before = (
         list(warnings.filters),
-        torch.serialization.get_safe_globals(),
+        set(torch.serialization.get_safe_globals()),  # its order changes with each call
         dict(vars(FitLoop)),
         sys.modules.get("tensorflow"),
         list(sys.argv),
@@ -197,7 +199,7 @@ def test_every_repair_is_undone(tool: str) -> None:
         raise KeyError
     after = (
         list(warnings.filters),
-        torch.serialization.get_safe_globals(),
+        set(torch.serialization.get_safe_globals()),  # its order changes with each call
         dict(vars(FitLoop)),
         sys.modules.get("tensorflow"),
         list(sys.argv),
@@ -254,7 +256,14 @@ def test_what_is_missing_or_too_new_is_told_with_the_line_to_type(
         check_installed(
             tool, without=without, find_version=found.get, find_module=lambda name: name != absent
         )
-    assert str(error.value).endswith(f"Type: {install}")
+    assert str(error.value).removesuffix(" (in a checkout: make install)").endswith(f"Type: {install}")
+
+
+def test_what_stands_in_for_a_module_counts_as_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "no_such_module", types.ModuleType("no_such_module"))  # without a spec
+    assert is_importable("no_such_module")
+    monkeypatch.setitem(sys.modules, "no_such_module", None)
+    assert not is_importable("no_such_module")
 
 
 def test_a_gpu_needs_the_nvml_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,6 +279,9 @@ def test_the_command_line_starts_a_tool_or_says_why_not(tmp_path: Path) -> None:
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
 
     assert run("heareval.prediction.runner").returncode == 2
+    for usage in ((), ("--without", "R7")):
+        assert (done := run(*usage)).returncode == 2
+        assert done.stderr.startswith("usage: ")
     done = run("--without", "R7", PREDICTIONS, "--help")
     assert done.returncode == 0, done.stderr
     assert "--grid-points" in done.stdout

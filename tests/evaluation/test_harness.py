@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hear_m2d.errors import WorkFailedError
 from hear_m2d.evaluation.harness import evaluate
 from hear_m2d.evaluation.record import RunRecord, describe
 from hear_m2d.evaluation.settings import Evaluation
@@ -130,6 +131,47 @@ def test_a_model_that_does_not_fit_is_refused_before_any_work(
     with pytest.raises(ValueError, match=message):
         evaluate(settings_for(tasks_dir, tmp_path / "out", options=options))
     assert not (tmp_path / "out/embeddings").exists()
+
+
+def test_a_refused_call_leaves_the_folder_to_the_corrected_one(tasks_dir: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "tasks"
+    shutil.copytree(tasks_dir / "tones-v1.0-full", mine / "tones-v1.0-full")
+    settings = settings_for(mine, tmp_path / "out", grid="faster")
+    no_checkpoint = tmp_path / "no.safetensors"
+    no_checkpoint.write_text("no checkpoint")
+    for wrong in (
+        {"options": {"sample_rate": 32000}},
+        {"options": {"falt": "x"}},
+        {"module": "hear_m2d", "model": no_checkpoint},
+    ):
+        with pytest.raises(ValueError):  # noqa: PT011  what it says is another test's
+            evaluate(replace(settings, **wrong))
+        assert not (tmp_path / "out/evaluation.json").exists()
+    with pytest.raises(WorkFailedError, match="could not be loaded"):
+        evaluate(replace(settings, options={"fault": "die at load"}))
+    (entry,) = evaluate(settings)["tasks"]
+    assert entry["status"] == "ok"
+
+
+def test_a_score_that_is_no_number_is_read_again_and_run_again_once_its_folder_is_gone(
+    tasks_dir: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "tasks"
+    shutil.copytree(tasks_dir / "tones-v1.0-full", mine / "tones-v1.0-full")
+    settings = settings_for(mine, tmp_path / "out", grid="faster")
+    (entry,) = evaluate(settings)["tasks"]
+    raw = tmp_path / "out" / entry["raw"]
+    printed = json.loads(raw.read_text())
+    printed["test"]["test_score"] = math.nan
+    raw.write_text(json.dumps(printed))
+    lines: list[str] = []
+    (entry,) = evaluate(settings, progress=lines.append)["tasks"]
+    assert entry["status"] == "failed"
+    assert len(lines) == 1
+    assert "finished before, failed: top1_acc is not a number" in lines[0]
+    shutil.rmtree(raw.parent)
+    (entry,) = evaluate(settings)["tasks"]
+    assert entry["status"] == "ok"
 
 
 def test_an_unknown_module_is_refused(tasks_dir: Path, tmp_path: Path) -> None:

@@ -16,10 +16,15 @@ def settings(tmp_path: Path) -> Evaluation:
     )
 
 
+def claim(settings: Evaluation) -> None:
+    settings.out.mkdir(exist_ok=True)
+    RunRecord.open(settings.out, describe(settings)).remember([], sample_rate=16000)
+
+
 def test_a_folder_belongs_to_a_checkpoints_content_not_to_its_name(
     settings: Evaluation, tmp_path: Path
 ) -> None:
-    RunRecord.open(settings.out, describe(settings))
+    claim(settings)
     (tmp_path / "moved.ckpt").write_text("weights of a")
     RunRecord.open(settings.out, describe(replace(settings, model=tmp_path / "moved.ckpt")))
     (tmp_path / "a.ckpt").write_text("weights of b")
@@ -31,7 +36,7 @@ def test_a_folder_belongs_to_a_checkpoints_content_not_to_its_name(
     "change", [{"options": {"x": 1}}, {"grid": "fast"}, {"grid_points": 3}, {"module": "n"}]
 )
 def test_other_settings_need_another_folder(settings: Evaluation, change: dict[str, object]) -> None:
-    RunRecord.open(settings.out, describe(settings))
+    claim(settings)
     with pytest.raises(
         ValueError, match=f"holds another evaluation: {next(iter(change))} .*give another --out|Give"
     ):
@@ -45,10 +50,54 @@ def test_a_folder_that_holds_other_things_is_refused(settings: Evaluation) -> No
         RunRecord.open(settings.out, describe(settings))
 
 
+def test_the_folder_of_a_pretraining_run_is_refused(settings: Evaluation) -> None:
+    settings.out.mkdir()
+    (settings.out / "run.json").write_text('{"recipe": {}, "steps": 3}')
+    (settings.out / "checkpoint.safetensors").touch()
+    with pytest.raises(
+        ValueError, match=r"holds no evaluation, but checkpoint\.safetensors, run\.json: give"
+    ):
+        RunRecord.open(settings.out, describe(settings))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"identity": {}}', '{"identity": 1, "tasks": {}}', "\0"]
+)
+def test_a_record_that_is_none_is_refused_by_name(settings: Evaluation, content: str) -> None:
+    settings.out.mkdir()
+    (settings.out / "evaluation.json").write_text(content)
+    with pytest.raises(ValueError, match=r"evaluation\.json holds something else: "):
+        RunRecord.open(settings.out, describe(settings))
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"tasks": [1]}'])
+def test_results_that_are_none_are_refused_by_name(settings: Evaluation, content: str) -> None:
+    claim(settings)
+    (settings.out / "results.json").write_text(content)
+    with pytest.raises(ValueError, match=r"results\.json holds something else: "):
+        RunRecord.open(settings.out, describe(settings)).earlier_entries()
+
+
+def test_nothing_is_written_before_the_folder_is_claimed(settings: Evaluation) -> None:
+    record = RunRecord.open(settings.out, describe(settings))
+    assert not settings.out.exists()
+    with record.alone():
+        pass
+    RunRecord.open(settings.out, describe(replace(settings, grid="fast")))
+
+
+def test_a_folder_claimed_meanwhile_is_seen_under_the_lock(settings: Evaluation) -> None:
+    late = RunRecord.open(settings.out, describe(replace(settings, grid="fast")))
+    claim(settings)
+    with pytest.raises(ValueError, match="holds another evaluation: grid"), late.alone():
+        pass
+
+
 def test_another_task_of_the_same_name_is_refused(settings: Evaluation, tmp_path: Path, tiny_tasks) -> None:
     tiny_tasks.scene_multiclass(tmp_path / "first", sizes=(4, 4, 4))
     tiny_tasks.scene_multiclass(tmp_path / "second", sizes=(8, 4, 4))
     (first,), (second,) = find_tasks(tmp_path / "first"), find_tasks(tmp_path / "second")
+    settings.out.mkdir()
     RunRecord.open(settings.out, describe(settings)).remember([first], sample_rate=16000)
     again = RunRecord.open(settings.out, describe(settings))
     again.check_same(first)
@@ -79,6 +128,18 @@ def test_the_device_is_chosen_by_what_the_kit_can_see(monkeypatch: pytest.Monkey
 def test_a_gpu_asked_for_where_there_is_none_is_an_error(settings: Evaluation) -> None:
     with pytest.raises(ValueError, match="torch sees no GPU"):
         describe(replace(settings, device="cuda"))
+
+
+def test_a_gpu_with_a_number_that_is_not_there_is_an_error(
+    settings: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"card {index}")
+    assert describe(replace(settings, device="cuda:1"))["environment"]["device"] == "cuda card 1"
+    with pytest.raises(ValueError, match="there is no device cuda:2: torch sees 2"):
+        describe(replace(settings, device="cuda:2"))
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:
