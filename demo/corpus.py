@@ -18,6 +18,7 @@ import synth
 from tqdm import tqdm
 
 from hear_m2d.audio import find_audio
+from hear_m2d.files import atomic_write_text
 
 EXAMPLES = 3
 CLIP_S = 5.0
@@ -153,5 +154,5 @@ def _plain(stem: str) -> str:
 
 def _note(out: Path, corpus: Corpus) -> Corpus:
     """Leave the description beside the folder."""
-    (out / "corpus.json").write_text(json.dumps(asdict(corpus), indent=1))
+    atomic_write_text(out / "corpus.json", json.dumps(asdict(corpus), indent=1))
     return corpus

@@ -98,8 +98,9 @@ def write_page(out: Path, *, facts: dict[str, Any]) -> Path:
 
     Args:
         out: The demo's folder: ``m2d``, ``msm_mae``, ``eval``, ``pictures``.
-        facts: ``corpus``, ``hardware``, ``commands`` (text and seconds), ``validator``, ``tasks_dir``,
-            ``about_tasks`` (a sentence by task folder), ``total_s``.
+        facts: ``corpus``, ``hardware``, ``commands`` (text and seconds), ``failed`` (those of them that
+            ended with exit code 1), ``validator``, ``tasks_dir``, ``about_tasks`` (a sentence by task
+            folder), ``total_s``.
 
     Returns:
         The page.

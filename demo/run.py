@@ -3,7 +3,8 @@
     python demo/run.py                     a generated corpus, three generated tasks
     python demo/run.py --audio FOLDER      at most an hour drawn from real audio
 
-The same call again continues where it stopped. Exit codes: 0 done, 1 a command failed, 2 bad input.
+The same call again continues where it stopped. Exit codes: 0 done, 1 a command failed, 2 bad input. A model
+that reaches no score on some task does not stop the demo: the page names it, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ import page
 import table
 import tasks
 
+from hear_m2d.files import atomic_write_text
+
 SETTINGS = "demo.json"
+COMMAND = (sys.executable, "-m", "hear_m2d.cli")
 RECIPES = {"m2d": "demo_m2d", "msm_mae": "demo_msm_mae"}
 
 
@@ -63,8 +67,9 @@ class Demo:
         self.out = out
         self.began = time.monotonic()
         self.ran: list[str] = []
+        self.failed: list[str] = []
         self.notes = out / "times.json"
-        self.times: dict[str, float] = json.loads(self.notes.read_text()) if self.notes.exists() else {}
+        self.times: dict[str, float] = read_object(self.notes) if self.notes.exists() else {}
 
     def headline(self, step: int, text: str) -> None:
         """Say what comes now, with the time since the start."""
@@ -74,14 +79,16 @@ class Demo:
         """Keep a step's time; one that had nothing left to do keeps its first."""
         self.ran.append(what)
         self.times[what] = max(seconds, self.times.get(what, 0.0))
-        self.notes.write_text(json.dumps(self.times, indent=1))
+        atomic_write_text(self.notes, json.dumps(self.times, indent=1))
 
-    def command(self, *arguments: str | Path, keep: bool = False) -> str:
+    def command(self, *arguments: str | Path, keep: bool = False, leaves: Path | None = None) -> str:
         """Run ``hear-m2d`` with the arguments, in sight.
 
         Args:
             arguments: What follows ``hear-m2d``.
             keep: Return what it prints, too. A progress bar would not be seen.
+            leaves: A file that tells what failed, too: where it is there, exit code 1 is noted in ``failed``
+                and the demo goes on.
 
         Raises:
             StepFailedError: Its exit code is not 0.
@@ -89,13 +96,15 @@ class Demo:
         line = shlex.join(["hear-m2d", *map(str, arguments)])
         print(f"$ {line}", flush=True)
         began, printed = time.monotonic(), ""
-        program = [sys.executable, "-m", "hear_m2d.cli", *map(str, arguments)]
+        program = [*COMMAND, *map(str, arguments)]
         pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} if keep else {}
         with subprocess.Popen(program, text=True, **pipe) as process:  # type: ignore[call-overload]
             for text in process.stdout or ():
                 print(text, end="", flush=True)
                 printed += text
-        if process.returncode:
+        if process.returncode == 1 and leaves is not None and leaves.exists():
+            self.failed.append(line)
+        elif process.returncode:
             raise StepFailedError(
                 f"`{line}` ended with exit code {process.returncode}; its own message stands above"
             )
@@ -103,8 +112,8 @@ class Demo:
         return printed
 
 
-def make(settings: Settings, out: Path) -> Path:
-    """Run the six steps and return the page."""
+def make(settings: Settings, out: Path) -> tuple[Path, list[str]]:
+    """Run the six steps; return the page, and the commands that failed in part."""
     demo = Demo(out)
     demo.headline(1, "audio and tasks")
     began = time.monotonic()
@@ -132,8 +141,12 @@ def make(settings: Settings, out: Path) -> Path:
         for run in runs:
             where = ("--tasks-dir", tasks_dir, "--out", out / "eval" / run)
             grid = ("--grid", "default", "--grid-points", "1", "--name", run)
-            demo.command("evaluate", "--model", out / run / "checkpoint.safetensors", *where, *grid)
-    print("\n" + table.text(table.rows(table.read_results(out / "eval"), tasks_dir)))
+            model = ("--model", out / run / "checkpoint.safetensors")
+            demo.command("evaluate", *model, *where, *grid, leaves=out / "eval" / run / "results.json")
+    results = table.read_results(out / "eval")
+    print("\n" + table.text(table.rows(results, tasks_dir)))
+    for problem in table.problems(results):
+        print(f"no score: {problem}")
 
     demo.headline(6, "pictures and page")
     examples = [out / "examples" / name for name in corpus.examples]
@@ -142,12 +155,13 @@ def make(settings: Settings, out: Path) -> Path:
         "corpus": corpus.about,
         "hardware": hardware(),
         "commands": [(what, demo.times[what]) for what in demo.ran],
+        "failed": demo.failed,
         "validator": validated.strip(),
         "tasks_dir": tasks_dir,
         "about_tasks": {} if settings.tasks_dir else {task.folder: task.about for task in tasks.TASKS},
         "total_s": sum(demo.times[what] for what in demo.ran),
     }
-    return page.write_page(out, facts=facts)
+    return page.write_page(out, facts=facts), demo.failed
 
 
 def gather(settings: Settings, out: Path) -> corpora.Corpus:
@@ -163,13 +177,15 @@ def claim(out: Path, settings: Settings) -> None:
     """Make the folder this demo's own; one with other settings is moved aside, and said so.
 
     Raises:
-        ValueError: If the folder holds something that is not a demo.
+        ValueError: If the folder holds something that is not a demo, or is no folder.
     """
     note, wanted = out / SETTINGS, asdict(settings)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file, and --out is a folder: give another --out")
     if out.exists() and any(out.iterdir()):
         if not note.exists():
             raise ValueError(f"{out} is not empty and not a demo's: give another --out")
-        found = json.loads(note.read_text())
+        found = read_object(note)
         if found == wanted:
             print(f"{out} holds this demo already: only what is missing is done")
             return
@@ -180,7 +196,22 @@ def claim(out: Path, settings: Settings) -> None:
         out.rename(aside)
         print(f"{out} held a demo made otherwise ({'; '.join(changed)}): it is now {aside}")
     out.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(wanted, indent=1))
+    atomic_write_text(note, json.dumps(wanted, indent=1))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object that an earlier call wrote.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no note of a demo ({error}): give another --out") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no note of a demo: give another --out")
+    return found
 
 
 def hardware() -> str:
@@ -216,18 +247,20 @@ def main(arguments: list[str] | None = None) -> int:
             seed=given.seed,
         )
         claim(given.out, settings)
-        written = make(settings, given.out)
+        written, failed = make(settings, given.out)
     except StepFailedError as error:
         print(f"\nthe demo stopped: {error}", file=sys.stderr)
         return 1
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted; the same command continues", file=sys.stderr)
         return 130
     print(f"\nOpen {written} in a browser.")
-    return 0
+    for line in failed:
+        print(f"not every task has a score: `{line}` ended with exit code 1", file=sys.stderr)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

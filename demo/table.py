@@ -117,10 +117,13 @@ def number(score: float | None) -> str:
 
 
 def problems(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a sentence for each task that did not reach a score."""
-    return [
-        f"{MODELS[name]}, {task['task']}: {task.get('error') or 'no reason given'}"
-        for name, found in results.items()
-        for task in found["tasks"]
-        if task["status"] != "ok"
-    ]
+    """Return a sentence for each task that did not reach a score, or that only other models have."""
+    known = sorted({task["task"] for found in results.values() for task in found["tasks"]})
+    sentences = []
+    for name, found in results.items():
+        entries = {task["task"]: task for task in found["tasks"]}
+        for task in known:
+            entry = entries.get(task, {"status": "absent", "error": "it was not run"})
+            if entry["status"] != "ok":
+                sentences.append(f"{MODELS[name]}, {task}: {entry.get('error') or 'no reason given'}")
+    return sentences

@@ -60,6 +60,7 @@ def facts(out):
         "corpus": "8 generated clips",
         "hardware": "2 cores of something <fast>",
         "commands": [("hear-m2d prepare corpus data", 61.0)],
+        "failed": [],
         "validator": "Checking\nLooks good!",
         "tasks_dir": out / "tasks",
         "about_tasks": {"birds-v1-small": "Which bird?"},
@@ -104,6 +105,12 @@ def test_page_names_a_task_without_a_score(out, facts):
     found["tasks"][0] |= {"status": "failed", "error": "mAP of test is NaN", "scores": {"mAP": None}}
     path.write_text(json.dumps(found))
     assert "M2D, birds-v1-small: mAP of test is NaN" in html(out, facts)
+
+
+def test_page_marks_a_command_that_failed_in_part(out, facts):
+    assert "exit code 1: not every task has a score" not in html(out, facts)
+    text = html(out, facts | {"failed": ["hear-m2d prepare corpus data"]})
+    assert "exit code 1: not every task has a score" in text
 
 
 def test_drawing_leaves_matplotlib_as_it_was(out):

@@ -66,6 +66,85 @@ def test_commands_are_the_public_ones_with_their_output_kept(tmp_path):
         demo.command("no-such-command")
 
 
+def test_an_out_that_is_a_file_is_refused_in_one_line(tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert run.main(["--out", str(tmp_path / "thesis.txt")]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said == f"error: {tmp_path / 'thesis.txt'} is a file, and --out is a folder: give another --out"
+    assert run.main(["--out", str(tmp_path / "thesis.txt" / "out")]) == 2
+    assert "\n" not in capsys.readouterr().err.strip()
+
+
+def test_a_note_that_is_none_is_named(tmp_path, capsys):
+    (tmp_path / run.SETTINGS).write_text("[")
+    assert run.main(["--out", str(tmp_path)]) == 2
+    assert f"{tmp_path / run.SETTINGS} is no note of a demo" in capsys.readouterr().err
+
+
+# Stands in for `python -m hear_m2d.cli`, leaving what that leaves; one model has a task without a score.
+STAND_IN = """
+import json, sys
+from pathlib import Path
+command, *rest = sys.argv[1:]
+given = dict(zip(rest, rest[1:]))
+if command == "validate":
+    print("Looks good!")
+if command != "evaluate":
+    sys.exit(0)
+out = Path(given["--out"])
+name = given["--name"]
+if name == "untrained" and Path("untrained dies").exists():
+    sys.exit(1)
+out.mkdir(parents=True, exist_ok=True)
+bad = name == "untrained"
+task = {"task": "bells", "metric": "mAP", "status": "ok", "error": None, "scores": {"mAP": 0.5}}
+if bad:
+    task |= {"status": "failed", "error": "mAP is not a number on test", "scores": {"mAP": None}}
+harness = {"heareval": "2021.1.3", "hearvalidator": "2021.0.6", "grid": "default", "grid_points": 1}
+place = {"python": "3.11", "torch": "2.11", "device": "cpu", "threads": 2}
+found = {"harness": harness, "environment": place, "tasks": [task]}
+(out / "results.json").write_text(json.dumps(found))
+sys.exit(bad)
+"""
+
+
+@pytest.fixture
+def commands_stand_in(tmp_path, monkeypatch):
+    """Every command of the demo is played by the stand-in, in a folder of its own; audio is not made."""
+    script = tmp_path / "stand_in.py"
+    script.write_text(STAND_IN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "COMMAND", (sys.executable, str(script)))
+    monkeypatch.setattr(run, "gather", lambda settings, out: run.corpora.Corpus("two clips", 2, 0.1, []))
+    monkeypatch.setattr(
+        run.tasks, "write_tasks", lambda folder: (folder / "bells").mkdir(parents=True, exist_ok=True)
+    )
+    monkeypatch.setattr(run.page, "curves", lambda out: [])
+    return tmp_path
+
+
+def test_a_task_without_a_score_is_named_on_the_page_and_the_demo_ends_with_1(commands_stand_in, capsys):
+    for _ in range(2):  # again: it is not stuck
+        assert run.main(["--out", "out"]) == 1
+        said = capsys.readouterr()
+        assert "no score: untrained, bells: mAP is not a number on test" in said.out
+        assert "Open out/index.html" in said.out
+        assert "--name untrained` ended with exit code 1" in said.err
+        text = (commands_stand_in / "out" / "index.html").read_text()
+        assert "untrained, bells: mAP is not a number on test" in text
+        assert text.count("exit code 1") == 1
+
+
+def test_an_evaluation_that_leaves_no_results_stops_the_demo(commands_stand_in, capsys):
+    (commands_stand_in / "untrained dies").touch()
+    assert run.main(["--out", "out"]) == 1
+    assert "the demo stopped: `hear-m2d evaluate" in capsys.readouterr().err
+    assert not (commands_stand_in / "out" / "index.html").exists()
+    (commands_stand_in / "untrained dies").unlink()
+    assert run.main(["--out", "out"]) == 1
+    assert (commands_stand_in / "out" / "index.html").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.harness
 def test_the_whole_demo_runs_and_runs_again(tmp_path):

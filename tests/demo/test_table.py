@@ -57,3 +57,12 @@ def test_text_names_the_columns_and_stars_the_best(found, task_dir):
     lines = table.text(table.rows(found, task_dir.parent)).splitlines()
     assert lines[0].split() == ["task", "metric", "M2D", "MSM-MAE", "untrained", "chance"]
     assert lines[1].split() == ["birds-v1-small", "mAP", "0.800*", "0.700", "–", "0.500"]
+
+
+def test_a_task_that_one_model_lacks_or_failed_is_a_problem(found):
+    found["m2d"]["tasks"][0] |= {"status": "failed", "error": "mAP is not a number"}
+    found["untrained"]["tasks"] = []
+    assert table.problems(found) == [
+        "M2D, birds-v1-small: mAP is not a number",
+        "untrained, birds-v1-small: it was not run",
+    ]
