@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from machine import describe_machine, encoder_operations, measure, peak_memory
+from machine import describe_machine, encoder_operations, measure
 
 import hear_m2d
 from hear_m2d.config import ModelConfig, Options
@@ -59,17 +59,17 @@ def main() -> None:
         model.encoder.to(getattr(torch, dtype))
         model.to(device)
         audio = torch.rand(options.batch, int(options.seconds * model.sample_rate), device=device) * 2 - 1
-        seconds, rate, share = measure(
+        found = measure(
             lambda model=model, audio=audio: hear_m2d.get_scene_embeddings(audio, model),
             operations=options.batch * operations_per_clip(model, audio.shape[1]),
             pairs=options.pairs,
             dtype=getattr(torch, dtype),
             device=device,
         )
-        clips = options.batch / seconds.median
+        clips = options.batch / found.seconds.median
         print(
-            f"| {dtype} | {clips:.2f} | {clips * options.seconds:.1f} | {share:.2f} "
-            f"| {rate.median / 1e9:.0f} | {peak_memory(device):.0f} |"
+            f"| {dtype} | {clips:.2f} | {clips * options.seconds:.1f} | {found.share:.2f} "
+            f"| {found.rate.median / 1e9:.0f} | {found.peak_mib:.0f} |"
         )
 
 

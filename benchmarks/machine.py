@@ -7,6 +7,7 @@ after in the same process, dtype and threads.
 from __future__ import annotations
 
 import platform
+import re
 import resource
 import statistics
 import time
@@ -81,15 +82,24 @@ class Spread:
         return f"{self.median:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What :func:`measure` found: seconds per call, matrix rate, share of it, peak memory in MiB."""
+
+    seconds: Spread
+    rate: Spread
+    share: Spread
+    peak_mib: float
+
+
 def measure(
     work: Callable[[], object], *, operations: float, pairs: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Spread, Spread, Spread]:
-    """Time ``work`` between two readings of the matrix rate, several times.
-
-    Returns:
-        Seconds per call, matrix rate, and share of it.
-    """
+) -> Measured:
+    """Time ``work`` between two readings of the matrix rate, several times; then its peak memory."""
     work()
+    reset_peak(device)
+    work()
+    peak = peak_memory(device)
     seconds, rates, shares = [], [], []
     before = matrix_rate(dtype, device)
     for _ in range(pairs):
@@ -99,13 +109,26 @@ def measure(
         rates.append(max(before, after))
         shares.append(operations / took / rates[-1])
         before = after
-    return Spread.of(seconds), Spread.of(rates), Spread.of(shares)
+    return Measured(Spread.of(seconds), Spread.of(rates), Spread.of(shares), peak)
+
+
+def reset_peak(device: torch.device) -> None:
+    """Forget the peak so far; on systems other than Linux a process's peak since its start remains."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif (clear := Path("/proc/self/clear_refs")).exists():
+        clear.write_text("5")
 
 
 def peak_memory(device: torch.device) -> float:
     """Return the most memory that was in use, MiB: of the process, or of the GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

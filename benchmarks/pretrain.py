@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from machine import block_operations, describe_machine, measure, peak_memory
-from torch import Tensor
+from machine import block_operations, describe_machine, measure
 
 from hear_m2d.device import pick_device
 from hear_m2d.encoder import SIZES
@@ -21,8 +21,7 @@ from hear_m2d.pretrain.build import build_objective
 from hear_m2d.pretrain.masking import visible_count
 from hear_m2d.pretrain.objective import Objective
 from hear_m2d.pretrain.recipe import Recipe
-from hear_m2d.pretrain.schedules import decay_groups
-from hear_m2d.pretrain.train import mask_noise
+from hear_m2d.pretrain.train import make_accelerator, make_optimizer, mask_noise, training_step
 
 
 def operations_per_clip(recipe: Recipe) -> float:
@@ -43,19 +42,6 @@ def operations_per_clip(recipe: Recipe) -> float:
         seen = masked if recipe.target_input == "masked" else patches
         target = block_operations(width, extra + seen, depth=encoder.depth)
     return 3 * online + target
-
-
-def train_step(
-    objective: Objective, optimizer: torch.optim.Optimizer, x: Tensor, noise: Tensor, *, low: bool
-) -> None:
-    """Run one step as the training loop does: forward, backward, clip, AdamW, momentum."""
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=low):
-        loss = objective(x, noise).loss
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(objective.parameters(), 3.0)
-    optimizer.step()
-    optimizer.zero_grad()
-    objective.momentum_update(0.99995)
 
 
 def main() -> None:
@@ -103,23 +89,30 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for dtype in options.dtype:
         objective = build_objective(recipe).to(device)
-        optimizer = torch.optim.AdamW(decay_groups(objective, 0.05), lr=1e-4, fused=True)
+        accelerator = make_accelerator(device, dtype)
+        stepper, optimizer = accelerator.prepare(objective, make_optimizer(objective, recipe))
         x = torch.randn(options.batch, 1, 80, options.frames, device=device)
         noise = mask_noise(0, 0, options.batch, patches).to(device)
+        step = partial(
+            training_step, stepper, optimizer, accelerator, x=x, noise=noise, clip_grad=recipe.clip_grad
+        )
 
-        step = partial(train_step, objective, optimizer, x, noise, low=dtype == "bfloat16")
-        seconds, rate, share = measure(
-            step,
+        def work(step: Callable[[], object] = step, objective: Objective = objective) -> None:
+            step()
+            objective.momentum_update(0.99995)
+
+        found = measure(
+            work,
             operations=options.batch * operations_per_clip(recipe),
             pairs=options.pairs,
             dtype=getattr(torch, dtype),
             device=device,
         )
-        clips = options.batch / seconds.median
+        clips = options.batch / found.seconds.median
         realtime = clips * options.frames / 100
         print(
-            f"| {dtype} | {clips:.2f} | {realtime:.1f} | {share:.2f} | {rate.median / 1e9:.0f} "
-            f"| {peak_memory(device):.0f} |"
+            f"| {dtype} | {clips:.2f} | {realtime:.1f} | {found.share:.2f} | {found.rate.median / 1e9:.0f} "
+            f"| {found.peak_mib:.0f} |"
         )
 
 

@@ -124,8 +124,8 @@ class Options:
         timestamps: ``interpolate`` columns in time, or ``dense``: one shifted pass per timestamp phase.
         layers: Block indices to embed with, from 0, negative ones allowed; None is the last block.
         layer_mode: ``concat`` the layers' features, or take their ``mean``.
-        output: ``columns``: frequency rows stacked, as the papers embed; ``mean``: their mean; ``tokens``: the
-            single tokens (their mean where one vector per time is asked for).
+        output: ``columns``: frequency rows stacked, as the papers embed; ``mean``: their mean;
+            ``tokens``: the single tokens (their mean where one vector per time is asked for).
         dtype: ``float32`` or ``bfloat16``, of the encoder; front end and outputs stay float32.
     """
 

@@ -106,7 +106,7 @@ class HearModel(nn.Module):
 
     @torch.no_grad()
     def features(self, audio: Audio) -> Tensor:
-        """Return what embeddings are made of, as the options ``layers`` and ``output`` say, without gradients.
+        """Return what embeddings are made of, as ``layers`` and ``output`` say, without gradients.
 
         Args:
             audio: (batch, samples) in [-1, 1], or a list of (samples,) of one length.

@@ -49,7 +49,6 @@ def hear_model(
                 frontend=recipe.frontend_config,
                 mean=mean,
                 std=std,
-                licence="that of whoever trained it",
                 training={"recipe": recipe.to_json(), "hear_m2d": version("hear-m2d"), **training},
             )
         )

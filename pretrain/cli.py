@@ -116,7 +116,7 @@ def pretrain(
         workers=workers,
         progress=True,
     )
-    click.echo(f"wrote {checkpoint}")
+    click.echo(f"checkpoint: {checkpoint}")
 
 
 @click.command(cls=PartCommand, needs=("matplotlib", "accelerate"), install=INSTALL)

@@ -25,11 +25,20 @@ CHOICES = {
     "target_input": ("masked", "all"),
     "precision": ("auto", "float32", "bfloat16"),
 }
+# Where the published MSM-MAE differs from M2D, whose numbers are the fields' defaults.
+MSM_MAE_DEFAULTS = {
+    "mask_ratio": 0.75,
+    "norm_pix_loss": False,
+    "decoder_width": 384,
+    "decoder_depth": 4,
+    "decoder_heads": 6,
+}
+M2D_ONLY = ("loss", "target_init", "target_input", "momentum_start", "momentum_end")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One field per line of the file; a field that the objective does not use stays at its default.
+    """One field per line of the file; a file that leaves one out gets the published value of its objective.
 
     Attributes:
         objective: ``m2d`` or ``msm_mae``.
@@ -203,6 +212,10 @@ def parse_recipe(fields: dict[str, Any], where: str) -> Recipe:
             raise ValueError(f"{where}: {unknown_name('recipe field', name, known)}")
     if "objective" not in fields:
         raise ValueError(f"{where}: objective is missing; it is one of {', '.join(CHOICES['objective'])}")
+    if fields["objective"] == "msm_mae":
+        if unused := [name for name in M2D_ONLY if name in fields]:
+            raise ValueError(f"{where}: {unused[0]} is a field of M2D; MSM-MAE has no target network")
+        fields = {**MSM_MAE_DEFAULTS, **fields}
     try:
         return Recipe(**fields)
     except (ValueError, TypeError) as error:

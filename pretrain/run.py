@@ -46,6 +46,8 @@ class RunFolder:
         Raises:
             ValueError: The folder holds something else, or a damaged ``run.json``.
         """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file: give a folder for --out")
         if not self.record.exists():
             others = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
             others = [name for name in others if name != "data"]  # prepared before run.json is written
@@ -58,8 +60,8 @@ class RunFolder:
             record = json.loads(self.record.read_text())
         except ValueError as error:
             raise ValueError(f"{self.record} is damaged: {error}") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{self.record} is damaged: it holds no JSON object")
+        if not isinstance(record, dict) or not {"recipe", "steps", "data"} <= record.keys():
+            raise ValueError(f"{self.record} is not of a pretraining run: give an empty --out")
         return record
 
     def begin(self, record: dict[str, Any]) -> None:

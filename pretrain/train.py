@@ -26,7 +26,7 @@ from hear_m2d.device import native_bfloat16, pick_device
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.pretrain.build import build_objective, hear_model
 from hear_m2d.pretrain.dataset import Crops, LogMelData, StepBatches
-from hear_m2d.pretrain.objective import Objective
+from hear_m2d.pretrain.objective import Objective, Outcome
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.run import RunFolder
 from hear_m2d.pretrain.schedules import cosine_rate, decay_groups, momentum_decay
@@ -80,31 +80,22 @@ def train(
     precision = recipe.precision
     if precision == "auto":
         precision = "bfloat16" if native_bfloat16(place) else "float32"
-    AcceleratorState._reset_state(
-        reset_partial_state=True
-    )  # accelerate keeps the last run's settings otherwise
-    accelerator = Accelerator(
-        cpu=place.type == "cpu",
-        mixed_precision="bf16" if precision == "bfloat16" else "no",
-        log_with="tensorboard",
-        project_dir=out,
-    )
+    accelerator = make_accelerator(place, precision, out)
 
     # The network and its optimiser.
     objective = build_objective(recipe).to(accelerator.device)
-    optimizer = _optimizer(objective, recipe)
+    optimizer = make_optimizer(objective, recipe)
     patches = math.prod(recipe.encoder_config.grid)
 
-    # How long: the same number again when the run is resumed.
+    # How long: a run that is resumed keeps the number of steps that its minutes came to.
     known = run.known()
-    if minutes is not None and known is not None:
-        steps = int(known["steps"])
-    elif minutes is not None:
-        steps = _steps_within(minutes * 60, objective, recipe, accelerator)
+    if minutes is not None:
+        steps = int(known["steps"]) if known else _steps_within(minutes * 60, objective, recipe, accelerator)
     else:
         steps = recipe.steps if recipe.steps is not None else _steps_of_epochs(recipe, len(data))
     record = {
         "recipe": recipe.to_json(),
+        "minutes": minutes,
         "steps": steps,
         "data": {"clips": len(data), "hours": round(data.hours, 4), "mean": data.mean, "std": data.std},
     }
@@ -123,6 +114,9 @@ def train(
         recipe.objective, len(data), data.hours, steps, recipe.batch_size, precision, place,
         recipe.learning_rate,
     )  # fmt: skip
+    short = int((data.lengths < recipe.input_frames).sum())
+    if short:
+        logger.info("%d clips are shorter than a crop and are padded with the mean", short)
     accelerator.init_trackers("tensorboard")
     stepper, optimizer_ = accelerator.prepare(objective, optimizer)
     crops = Crops(data, frames=recipe.input_frames, seed=recipe.seed)
@@ -136,50 +130,55 @@ def train(
     )
 
     objective.train()
-    bar = tqdm(total=steps, initial=first, unit="step", disable=not progress, mininterval=1.0)
     clock, waited, logged, ready = time.perf_counter(), 0.0, first, time.perf_counter()
-    for step, batch in enumerate(loader, start=first):
-        x = batch.to(accelerator.device, non_blocking=True)  # (batch, 1, mels, frames)
-        waited += time.perf_counter() - ready
-        rate = cosine_rate(
-            step, peak=recipe.learning_rate, warmup=recipe.warmup * steps, total=steps, minimum=recipe.min_lr
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    with tqdm(total=steps, initial=first, unit="step", disable=not progress, mininterval=1.0) as bar:
+        for step, batch in enumerate(loader, start=first):
+            x = batch.to(accelerator.device, non_blocking=True)  # (batch, 1, mels, frames)
+            waited += time.perf_counter() - ready
+            rate = cosine_rate(
+                step,
+                peak=recipe.learning_rate,
+                warmup=recipe.warmup * steps,
+                total=steps,
+                minimum=recipe.min_lr,
+            )
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            noise = mask_noise(recipe.seed, step, len(x), patches).to(x.device)
+            outcome, norm = training_step(
+                stepper, optimizer_, accelerator, x=x, noise=noise, clip_grad=recipe.clip_grad
+            )
+            # After the optimiser, so that the target follows the updated network.
+            decay = momentum_decay(step, total=steps, start=recipe.momentum_start, end=recipe.momentum_end)
+            objective.momentum_update(decay)
 
-        outcome = stepper(x, mask_noise(recipe.seed, step, len(x), patches).to(x.device))
-        accelerator.backward(outcome.loss)
-        norm = accelerator.clip_grad_norm_(objective.parameters(), recipe.clip_grad or math.inf)
-        optimizer_.step()
-        optimizer_.zero_grad()
-        # After the optimiser, so that the target follows the updated network.
-        decay = momentum_decay(step, total=steps, start=recipe.momentum_start, end=recipe.momentum_end)
-        objective.momentum_update(decay)
-
-        done = step + 1
-        bar.update()
-        if done % log_every == 0 or done == steps:  # the only place where the device is waited for
-            meters = {name: float(value) for name, value in outcome.meters.items()}
-            line: dict[str, Any] = {"step": done, "loss": float(outcome.loss.detach()), "lr": rate, **meters}
-            line["grad_norm"] = float(norm)
-            if recipe.objective == "m2d":
-                line["momentum"] = decay
-            seconds = time.perf_counter() - clock
-            line["clips_per_s"] = (done - logged) * recipe.batch_size / seconds
-            line["data_wait"] = waited / seconds
-            if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
-                raise WorkFailedError(
-                    f"the loss is {line['loss']} and the gradient {line['grad_norm']} at step {done}: the "
-                    f"run stopped; the last saved state is in {run.state}. Try a smaller base_lr"
-                )
-            run.log(line)
-            accelerator.log({k: v for k, v in line.items() if k != "step"}, step=done)
-            bar.set_postfix(loss=f"{line['loss']:.4f}", clips_s=f"{line['clips_per_s']:.0f}")
-            clock, waited, logged = time.perf_counter(), 0.0, done
-        if done % save_every == 0 and done < steps:
-            run.save_state(objective, optimizer, done)
-        ready = time.perf_counter()
-    bar.close()
+            done = step + 1
+            bar.update()
+            logs = done % log_every == 0 or done == steps
+            saves = done % save_every == 0 and done < steps
+            if logs or saves:  # the only place where the device is waited for
+                line: dict[str, Any] = {"step": done, "loss": float(outcome.loss.detach()), "lr": rate}
+                line |= {name: float(value) for name, value in outcome.meters.items()}
+                line["grad_norm"] = float(norm)
+                if not math.isfinite(line["loss"]) or not math.isfinite(line["grad_norm"]):
+                    raise WorkFailedError(
+                        f"the loss is {line['loss']} and the gradient {line['grad_norm']} at step {done}: "
+                        f"the run stopped; {run.state} keeps the last good state, if there was one. "
+                        f"Try a smaller base_lr"
+                    )
+            if logs:
+                if recipe.objective == "m2d":
+                    line["momentum"] = decay
+                seconds = time.perf_counter() - clock
+                line["clips_per_s"] = (done - logged) * recipe.batch_size / seconds
+                line["data_wait"] = waited / seconds
+                run.log(line)
+                accelerator.log({k: v for k, v in line.items() if k != "step"}, step=done)
+                bar.set_postfix(loss=f"{line['loss']:.4f}", clips_s=f"{line['clips_per_s']:.0f}")
+                clock, waited, logged = time.perf_counter(), 0.0, done
+            if saves:
+                run.save_state(objective, optimizer, done)
+            ready = time.perf_counter()
     accelerator.end_training()
 
     # The result, last: its presence says that the run is whole.
@@ -192,16 +191,59 @@ def train(
     return run.checkpoint
 
 
+def training_step(
+    stepper: Any, optimizer: Any, accelerator: Accelerator, *, x: Tensor, noise: Tensor, clip_grad: float
+) -> tuple[Outcome, Tensor]:
+    """Run one step: forward, backward, clip, update.
+
+    Args:
+        stepper: The prepared objective.
+        optimizer: The prepared optimiser.
+        accelerator: What prepared them.
+        x: Standardised log-mel, (batch, 1, mels, frames).
+        noise: Uniform, (batch, patches).
+        clip_grad: Largest global gradient norm; 0 does not clip.
+
+    Returns:
+        The outcome and the gradient's norm before clipping.
+    """
+    outcome: Outcome = stepper(x, noise)
+    accelerator.backward(outcome.loss)
+    norm = accelerator.clip_grad_norm_(stepper.parameters(), clip_grad or math.inf)
+    optimizer.step()
+    optimizer.zero_grad()
+    return outcome, norm
+
+
+def make_accelerator(device: torch.device, precision: str, out: Path | None = None) -> Accelerator:
+    """Return an accelerator for one device; with ``out`` it writes TensorBoard's files there."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate takes the current one
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the last run's settings otherwise
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="bf16" if precision == "bfloat16" else "no",
+        log_with="tensorboard" if out else None,
+        project_dir=out,
+    )
+
+
+def make_optimizer(objective: Objective, recipe: Recipe) -> torch.optim.AdamW:
+    """Return the recipe's AdamW, fused."""
+    groups = decay_groups(objective, recipe.weight_decay)
+    betas = (recipe.beta1, recipe.beta2)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)
+
+
 def mask_noise(seed: int, step: int, batch: int, patches: int) -> Tensor:
     """Return the noise that draws a step's masks, (batch, patches): a function of (seed, step)."""
     word = int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.rand(batch, patches, generator=torch.Generator().manual_seed(word))
 
 
-def _optimizer(objective: Objective, recipe: Recipe) -> torch.optim.AdamW:
-    groups = decay_groups(objective, recipe.weight_decay)
-    betas = (recipe.beta1, recipe.beta2)
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)
+def _rate(recipe: Recipe, step: int, steps: int) -> float:
+    peak, warmup = recipe.learning_rate, recipe.warmup * steps
+    return cosine_rate(step, peak=peak, warmup=warmup, total=steps, minimum=recipe.min_lr)
 
 
 def _steps_of_epochs(recipe: Recipe, clips: int) -> int:
@@ -216,23 +258,22 @@ def _steps_of_epochs(recipe: Recipe, clips: int) -> int:
 
 def _steps_within(seconds: float, objective: Objective, recipe: Recipe, accelerator: Accelerator) -> int:
     """Time a few steps of a copy on noise, and return how many fit."""
-    trial = copy.deepcopy(objective)
-    optimizer = _optimizer(trial, recipe)
+    stepper, optimizer = accelerator.prepare(trial := copy.deepcopy(objective), make_optimizer(trial, recipe))
     encoder = recipe.encoder_config
-    shape = (recipe.batch_size, 1, *encoder.input_size)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((recipe.batch_size, 1, *encoder.input_size), generator=generator).to(accelerator.device)
+    noise = mask_noise(recipe.seed, 0, len(x), math.prod(encoder.grid)).to(x.device)
     took = []
-    for step in range(2 + TIMED_STEPS):
+    for _ in range(2 + TIMED_STEPS):  # the first two warm up
         start = time.perf_counter()
-        with accelerator.autocast():
-            x = torch.randn(shape, device=accelerator.device)
-            noise = mask_noise(recipe.seed, step, recipe.batch_size, math.prod(encoder.grid)).to(x.device)
-            loss = trial(x, noise).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        outcome, _ = training_step(
+            stepper, optimizer, accelerator, x=x, noise=noise, clip_grad=recipe.clip_grad
+        )
         trial.momentum_update(recipe.momentum_end)
-        float(loss.detach())  # waits for the device
+        float(outcome.loss.detach())  # waits for the device
         took.append(time.perf_counter() - start)
-    steps = max(1, int(seconds / float(np.median(took[2:]))))
-    logger.info("%.2f s a step: %d steps in %.3g minutes", float(np.median(took[2:])), steps, seconds / 60)
+    accelerator.free_memory()
+    step_s = float(np.median(took[2:]))
+    steps = max(1, int(seconds / step_s))
+    logger.info("%.2f s a step: %d steps in %.3g minutes", step_s, steps, seconds / 60)
     return steps

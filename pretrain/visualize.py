@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from hear_m2d.audio import read_audio
@@ -22,7 +19,7 @@ from hear_m2d.files import atomic_write
 from hear_m2d.model import HearModel
 from hear_m2d.pretrain.build import build_objective
 from hear_m2d.pretrain.msm_mae import MSMMAE
-from hear_m2d.pretrain.recipe import parse_recipe
+from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.run import OBJECTIVE_KEY, RunFolder
 from hear_m2d.pretrain.train import mask_noise
 
@@ -33,7 +30,7 @@ def draw_reconstructions(run: Path, audio: Sequence[Path], out: Path, *, seed: i
     Args:
         run: Folder of an MSM-MAE run.
         audio: Files; the first window of each is drawn.
-        out: Folder of the pictures, ``<stem>.png``.
+        out: Folder of the pictures, ``<stem>.png`` (``<stem>-<number>.png`` for files of one name).
         seed: Of the masks.
 
     Yields:
@@ -44,6 +41,7 @@ def draw_reconstructions(run: Path, audio: Sequence[Path], out: Path, *, seed: i
     """
     model, objective = open_run(run)
     out.mkdir(parents=True, exist_ok=True)
+    times = Counter(path.stem for path in audio)
     for index, path in enumerate(audio):
         samples = torch.from_numpy(read_audio(path, model.sample_rate))
         with torch.no_grad():
@@ -53,7 +51,8 @@ def draw_reconstructions(run: Path, audio: Sequence[Path], out: Path, *, seed: i
         x = x[..., : x.shape[-1] // patch * patch]
         rows, columns = model.config.encoder.grid
         painted, mask = objective.reconstruct(x, mask_noise(seed, index, 1, rows * columns))
-        picture = out / f"{path.stem}.png"
+        name = path.stem if times[path.stem] == 1 else f"{path.stem}-{index}"  # files of one name
+        picture = out / f"{name}.png"
         _draw(x, painted, mask.as_grid(), model=model, title=path.name, picture=picture)
         yield picture
 
@@ -67,8 +66,9 @@ def open_run(run: Path) -> tuple[HearModel, MSMMAE]:
     folder = RunFolder(run)
     if not folder.checkpoint.exists() or not folder.objective.exists():
         raise ValueError(f"{run} is not a finished run: it has no {folder.checkpoint.name}")
-    record = json.loads(folder.record.read_text())
-    recipe = parse_recipe(record["recipe"], str(folder.record))
+    record = folder.known()
+    assert record is not None
+    recipe = Recipe(**record["recipe"])
     if recipe.objective != "msm_mae":
         raise ValueError(f"{run} was trained with {recipe.objective}: only MSM-MAE paints pixels")
     model = build_model(read_checkpoint(folder.checkpoint))
@@ -98,7 +98,8 @@ def _draw(x: Tensor, painted: Tensor, grid: Tensor, *, model: HearModel, title: 
         ("reconstruction", merged, {"vmin": low, "vmax": high, "cmap": "magma"}),
         ("absolute error", error, {"vmin": 0, "vmax": 2, "cmap": "viridis"}),
     ]
-    figure, axes = plt.subplots(1, 4, figsize=(13, 2.6), sharey=True, layout="constrained")
+    figure = Figure(figsize=(13, 2.6), layout="constrained")
+    axes = figure.subplots(1, 4, sharey=True)
     for axis, (name, values, look) in zip(axes, panels, strict=True):
         image = axis.imshow(
             values[0, 0].numpy(), origin="lower", aspect="auto", extent=(0, seconds, 0, x.shape[-2]), **look
@@ -111,4 +112,3 @@ def _draw(x: Tensor, painted: Tensor, grid: Tensor, *, model: HearModel, title: 
     figure.suptitle(f"{title}   (standardised log-mel)", fontsize=10)
     with atomic_write(picture) as file:
         figure.savefig(file, format="png", dpi=110)
-    plt.close(figure)

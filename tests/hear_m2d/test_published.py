@@ -89,6 +89,23 @@ def test_layers_equal_the_published_block_outputs(fixture):
         np.testing.assert_allclose(found, expected[index], atol=ATOL, rtol=0)
 
 
+def test_token_outputs_equal_the_published_ones(fixture):
+    path, arrays = fixture
+    tokens, mean = (hear_m2d.load_model(path, output=output) for output in ("tokens", "mean"))
+    for i in groups(arrays):
+        audio = torch.from_numpy(arrays[f"wav{i}"])
+        for model, name in ((tokens, "flat"), (mean, "flat_frames")):
+            if f"{name}{i}" in arrays.files:
+                found = model.features(audio).numpy()
+                np.testing.assert_allclose(found, arrays[f"{name}{i}"], atol=ATOL, rtol=0)
+        for model in (tokens, mean):
+            scene = hear_m2d.get_scene_embeddings(audio, model)
+            assert scene.shape[1] == model.scene_embedding_size
+            np.testing.assert_allclose(scene.numpy(), arrays[f"flat_scene{i}"], atol=ATOL, rtol=0)
+            embeddings, _ = hear_m2d.get_timestamp_embeddings(audio, model)
+            assert embeddings.shape[2] == model.timestamp_embedding_size
+
+
 def test_log_mel_equals_the_published_one(fixtures_dir):
     arrays = np.load(fixtures_dir / FOLDERS["a2"] / "expected.npz")
     model = hear_m2d.load_model(published(fixtures_dir, "a2"))

@@ -60,7 +60,7 @@ def test_one_command_leads_from_a_folder_of_audio_to_a_checkpoint(run, audio_fol
     out = tmp_path / "run"
     code, printed, _ = run("pretrain", "--recipe", recipe, "--data", audio_folder, "--out", out)
     assert code == 0
-    assert f"wrote {out}" in printed
+    assert f"checkpoint: {out}" in printed
     assert hear_m2d.load_model(out / "checkpoint.safetensors").scene_embedding_size == 160
     assert "broken.wav" in (out / "data" / "skipped.csv").read_text()
 

@@ -63,3 +63,14 @@ def test_the_rate_grows_with_the_batch_as_published():
     assert recipe.learning_rate == pytest.approx(2.4e-3)
     mae = Recipe(objective="msm_mae", epochs=100, base_lr=1.5e-4, base_batch=128, batch_size=256)
     assert mae.learning_rate == pytest.approx(3e-4)
+
+
+def test_a_bare_msm_mae_recipe_is_the_published_msm_mae():
+    recipe = parse_recipe({"objective": "msm_mae", "epochs": 100}, "mine.toml")
+    assert (recipe.mask_ratio, recipe.norm_pix_loss) == (0.75, False)
+    assert (recipe.decoder_width, recipe.decoder_depth, recipe.decoder_heads) == (384, 4, 6)
+
+
+def test_a_field_of_the_target_network_is_refused_for_msm_mae():
+    with pytest.raises(ValueError, match=r"momentum_start is a field of M2D"):
+        parse_recipe({"objective": "msm_mae", "epochs": 1, "momentum_start": 0.9}, "mine.toml")

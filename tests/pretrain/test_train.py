@@ -139,17 +139,38 @@ def test_minutes_choose_the_steps_and_a_resumed_run_keeps_them(data, tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == steps
 
 
+def test_other_minutes_in_the_same_folder_are_refused(data, tmp_path):
+    train(dataclasses.replace(TINY, steps=1), data, tmp_path / "run", device="cpu")
+    with pytest.raises(ValueError, match="minutes is None there, 5 now"):
+        train(dataclasses.replace(TINY, steps=1), data, tmp_path / "run", device="cpu", minutes=5)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_record_of_something_else_is_refused_by_name(text, data, tmp_path):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json"):
+        train(TINY, data, tmp_path, device="cpu", minutes=1)
+
+
+def test_a_file_in_the_folders_place_is_refused(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        train(TINY, data, tmp_path / "file", device="cpu")
+
+
 def test_epochs_of_fewer_clips_than_a_batch_are_refused(data, tmp_path):
     recipe = dataclasses.replace(TINY, steps=None, epochs=2, batch_size=64)
     with pytest.raises(ValueError, match="12 clips, fewer than one batch of 64"):
         train(recipe, data, tmp_path / "run", device="cpu")
 
 
-def test_a_loss_that_breaks_stops_the_run_and_keeps_the_last_state(data, tmp_path):
+def test_a_loss_that_breaks_stops_the_run_and_keeps_the_last_good_state(data, tmp_path):
     recipe = dataclasses.replace(TINY, base_lr=1e30, clip_grad=0.0, steps=30)
     with pytest.raises(WorkFailedError, match="smaller base_lr"):
-        train(recipe, data, tmp_path / "run", device="cpu", log_every=1)
+        train(recipe, data, tmp_path / "run", device="cpu", log_every=100, save_every=1)
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+    state = weights(tmp_path / "run")
+    assert all(tensor.isfinite().all() for name, tensor in state.items() if name.startswith("optimizer."))
 
 
 def test_data_of_another_front_end_is_refused(data, tmp_path):

@@ -1,0 +1,72 @@
+"""The operations behind the published shares equal those that torch counts while a network runs."""
+
+import importlib.util
+import math
+import sys
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel  # MATH: products that torch counts
+from torch.utils.flop_counter import FlopCounterMode
+
+from hear_m2d.encoder import EncoderConfig, SpectrogramEncoder
+from hear_m2d.pretrain.build import build_objective
+from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.train import mask_noise
+
+
+@pytest.fixture
+def script(repo_root, monkeypatch):
+    def load(name):
+        monkeypatch.syspath_prepend(repo_root / "benchmarks")
+        spec = importlib.util.spec_from_file_location(
+            f"benchmark_{name}", repo_root / "benchmarks" / f"{name}.py"
+        )
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_embedding_operations_equal_those_that_torch_counts(script):
+    config = EncoderConfig(input_size=(80, 96), width=64, depth=2, heads=2)
+    encoder = SpectrogramEncoder(config)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        encoder(torch.randn(1, 1, 80, 64))
+    assert script("machine").encoder_operations(config, 4) == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("objective", ["m2d", "msm_mae"])
+def test_training_operations_equal_those_that_torch_counts(script, objective):
+    recipe = Recipe(
+        objective=objective,
+        width=64,
+        depth=2,
+        heads=2,
+        input_frames=96,
+        decoder_width=32,
+        decoder_depth=1,
+        decoder_heads=2,
+        steps=1,
+    )
+    network = build_objective(recipe)
+    patches = math.prod(recipe.encoder_config.grid)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        network(torch.randn(1, 1, 80, 96), mask_noise(0, 0, 1, patches)).loss.backward()
+    # The input needs no gradient, so torch leaves out one product that "twice the forward" counts.
+    unneeded = patches * 256 * 64 * 2
+    assert script("pretrain").operations_per_clip(recipe) == counter.get_total_flops() + unneeded
+
+
+def test_a_peak_is_that_of_the_measured_work(script):
+    machine = script("machine")
+    device = torch.device("cpu")
+    block = torch.ones(64 * 2**20)  # 256 MiB
+    del block
+    machine.reset_peak(device)
+    small = machine.peak_memory(device)
+    block = torch.ones(64 * 2**20)
+    assert machine.peak_memory(device) - small > 200
+    del block
