@@ -56,7 +56,8 @@ def read_published(path: str | os.PathLike[str]) -> Checkpoint:
     whole = _state_dict(_load(path), path)
     state, notes = _encoder_state(whole, path)
     try:
-        config = replace(_config(state, path, notes), **_origin(whole))
+        kind, code_base = _origin(whole)
+        config = replace(_config(state, path, notes), kind=kind, code_base=code_base)
         state.pop("norm_stats", None)
         checkpoint = Checkpoint(config=config, tensors=state, path=path, notes=tuple(notes))
         build_model(checkpoint)
@@ -93,14 +94,12 @@ def _state_dict(loaded: Any, path: Path) -> Mapping[str, Any]:
     return state
 
 
-def _origin(state: Mapping[str, Any]) -> dict[str, str]:
-    """Tell the objective and the code base from which networks and biases a file holds."""
+def _origin(state: Mapping[str, Any]) -> tuple[str, str]:
+    """Tell the kind and the code base from which networks and biases a file holds."""
     first_msm_mae = any(key.endswith(".q_bias") for key in state)
     decoder, target = (any(key.startswith(p) for key in state) for p in ("decoder_blocks.", "target_blocks."))
-    return {
-        "kind": "msm_mae" if first_msm_mae or (decoder and not target) else "m2d",
-        "code_base": "msm_mae" if first_msm_mae else "m2d",
-    }
+    kind = "msm_mae" if first_msm_mae or (decoder and not target) else "m2d"
+    return kind, "msm_mae" if first_msm_mae else "m2d"
 
 
 def _encoder_state(state: Mapping[str, Any], path: Path) -> tuple[dict[str, Tensor], list[str]]:
