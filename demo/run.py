@@ -128,7 +128,7 @@ def make(settings: Settings, out: Path) -> tuple[Path, list[str]]:
     demo.headline(2, f"pretraining, without labels, {settings.minutes:g} minutes each")
     demo.command("prepare", out / "corpus", out / "data")
     for run, recipe in RECIPES.items():
-        time_given = ("--minutes", f"{settings.minutes:g}")
+        time_given = ("--minutes", f"{settings.minutes:g}", "--log-every", "5")
         demo.command("pretrain", "--recipe", recipe, "--data", out / "data", "--out", out / run, *time_given)
     untrained = ("--data", out / "data", "--out", out / "untrained", "--steps", "0")
     demo.command("pretrain", "--recipe", RECIPES["m2d"], *untrained)
