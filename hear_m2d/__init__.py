@@ -9,6 +9,7 @@ Source: https://hearbenchmark.com/hear-api.html (HEAR common API).
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from typing import Any
@@ -20,6 +21,8 @@ from hear_m2d.checkpoint import build_model
 from hear_m2d.config import Options
 from hear_m2d.model import Audio, HearModel
 from hear_m2d.weights import read_weights
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
 
@@ -42,10 +45,11 @@ def load_model(model_file_path: str | os.PathLike[str] = "", **options: Any) -> 
     """
     chosen = Options.parse(options)
     checkpoint = read_weights(model_file_path)
-    if chosen.sample_rate is None:
-        for note in checkpoint.notes:
-            if "sample rate" in note:
-                warnings.warn(f"{checkpoint.path}: {note}", stacklevel=2)
+    for note in checkpoint.notes:
+        if "sample rate" in note and chosen.sample_rate is None:
+            warnings.warn(f"{checkpoint.path}: {note}", stacklevel=2)
+        else:
+            logger.info("%s: %s", checkpoint.path, note)
     return build_model(checkpoint, chosen)
 
 

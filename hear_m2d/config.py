@@ -155,6 +155,8 @@ class Options:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(f"{name}={value!r}; it is one of {', '.join(allowed)}")
+        if self.normalization == "batch" and (self.mean is not None or self.std is not None):
+            raise ValueError("normalization='batch' takes the batch's statistics: leave mean and std out")
         if self.windows == "published" and self.timestamps == "dense":
             raise ValueError("timestamps='dense' needs windows='whole': its passes lose no frame")
         for name in ("sample_rate", "input_frames", "dur_frames"):

@@ -38,6 +38,44 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise
 
 
+def visible_names(folder: Path) -> list[str]:
+    """Return what lies in a folder but dot files: those a killed process or a desktop leaves behind."""
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what an :func:`atomic_write` that was killed left behind."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold_folder(folder: Path) -> Iterator[int]:
+    """Hold a folder against a second process at work in it.
+
+    Args:
+        folder: Made if it is not there.
+
+    Yields:
+        A file descriptor; the lock lasts until the last process that inherited it ends.
+
+    Raises:
+        ValueError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            import fcntl
+        except ImportError:  # no such locks on this system
+            pass
+        else:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"another process is at work in {folder}") from error
+        yield file.fileno()
+
+
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 text file whole or not at all."""
     with atomic_write(path) as file:

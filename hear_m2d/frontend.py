@@ -47,6 +47,8 @@ class FrontendConfig:
             raise ValueError(f"a front end needs positive sizes, not {self}")
         if self.sample_rate > 1_000_000 or max(self.n_fft, self.hop_length) > self.sample_rate:
             raise ValueError(f"a front end of windows of a second at most, and of at most 1 MHz, not {self}")
+        if self.n_mels > self.n_fft // 2 + 1 or self.n_mels * self.n_fft > 10**7:
+            raise ValueError(f"{self.n_mels} mel bins are too many for a transform of {self.n_fft} samples")
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
             raise ValueError(
                 f"f_min {self.f_min} and f_max {self.f_max} Hz must be ordered and lie within half of "

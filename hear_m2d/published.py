@@ -52,7 +52,7 @@ def read_published(path: str | os.PathLike[str]) -> Checkpoint:
     Raises:
         ValueError: Not a checkpoint, or not exactly the tensors of one.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # its folder's name may say the rate; no link is followed
     whole = _state_dict(_load(path), path)
     state, notes = _encoder_state(whole, path)
     try:

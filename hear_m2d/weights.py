@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 
 from hear_m2d.checkpoint import Checkpoint, read_checkpoint
 from hear_m2d.published import read_published
-
-logger = logging.getLogger(__name__)
 
 NO_DEFAULT = (
     "there is no default checkpoint yet. Make one (hear-m2d pretrain --recipe laptop_m2d --data AUDIO_FOLDER "
@@ -38,10 +35,7 @@ def read_weights(name: str | os.PathLike[str]) -> Checkpoint:
     if not start:
         raise ValueError(f"{path} is empty")
     pickled = start.startswith((b"PK", b"\x80")) and not _is_safetensors(start)
-    checkpoint = read_published(path) if pickled else read_checkpoint(path)
-    for note in checkpoint.notes:
-        logger.info("%s: %s", path, note)
-    return checkpoint
+    return read_published(path) if pickled else read_checkpoint(path)
 
 
 def _is_safetensors(start: bytes) -> bool:

@@ -19,7 +19,13 @@ INSTALL = "pip install 'hear-m2d[pretrain]'"
 @click.command(cls=PartCommand, needs=("pyarrow",), install=INSTALL)
 @click.argument("audio_dir", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--sample-rate", default=16000, show_default=True, help="Of the log-mel, hertz.")
+@click.option(
+    "--sample-rate",
+    type=click.IntRange(min=1000, max=192000),
+    default=16000,
+    show_default=True,
+    help="Of the log-mel, hertz.",
+)
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Processes.  [default: up to 4, 1 for a small set]"
 )
@@ -134,10 +140,10 @@ def visualize(run: Path, audio: tuple[Path, ...], out: Path, seed: int) -> None:
 
 def _open_data(folder: Path, out: Path, sample_rate: int) -> LogMelData:
     """Open a prepared folder, or prepare a folder of audio into the run's own."""
-    from hear_m2d.pretrain.dataset import DATA_FILE, PLAN_FILE, LogMelData
+    from hear_m2d.pretrain.dataset import LogMelData, is_prepared
     from hear_m2d.pretrain.prepare import prepare as run
 
-    if any((folder / name).exists() for name in (DATA_FILE, PLAN_FILE)):
+    if is_prepared(folder):
         return LogMelData(folder)
     run(folder, out / "data", sample_rate=sample_rate, progress=True)
     return LogMelData(out / "data")

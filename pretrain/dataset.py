@@ -96,6 +96,18 @@ class LogMelData:
         return view
 
 
+def is_prepared(folder: Path) -> bool:
+    """Return whether ``hear-m2d prepare`` wrote here, finished or not; a data set may own a data.json too."""
+    for name, key in ((DATA_FILE, "frontend"), (PLAN_FILE, "format")):
+        try:
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(found, dict) and key in found:
+            return True
+    return any(folder.glob("shard-*.arrow")) if folder.is_dir() else False
+
+
 def read_summary(folder: Path) -> dict[str, Any]:
     """Return what a prepared folder says about itself.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -32,6 +33,13 @@ MSM_MAE_DEFAULTS = {
     "decoder_width": 384,
     "decoder_depth": 4,
     "decoder_heads": 6,
+}
+KINDS = {
+    "int": "it is a whole number",
+    "float": "it is a number",
+    "str": "it is a text",
+    "bool": "it is true or false",
+    "tuple": "it is two whole numbers, [mel bins, frames]",
 }
 M2D_ONLY = ("loss", "target_init", "target_input", "momentum_start", "momentum_end")
 
@@ -111,6 +119,8 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.patch_size, list | tuple):
+            raise ValueError(f"patch_size = {self.patch_size!r}; {KINDS['tuple']}")
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
@@ -130,6 +140,9 @@ class Recipe:
             "epochs": self.epochs is None or self.epochs > 0,
             "clip_grad": self.clip_grad >= 0,
             "weight_decay": self.weight_decay >= 0,
+            "min_lr": self.min_lr >= 0,
+            "decoder_depth": self.decoder_depth > 0,
+            "decoder_width": self.decoder_width > 0 and self.decoder_width % 4 == 0,
             "decoder_heads": self.decoder_heads > 0 and self.decoder_width % self.decoder_heads == 0,
         }
         for name, fits in ranges.items():
@@ -143,15 +156,14 @@ class Recipe:
 
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if "tuple" in str(field.type):
+            value, kind = getattr(self, field.name), re.split(r"\W", str(field.type))[0]
+            if kind == "tuple":
                 fits = len(value) == 2 and all(type(n) is int for n in value)
             else:
-                kinds = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-                allowed = kinds[str(field.type).split(" |")[0]]
+                allowed = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[kind]
                 fits = (value is None and "None" in str(field.type)) or type(value) in allowed
             if not fits:
-                raise ValueError(f"{field.name} = {value!r}; it is a {field.type}")
+                raise ValueError(f"{field.name} = {value!r}; {KINDS[kind]}")
 
     @property
     def learning_rate(self) -> float:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hear_m2d.checkpoint import read_tensors, write_tensors
-from hear_m2d.files import atomic_write_text
+from hear_m2d.files import atomic_write_text, visible_names
 from hear_m2d.pretrain.objective import Objective
 
 STATE_KEY = "hear_m2d_state"
@@ -49,8 +49,8 @@ class RunFolder:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file: give a folder for --out")
         if not self.record.exists():
-            others = [p.name for p in self.folder.iterdir()] if self.folder.is_dir() else []
-            others = [name for name in others if name != "data"]  # prepared before run.json is written
+            # The data is prepared before run.json is written.
+            others = [name for name in visible_names(self.folder) if name != "data"]
             if others:
                 raise ValueError(
                     f"{self.folder} holds files of something else ({others[0]}): give an empty --out"

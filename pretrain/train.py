@@ -24,6 +24,7 @@ from tqdm import tqdm
 from hear_m2d.checkpoint import save_checkpoint
 from hear_m2d.device import native_bfloat16, pick_device
 from hear_m2d.errors import WorkFailedError
+from hear_m2d.files import hold_folder, remove_leftovers
 from hear_m2d.pretrain.build import build_objective, hear_model
 from hear_m2d.pretrain.dataset import Crops, LogMelData, StepBatches
 from hear_m2d.pretrain.objective import Objective, Outcome
@@ -70,9 +71,33 @@ def train(
         WorkFailedError: The loss became infinite or not a number.
     """
     run = RunFolder(out)
+    run.known()  # a folder of something else is refused untouched
+    with hold_folder(out):
+        remove_leftovers(out)
+        return _train(
+            run, recipe, data, device=device, minutes=minutes, log_every=log_every, save_every=save_every,
+            workers=workers, progress=progress,
+        )  # fmt: skip
+
+
+def _train(
+    run: RunFolder,
+    recipe: Recipe,
+    data: LogMelData,
+    *,
+    device: str,
+    minutes: float | None,
+    log_every: int,
+    save_every: int,
+    workers: int,
+    progress: bool,
+) -> Path:
+    out = run.folder
     if data.frontend != recipe.frontend_config:
         raise ValueError(
-            f"the data was prepared with {data.frontend}, the recipe wants {recipe.frontend_config}"
+            f"{data.folder} was prepared at {data.frontend.sample_rate} Hz, the recipe wants "
+            f"{recipe.sample_rate} Hz: type hear-m2d prepare AUDIO OUT --sample-rate {recipe.sample_rate}, "
+            f"or give the folder of audio as --data"
         )
 
     # The device, and what it computes in.
@@ -135,13 +160,7 @@ def train(
         for step, batch in enumerate(loader, start=first):
             x = batch.to(accelerator.device, non_blocking=True)  # (batch, 1, mels, frames)
             waited += time.perf_counter() - ready
-            rate = cosine_rate(
-                step,
-                peak=recipe.learning_rate,
-                warmup=recipe.warmup * steps,
-                total=steps,
-                minimum=recipe.min_lr,
-            )
+            rate = _rate(recipe, step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             noise = mask_noise(recipe.seed, step, len(x), patches).to(x.device)

@@ -53,7 +53,10 @@ def draw_reconstructions(run: Path, audio: Sequence[Path], out: Path, *, seed: i
         painted, mask = objective.reconstruct(x, mask_noise(seed, index, 1, rows * columns))
         name = path.stem if times[path.stem] == 1 else f"{path.stem}-{index}"  # files of one name
         picture = out / f"{name}.png"
-        _draw(x, painted, mask.as_grid(), model=model, title=path.name, picture=picture)
+        title = path.name
+        if objective.norm_pix_loss:
+            title += "   (it learned standardised patches: their true mean and spread are put back)"
+        _draw(x, painted, mask.as_grid(), model=model, title=title, picture=picture)
         yield picture
 
 
@@ -64,8 +67,9 @@ def open_run(run: Path) -> tuple[HearModel, MSMMAE]:
         ValueError: It is not finished, or not of MSM-MAE.
     """
     folder = RunFolder(run)
-    if not folder.checkpoint.exists() or not folder.objective.exists():
-        raise ValueError(f"{run} is not a finished run: it has no {folder.checkpoint.name}")
+    for part in (folder.checkpoint, folder.objective):
+        if not part.exists():
+            raise ValueError(f"{run} is not a finished run: it has no {part.name}")
     record = folder.known()
     assert record is not None
     recipe = Recipe(**record["recipe"])
@@ -75,7 +79,10 @@ def open_run(run: Path) -> tuple[HearModel, MSMMAE]:
     objective = build_objective(recipe)
     rest, _ = read_tensors(folder.objective, OBJECTIVE_KEY)
     encoder = {f"encoder.{name}": t for name, t in model.encoder.state_dict().items()}
-    objective.load_state_dict({**encoder, **rest})
+    try:
+        objective.load_state_dict({**encoder, **rest})
+    except RuntimeError as error:
+        raise ValueError(f"{folder.objective} is of another network: {error}") from error
     assert isinstance(objective, MSMMAE)
     return model, objective.eval()
 
@@ -109,6 +116,6 @@ def _draw(x: Tensor, painted: Tensor, grid: Tensor, *, model: HearModel, title: 
         axis.set_xlabel("seconds")
         figure.colorbar(image, ax=axis, shrink=0.9)
     axes[0].set_ylabel("mel bin")
-    figure.suptitle(f"{title}   (standardised log-mel)", fontsize=10)
+    figure.suptitle(title, fontsize=10)
     with atomic_write(picture) as file:
         figure.savefig(file, format="png", dpi=110)

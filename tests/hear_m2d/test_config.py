@@ -4,6 +4,7 @@ import pytest
 
 from hear_m2d.config import ModelConfig, Options
 from hear_m2d.errors import unknown_name
+from hear_m2d.frontend import FrontendConfig
 
 
 def test_options_override_what_the_file_says_and_nothing_else():
@@ -43,3 +44,9 @@ def test_the_nearest_names_come_with_all_known_ones():
 def test_an_unknown_config_field_is_refused(field):
     with pytest.raises(ValueError, match=f"unknown ModelConfig field '{field}'"):
         ModelConfig.from_json({**ModelConfig().to_json(), field: 1})
+
+
+@pytest.mark.parametrize(("n_mels", "n_fft"), [(202, 400), (8000, 100000)])
+def test_a_front_end_with_too_many_mel_bins_is_refused_before_its_filters_are_made(n_mels, n_fft):
+    with pytest.raises(ValueError, match="too many"):
+        FrontendConfig(sample_rate=192000, n_fft=n_fft, hop_length=100, n_mels=n_mels, f_max=8000)

@@ -120,6 +120,12 @@ def test_sample_rate_comes_from_the_folders_name(fixtures_dir, folder, rate):
         assert hear_m2d.load_model(published(fixtures_dir, folder)).sample_rate == rate
 
 
+def test_sample_rate_comes_from_the_folders_name_for_a_bare_file_name_too(fixtures_dir, monkeypatch):
+    path = published(fixtures_dir, "c")
+    monkeypatch.chdir(path.parent)
+    assert hear_m2d.load_model(path.name).sample_rate == 32000
+
+
 def test_statistics_come_from_the_file_or_are_said_to_be_the_default(fixtures_dir):
     with_none = read_published(published(fixtures_dir, "a2"))
     assert (with_none.config.mean, with_none.config.std) == (-7.1, 4.2)

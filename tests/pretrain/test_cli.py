@@ -77,6 +77,12 @@ def test_a_picture_for_each_file(run, audio_folder, recipe, tmp_path):
     assert not np.array_equal(pictures[0], pictures[1])
 
 
+def test_a_data_json_among_the_audio_is_not_taken_for_prepared_data(run, audio_folder, recipe, tmp_path):
+    (audio_folder / "data.json").write_text('{"clips": 6}')
+    code, _, _ = run("pretrain", "--recipe", recipe, "--data", audio_folder, "--out", tmp_path / "run")
+    assert code == 0
+
+
 def test_dry_run_prints_the_recipe_and_touches_nothing(run, recipe, tmp_path):
     code, printed, _ = run(
         "pretrain",

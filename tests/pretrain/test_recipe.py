@@ -50,6 +50,10 @@ def test_a_file_that_is_not_toml_is_named(tmp_path):
         ("steps", -1),
         ("epochs", 3),  # besides steps
         ("class_token", 1),
+        ("min_lr", -1.0),
+        ("decoder_depth", 0),
+        ("decoder_width", 30),
+        ("patch_size", 16),
     ],
 )
 def test_a_value_out_of_range_is_named(field, value):

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 import hear_m2d
 from hear_m2d.checkpoint import read_tensors
 from hear_m2d.errors import WorkFailedError
+from hear_m2d.files import hold_folder
 from hear_m2d.pretrain.dataset import LogMelData
 from hear_m2d.pretrain.prepare import prepare
 from hear_m2d.pretrain.recipe import Recipe
@@ -196,3 +200,49 @@ def test_training_leaves_the_callers_random_state_alone(data, tmp_path):
     before = torch.get_rng_state()
     train(dataclasses.replace(TINY, steps=2), data, tmp_path / "run", device="cpu")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_second_run_at_work_in_the_same_folder_is_refused(data, tmp_path):
+    with hold_folder(tmp_path / "run"), pytest.raises(ValueError, match="another process is at work"):
+        train(TINY, data, tmp_path / "run", device="cpu")
+
+
+def test_what_a_killed_save_left_behind_is_no_obstacle_and_is_removed(data, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".run.json.abc.tmp").write_text("{")
+    (tmp_path / "run" / ".DS_Store").write_text("")
+    train(dataclasses.replace(TINY, steps=1), data, tmp_path / "run", device="cpu")
+    assert sorted(p.name for p in (tmp_path / "run").glob(".*")) == [".DS_Store", ".lock"]
+
+
+KILLED = """
+import dataclasses, sys
+from pathlib import Path
+import hear_m2d.pretrain.run as run
+from hear_m2d.pretrain.dataset import LogMelData
+from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.train import train
+save = run.RunFolder.save_state
+def told(self, objective, optimizer, step):
+    save(self, objective, optimizer, step)
+    print(step, flush=True)
+run.RunFolder.save_state = told
+recipe = Recipe(**eval(sys.argv[3]))
+train(recipe, LogMelData(Path(sys.argv[1])), Path(sys.argv[2]), device="cpu", log_every=1, save_every=2)
+"""
+
+
+def test_a_run_that_is_killed_continues_bit_for_bit(data, tmp_path):
+    recipe = dataclasses.replace(TINY, steps=60)
+    train(recipe, data, tmp_path / "whole", device="cpu", log_every=1)
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [sys.executable, "-c", KILLED, data.folder, tmp_path / "cut", repr(recipe.to_json())]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | threads) as process:
+        while process.stdout.readline().strip() != "6":
+            assert process.poll() is None
+        process.kill()
+    assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
+    train(recipe, data, tmp_path / "cut", device="cpu", log_every=1)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
