@@ -52,7 +52,10 @@ def evaluate(settings: Evaluation, *, progress: Callable[[str], None] = logger.i
     for tool in (EMBEDDINGS, PREDICTIONS):
         check_installed(tool)
     tasks = find_tasks(settings.tasks_dir, settings.tasks)
-    record = RunRecord.open(settings.out, describe(settings))
+    facts = describe(settings)
+    for note in facts["model"]["notes"]:
+        progress(f"{settings.model}: {note}")
+    record = RunRecord.open(settings.out, facts)
     entries = {entry["task"]: entry for entry in record.earlier_entries()}
     waiting = []
     for task in tasks:

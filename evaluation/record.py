@@ -55,7 +55,8 @@ class RunRecord:
             raise ValueError(f"{out} is a file, and --out is a folder: give another --out")
         if not (out / RECORD).exists():
             others = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
-            if others := [name for name in others if name not in {LOCK, LOG}]:  # left by a refused call
+            # Left by a refused or killed call (log, lock, a half-written file), or by a file manager.
+            if others := [name for name in others if name != LOG and not name.startswith(".")]:
                 raise ValueError(
                     f"{out} is not empty and holds no evaluation, but {', '.join(others[:3])}: "
                     f"give another --out"
@@ -162,14 +163,21 @@ def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(settings: Evaluation) -> dict[str, Any]:
-    """Return the head of ``results.json``: model, harness and environment of an evaluation."""
+    """Return the head of ``results.json``: model, harness and environment of an evaluation.
+
+    Raises:
+        ValueError: If our own module cannot read the checkpoint with these options, or there is no such
+            device.
+    """
+    config, notes = _checkpoint(settings)
     return {
         "model": {
             "name": settings.name or (settings.model.stem if settings.model else settings.module),
             "module": settings.module,
             "path": None if settings.model is None else str(settings.model),
             "sha256": None if settings.model is None else sha256(settings.model),
-            "config": _config(settings),
+            "config": config,
+            "notes": notes,
             "options": dict(settings.options),
         },
         "harness": {
@@ -194,19 +202,23 @@ def sha256(path: Path) -> str:
     return total.hexdigest()
 
 
-def _config(settings: Evaluation) -> Any:
-    """Return our own checkpoint's configuration; other modules keep theirs to themselves."""
-    if settings.module != "hear_m2d" or settings.model is None:
-        return None
-    if settings.model.suffix != ".safetensors":
-        return None
-    from safetensors import SafetensorError, safe_open
+def _checkpoint(settings: Evaluation) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the configuration that our own module runs with, and what the file left open.
 
-    try:
-        with safe_open(str(settings.model), framework="numpy") as file:
-            return json.loads((file.metadata() or {})["hear_m2d"])
-    except (SafetensorError, KeyError, ValueError):
-        return None  # load_model says what is wrong with it
+    Other modules keep theirs to themselves.
+    """
+    if settings.module != "hear_m2d" or settings.model is None:
+        return None, []
+    from hear_m2d.checkpoint import build_model
+    from hear_m2d.config import Options
+    from hear_m2d.weights import read_weights
+
+    options = Options.parse(settings.options)
+    checkpoint = read_weights(settings.model)
+    config = build_model(checkpoint, options).config.to_json()
+    # What a note asks for, such as "give sample_rate=", may be given already.
+    notes = [note for note in checkpoint.notes if not any(f"{name}=" in note for name in settings.options)]
+    return json.loads(json.dumps(config)), notes
 
 
 def _environment(device: str | None) -> dict[str, Any]:

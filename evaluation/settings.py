@@ -43,9 +43,24 @@ class Evaluation:
             raise ValueError(unknown_name("grid", self.grid, GRIDS))
         if self.grid_points < 1:
             raise ValueError(f"the number of grid points must be at least 1, not {self.grid_points}")
-        if self.model is not None and not self.model.exists():
-            raise FileNotFoundError(f"no checkpoint at {self.model}")
+        if self.model is not None:
+            check_model(self.model, module=self.module)
         device_environment(self.device)
+
+
+def check_model(model: Path, *, module: str) -> None:
+    """Check that there is a checkpoint; one of ours is a file, another module's may be a folder.
+
+    Raises:
+        FileNotFoundError: If nothing is there.
+        ValueError: If it is a folder, and the module is ours.
+    """
+    if not model.exists():
+        raise FileNotFoundError(f"no checkpoint at {model}")
+    if module == "hear_m2d" and model.is_dir():
+        inside = model / "checkpoint.safetensors"
+        hint = f"did you mean {inside}?" if inside.is_file() else "give the .safetensors or .pth file"
+        raise ValueError(f"{model} is a folder, and --model is a file: {hint}")
 
 
 def device_environment(device: str | None) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 from hear_m2d.device import pick_device
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.evaluation.compat import VALIDATOR, run_tool
+from hear_m2d.evaluation.settings import check_model
 
 WITH_OPTIONS = "hear_module_with_options"
 
@@ -36,11 +37,11 @@ def validate(
     Raises:
         ImportError: If hearvalidator or the module is missing.
         FileNotFoundError: If there is no checkpoint at `model`.
-        ValueError: If there is no such device here, or the model could not be loaded.
+        ValueError: If there is no such device here, or the model could not be loaded or is a folder.
         WorkFailedError: If the validator refuses the module, or the module fails while it is checked.
     """
-    if model is not None and not model.exists():
-        raise FileNotFoundError(f"no checkpoint at {model}")
+    if model is not None:
+        check_model(model, module=module)
     arguments = [] if model is None else ["--model", str(model)]
     arguments += [] if device is None else ["--device", str(pick_device(device))]
     try:

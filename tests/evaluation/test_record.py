@@ -50,6 +50,75 @@ def test_a_folder_that_holds_other_things_is_refused(settings: Evaluation) -> No
         RunRecord.open(settings.out, describe(settings))
 
 
+def test_dot_files_leave_a_folder_free(settings: Evaluation) -> None:
+    settings.out.mkdir()
+    for name in (".evaluation.json.k3j.tmp", ".DS_Store", ".lock"):
+        (settings.out / name).touch()
+    claim(settings)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """A file as the authors write it, whose name does not tell its sample rate."""
+    import torch
+
+    from hear_m2d.encoder import EncoderConfig, SpectrogramEncoder
+
+    sizes = EncoderConfig(input_size=(80, 96), patch_size=(16, 16), width=64, depth=1, heads=1)
+    torch.save({"model": SpectrogramEncoder(sizes).state_dict()}, tmp_path / "plain.pth")
+    return tmp_path / "plain.pth"
+
+
+def test_a_published_file_has_its_config_and_what_it_left_open_recorded(
+    settings: Evaluation, published: Path
+) -> None:
+    ours = replace(settings, module="hear_m2d", model=published)
+    model = describe(ours)["model"]
+    assert model["config"]["encoder"]["width"] == 64
+    assert model["config"]["encoder"]["input_size"] == [80, 96]
+    assert any("16000 Hz taken" in note for note in model["notes"])
+    given = describe(replace(ours, options={"sample_rate": 32000, "std": 3.0}))["model"]
+    assert given["config"]["frontend"]["sample_rate"] == 32000
+    assert given["config"]["std"] == 3.0
+    assert not any("16000 Hz taken" in note for note in given["notes"])
+
+
+def test_what_a_file_left_open_is_told(
+    settings: Evaluation, published: Path, tiny_tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hear_m2d.evaluation import harness
+
+    monkeypatch.setattr(harness, "check_installed", lambda tool: None)
+    monkeypatch.setattr(harness, "_run", lambda *job: ())
+    tiny_tasks.scene_multiclass(settings.tasks_dir / "tasks", sizes=(4, 4, 4))
+    settings.out.mkdir()
+    ours = replace(settings, module="hear_m2d", model=published, tasks_dir=settings.tasks_dir / "tasks")
+    lines: list[str] = []
+    results = harness.evaluate(ours, progress=lines.append)
+    assert lines == [f"{published}: {note}" for note in results["model"]["notes"]]
+    assert any("16000 Hz taken" in line for line in lines)
+
+
+def test_a_config_of_ours_is_the_one_that_runs(settings: Evaluation, our_checkpoint: Path) -> None:
+    ours = replace(settings, module="hear_m2d", model=our_checkpoint, options={"dur_frames": 48})
+    model = describe(ours)["model"]
+    assert model["notes"] == []
+    assert model["config"]["encoder"]["input_size"] == [80, 48]
+    with pytest.raises(ValueError, match="Did you mean dtype"):
+        describe(replace(ours, options={"dtyp": "bfloat16"}))
+
+
+def test_a_folder_is_no_checkpoint_of_ours(settings: Evaluation, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    replace(settings, model=run)  # another module may keep its model in a folder
+    with pytest.raises(ValueError, match=r"is a folder, and --model is a file: give the \.safetensors"):
+        replace(settings, module="hear_m2d", model=run)
+    (run / "checkpoint.safetensors").touch()
+    with pytest.raises(ValueError, match=r"did you mean .*run/checkpoint\.safetensors\?"):
+        replace(settings, module="hear_m2d", model=run)
+
+
 def test_the_folder_of_a_pretraining_run_is_refused(settings: Evaluation) -> None:
     settings.out.mkdir()
     (settings.out / "run.json").write_text('{"recipe": {}, "steps": 3}')
