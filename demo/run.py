@@ -23,9 +23,11 @@ from typing import Any
 
 import corpus as corpora
 import page
+import synth
 import table
 import tasks
 
+from hear_m2d.evaluation.folders import check_rate, find_tasks
 from hear_m2d.files import atomic_write_text
 
 SETTINGS = "demo.json"
@@ -122,7 +124,7 @@ def make(settings: Settings, out: Path) -> tuple[Path, list[str]]:
     tasks_dir = Path(settings.tasks_dir) if settings.tasks_dir else out / "tasks"
     if not settings.tasks_dir:
         tasks.write_tasks(tasks_dir)
-    print(f"tasks: {', '.join(sorted(path.name for path in tasks_dir.iterdir() if path.is_dir()))}")
+    print(f"tasks: {', '.join(task.name for task in find_tasks(tasks_dir))}")
     demo.remember("drawing from the audio" if settings.audio else "generating", time.monotonic() - began)
 
     demo.headline(2, f"pretraining, without labels, {settings.minutes:g} minutes each")
@@ -182,7 +184,7 @@ def claim(out: Path, settings: Settings) -> None:
     note, wanted = out / SETTINGS, asdict(settings)
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, and --out is a folder: give another --out")
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
         if not note.exists():
             raise ValueError(f"{out} is not empty and not a demo's: give another --out")
         found = read_object(note)
@@ -239,6 +241,8 @@ def main(arguments: list[str] | None = None) -> int:
         for folder in (given.audio, given.tasks_dir):
             if folder is not None and not folder.is_dir():
                 raise ValueError(f"{folder} is not a folder")
+        if given.tasks_dir is not None:  # rather now than after the training
+            check_rate(find_tasks(given.tasks_dir), synth.SAMPLE_RATE)
         settings = Settings(
             audio=str(given.audio.resolve()) if given.audio else None,
             tasks_dir=str(given.tasks_dir.resolve()) if given.tasks_dir else None,

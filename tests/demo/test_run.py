@@ -41,6 +41,25 @@ def test_audio_that_is_not_there_is_refused_in_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("rate", "message"), [(None, "error: no task in"), (48000, "bells has 48000 Hz. To resample bells, type")]
+)
+def test_tasks_that_cannot_be_scored_are_refused_before_anything_is_done(tmp_path, capsys, rate, message):
+    (tmp_path / "tasks").mkdir()
+    if rate:
+        write_bells(tmp_path / "tasks", rate=rate)
+    assert run.main(["--tasks-dir", str(tmp_path / "tasks"), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_given_tasks_are_listed_without_what_lies_beside_them(commands_stand_in, capsys):
+    write_bells(Path("mine"), rate=16000)
+    Path("mine/papers").mkdir()
+    run.main(["--tasks-dir", "mine", "--out", "out"])
+    assert "tasks: bells\n" in capsys.readouterr().out
+
+
 def test_a_failing_command_stops_the_demo_and_is_named(tmp_path, monkeypatch, capsys):
     def fail(settings, out):
         run.Demo(out).command("info", out / "no such file")
@@ -108,6 +127,16 @@ sys.exit(bad)
 """
 
 
+def write_bells(folder, *, rate):
+    """A task of no sound."""
+    task = folder / "bells"
+    (task / str(rate) / "test").mkdir(parents=True, exist_ok=True)
+    said = {"task_name": "bells", "splits": ["test"], "evaluation": ["mAP"]}
+    (task / "task_metadata.json").write_text(json.dumps(said))
+    (task / "test.json").write_text("{}")
+    (task / "labelvocabulary.csv").write_text("idx,label\n0,bell\n")
+
+
 @pytest.fixture
 def commands_stand_in(tmp_path, monkeypatch):
     """Every command of the demo is played by the stand-in, in a folder of its own; audio is not made."""
@@ -116,9 +145,7 @@ def commands_stand_in(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "COMMAND", (sys.executable, str(script)))
     monkeypatch.setattr(run, "gather", lambda settings, out: run.corpora.Corpus("two clips", 2, 0.1, []))
-    monkeypatch.setattr(
-        run.tasks, "write_tasks", lambda folder: (folder / "bells").mkdir(parents=True, exist_ok=True)
-    )
+    monkeypatch.setattr(run.tasks, "write_tasks", lambda folder: write_bells(folder, rate=16000))
     monkeypatch.setattr(run.page, "curves", lambda out: [])
     return tmp_path
 
