@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,20 +55,31 @@ def read_task(path: Path) -> TaskFolder:
     """
     try:
         metadata: Any = json.loads((path / METADATA).read_text())
+        if not isinstance(metadata, dict):
+            raise ValueError("it is no JSON object")
         task = TaskFolder(
             path=path,
             task_name=str(metadata["task_name"]),
-            splits=tuple(map(str, metadata["splits"])),
-            evaluation=tuple(map(str, metadata["evaluation"])),
+            splits=_strings(metadata, "splits"),
+            evaluation=_strings(metadata, "evaluation"),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path / METADATA} is no HEAR task's description: {error!r}") from error
+    except KeyError as error:
+        raise ValueError(f"{path / METADATA} is no HEAR task's description: it has no {error}") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"{path / METADATA} is no HEAR task's description: {error}") from error
     wanted = [VOCABULARY, *(f"{split}.json" for split in task.splits)]
     if missing := [name for name in wanted if not (path / name).is_file()]:
         raise ValueError(f"the task in {path} lacks {', '.join(missing)}")
     if not task.evaluation:
         raise ValueError(f"{path / METADATA} names no metric under `evaluation`")
     return task
+
+
+def _strings(metadata: dict[str, Any], key: str) -> tuple[str, ...]:
+    value = metadata[key]
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise ValueError(f"`{key}` must be a list of strings, not {value!r}")
+    return tuple(value)
 
 
 def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[TaskFolder]:
@@ -115,7 +127,7 @@ def resample_command(task: TaskFolder, sample_rate: int) -> str:
     source = max(task.rates(), default=48000)
     target = f'"{sample_rate}/${{f#{source}/}}"'
     return (
-        f"(cd '{task.path}' && find {source} -name '*.wav' | while read -r f; do "
+        f"(cd -- {shlex.quote(str(task.path))} && find {source} -name '*.wav' | while read -r f; do "
         f'mkdir -p "$(dirname {target})"; ffmpeg -nostdin -v error -i "$f" '
         f"-af aresample=resampler=soxr -ar {sample_rate} {target}; done)"
     )

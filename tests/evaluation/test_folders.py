@@ -47,6 +47,24 @@ def test_a_broken_task_is_told_by_its_file(tasks: Path) -> None:
         read_task(task)
 
 
+@pytest.mark.parametrize("key", ["splits", "evaluation"])
+@pytest.mark.parametrize("value", ["train", None, 3, {"train": 1}, ["train", 1]])
+def test_metadata_of_another_kind_are_told_in_a_sentence(tasks: Path, key: str, value: object) -> None:
+    file = tasks / "tones-v1.0-full/task_metadata.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(ValueError, match=rf"description: `{key}` must be a list of strings, not "):
+        read_task(file.parent)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"), [("[]", "it is no JSON object"), ("{}", "it has no 'task_name'")]
+)
+def test_a_description_that_is_none_says_why(tasks: Path, content: str, why: str) -> None:
+    (tasks / "tones-v1.0-full/task_metadata.json").write_text(content)
+    with pytest.raises(ValueError, match=f"is no HEAR task's description: {why}"):
+        read_task(tasks / "tones-v1.0-full")
+
+
 def test_a_missing_rate_names_the_rates_there_and_a_command(tasks: Path) -> None:
     found = find_tasks(tasks)
     check_rate(found, 16000)
@@ -65,7 +83,7 @@ def test_the_command_reaches_every_file(tasks: Path, tmp_path: Path, monkeypatch
     )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
-    (task,) = find_tasks(tasks)
+    (task,) = find_tasks(tasks.rename(tmp_path / "it's $HOME; more"))
     subprocess.run(resample_command(task, 8000), shell=True, check=True)
     assert task.rates() == [8000, 16000]
     assert len(list((task.path / "8000").rglob("*.wav"))) == 12
