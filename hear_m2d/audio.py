@@ -113,14 +113,15 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int) -> NDArray[np.flo
         AudioError: The file is corrupt, shorter than its header says, without samples, or not finite.
         OSError: The file cannot be opened.
     """
-    with open(path, "rb"):  # noqa: PTH123  # libsndfile would say "System error." for every such case
-        pass
+    with open(path, "rb") as file:  # noqa: PTH123  # libsndfile would say "System error." for every such case
+        if not file.read(1):
+            raise AudioError(path, "empty", "it holds no bytes")
     try:
         # As bytes, where names are bytes: soundfile cannot spell one that is not UTF-8.
-        with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as file:
-            rate, kind, declared, notes = file.samplerate, file.format, file.frames, file.extra_info
+        with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as sound:
+            rate, kind, declared, notes = sound.samplerate, sound.format, sound.frames, sound.extra_info
             blocks = []
-            while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):  # (frames, channels)
+            while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):  # (frames, channels)
                 blocks.append(block.mean(axis=1))
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise AudioError(path, "corrupt", _plain(error)) from error

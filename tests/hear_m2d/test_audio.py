@@ -144,6 +144,14 @@ def test_what_is_no_audio_is_named_with_its_reason(tmp_path, content, suffix):
         read_audio(path, 16000)
 
 
+@pytest.mark.parametrize("suffix", ["wav", "mp3", "flac"])
+def test_a_file_without_bytes_is_empty(tmp_path, suffix):
+    (tmp_path / f"x.{suffix}").touch()
+    with pytest.raises(AudioError, match=rf"x\.{suffix} is empty: it holds no bytes") as caught:
+        read_audio(tmp_path / f"x.{suffix}", 16000)
+    assert caught.value.reason == "empty"
+
+
 def test_a_file_without_samples_is_empty(tmp_path):
     soundfile.write(tmp_path / "x.wav", np.zeros(0), 16000)
     with pytest.raises(ValueError, match=r"x\.wav is empty"):
