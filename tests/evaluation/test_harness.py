@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from hear_m2d.checkpoint import METADATA_KEY, read_tensors, write_tensors
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.evaluation.harness import evaluate
 from hear_m2d.evaluation.record import RunRecord, describe
@@ -201,6 +202,7 @@ def test_a_checkpoint_of_ours_is_scored_by_name_and_further_tasks_join(
     assert results["model"]["name"] == "ours"
     assert len(results["model"]["sha256"]) == 64
     assert results["model"]["config"]["encoder"]["width"] == 48
-    our_checkpoint.write_bytes(our_checkpoint.read_bytes() + b"\0")
+    tensors, facts = read_tensors(our_checkpoint, METADATA_KEY)
+    write_tensors(our_checkpoint, tensors, {METADATA_KEY: {**facts, "licence": "another"}})
     with pytest.raises(ValueError, match="holds another evaluation: sha256"):
         evaluate(settings)
