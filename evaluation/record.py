@@ -21,8 +21,9 @@ from hear_m2d.evaluation.folders import TaskFolder
 from hear_m2d.evaluation.installed import package_version
 from hear_m2d.evaluation.results import write_json
 from hear_m2d.evaluation.settings import Evaluation
+from hear_m2d.files import hold_folder
 
-RECORD, RESULTS, LOCK, LOG = "evaluation.json", "results.json", ".lock", "harness.log"
+RECORD, RESULTS, LOG = "evaluation.json", "results.json", "harness.log"
 SEED = 42  # the harness's own, set anew for each task; it takes no other
 
 
@@ -74,19 +75,9 @@ class RunRecord:
 
         The lock lasts until the last process that has the descriptor ends, so an orphan still holds it.
         """
-        self.out.mkdir(parents=True, exist_ok=True)
-        with (self.out / LOCK).open("w") as file:
-            try:
-                import fcntl
-            except ImportError:  # no such locks on this system
-                pass
-            else:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise ValueError(f"another process is at work in {self.out}") from error
+        with hold_folder(self.out) as descriptor:
             self._look()  # another evaluation may have claimed the folder since
-            yield file.fileno()
+            yield descriptor
 
     def check_same(self, task: TaskFolder) -> None:
         """Raise a ValueError if a task of that name, but with other content, was embedded here before."""
