@@ -198,6 +198,7 @@ def claim(out: Path, settings: Settings) -> None:
         out.rename(aside)
         print(f"{out} held a demo made otherwise ({'; '.join(changed)}): it is now {aside}")
     out.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(out / ".gitignore", "*\n")  # in a checkout, none of it is the project's
     atomic_write_text(note, json.dumps(wanted, indent=1))
 
 

@@ -23,10 +23,18 @@ def test_other_settings_move_the_old_demo_aside_and_say_so(tmp_path, capsys):
     (tmp_path / "out" / "work").write_text("kept")
     run.claim(tmp_path / "out", replace(SETTINGS, minutes=2.0))
     assert (tmp_path / "out.1" / "work").read_text() == "kept"
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [run.SETTINGS]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {run.SETTINGS, ".gitignore"}
     said = capsys.readouterr().out
     assert "minutes was 1.0" in said
     assert "out.1" in said
+
+
+def test_a_demo_inside_a_checkout_is_no_part_of_it(tmp_path):
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    run.claim(tmp_path / "mine", SETTINGS)
+    (tmp_path / "mine" / "work").write_text("")
+    status = subprocess.run(["git", "status", "--short"], cwd=tmp_path, capture_output=True, check=True)
+    assert status.stdout == b""
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
