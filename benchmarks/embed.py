@@ -5,10 +5,8 @@ python benchmarks/embed.py --size base --seconds 10 --batch 4
 
 from __future__ import annotations
 
-import argparse
-
 import torch
-from machine import describe_machine, encoder_operations, measure
+from machine import HEADER, arguments, describe_machine, encoder_operations, measure, row
 
 import hear_m2d
 from hear_m2d.config import ModelConfig, Options
@@ -29,17 +27,8 @@ def operations_per_clip(model: HearModel, samples: int) -> float:
 
 def main() -> None:
     """Print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="base")
-    parser.add_argument("--frames", type=int, default=608)
-    parser.add_argument("--patch", default="16x16")
+    parser = arguments(__doc__, batch=4)
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument(
-        "--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"]
-    )
     options = parser.parse_args()
 
     device = pick_device(options.device)
@@ -52,8 +41,7 @@ def main() -> None:
     print(
         f"{options.size}, 80x{options.frames}, {options.patch}, {options.batch} clips of {options.seconds} s"
     )
-    print("| dtype | clips/s | times real time | share of matrix rate | matrix rate, GFLOP/s | peak MiB |")
-    print("|---|---|---|---|---|---|")
+    print(HEADER)
     for dtype in options.dtype:
         model = HearModel(ModelConfig(encoder=config), Options(dtype=dtype)).eval()
         model.encoder.to(getattr(torch, dtype))
@@ -66,11 +54,7 @@ def main() -> None:
             dtype=getattr(torch, dtype),
             device=device,
         )
-        clips = options.batch / found.seconds.median
-        print(
-            f"| {dtype} | {clips:.2f} | {clips * options.seconds:.1f} | {found.share:.2f} "
-            f"| {found.rate.median / 1e9:.0f} | {found.peak_mib:.0f} |"
-        )
+        print(row(dtype, found, batch=options.batch, clip_s=options.seconds))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ after in the same process, dtype and threads.
 
 from __future__ import annotations
 
+import argparse
 import platform
 import re
 import resource
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from hear_m2d.encoder import EncoderConfig
+from hear_m2d.encoder import SIZES, EncoderConfig
 
 
 def synchronise(device: torch.device) -> None:
@@ -80,6 +81,35 @@ class Spread:
 
     def __format__(self, spec: str) -> str:
         return f"{self.median:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
+
+
+def arguments(description: str | None, *, batch: int) -> argparse.ArgumentParser:
+    """Return a parser of what both benchmarks take: the network, the batch, the machine."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="base")
+    parser.add_argument("--frames", type=int, default=608)
+    parser.add_argument("--patch", default="16x16")
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"]
+    )
+    return parser
+
+
+HEADER = """\
+| dtype | clips/s | times real time | share of matrix rate | matrix rate, GFLOP/s | peak MiB |
+|---|---|---|---|---|---|"""
+
+
+def row(dtype: str, found: Measured, *, batch: int, clip_s: float) -> str:
+    """Return a table's row for batches of clips of that length."""
+    clips = batch / found.seconds.median
+    return (
+        f"| {dtype} | {clips:.2f} | {clips * clip_s:.1f} | {found.share:.2f} "
+        f"| {found.rate.median / 1e9:.0f} | {found.peak_mib:.0f} |"
+    )
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,12 @@ Counted: forward (online and, for M2D, target) plus twice the online forward for
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Callable
 from functools import partial
 
 import torch
-from machine import block_operations, describe_machine, measure
+from machine import HEADER, arguments, block_operations, describe_machine, measure, row
 
 from hear_m2d.device import pick_device
 from hear_m2d.encoder import SIZES
@@ -46,18 +45,9 @@ def operations_per_clip(recipe: Recipe) -> float:
 
 def main() -> None:
     """Print one table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = arguments(__doc__, batch=16)
     parser.add_argument("--objective", choices=["m2d", "msm_mae"], default="m2d")
-    parser.add_argument("--size", choices=SIZES, default="base")
-    parser.add_argument("--frames", type=int, default=608)
-    parser.add_argument("--patch", default="16x16")
     parser.add_argument("--mask-ratio", type=float, default=0.7)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument(
-        "--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"]
-    )
     options = parser.parse_args()
 
     device = pick_device(options.device)
@@ -85,8 +75,7 @@ def main() -> None:
         f"{options.objective} {options.size}, 80x{options.frames}, {options.patch}, "
         f"ratio {options.mask_ratio}, batch {options.batch}"
     )
-    print("| dtype | clips/s | times real time | share of matrix rate | matrix rate, GFLOP/s | peak MiB |")
-    print("|---|---|---|---|---|---|")
+    print(HEADER)
     for dtype in options.dtype:
         objective = build_objective(recipe).to(device)
         accelerator = make_accelerator(device, dtype)
@@ -108,12 +97,7 @@ def main() -> None:
             dtype=getattr(torch, dtype),
             device=device,
         )
-        clips = options.batch / found.seconds.median
-        realtime = clips * options.frames / 100
-        print(
-            f"| {dtype} | {clips:.2f} | {realtime:.1f} | {found.share:.2f} | {found.rate.median / 1e9:.0f} "
-            f"| {found.peak_mib:.0f} |"
-        )
+        print(row(dtype, found, batch=options.batch, clip_s=options.frames / 100))
 
 
 if __name__ == "__main__":

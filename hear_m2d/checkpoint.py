@@ -112,7 +112,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         config = ModelConfig.from_json(facts)
         checkpoint = Checkpoint(config=config, tensors=tensors, path=path)
-        _empty_model(checkpoint)
+        empty_model(checkpoint)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return checkpoint
@@ -127,7 +127,7 @@ def build_model(checkpoint: Checkpoint, options: Options | None = None) -> HearM
     options = options or Options()
     if options.dur_frames is not None:
         checkpoint = _for_duration(checkpoint, options.dur_frames)
-    model = _empty_model(checkpoint, options)
+    model = empty_model(checkpoint, options)
     # Copies, so that no two models share weights; and a .pth may hold one storage under two names.
     weights = {name: tensor.clone().contiguous() for name, tensor in checkpoint.tensors.items()}
     encoder = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
@@ -139,6 +139,43 @@ def build_model(checkpoint: Checkpoint, options: Options | None = None) -> HearM
     if options.dtype == "bfloat16":
         model.encoder.to(torch.bfloat16)
     return model.eval()
+
+
+def empty_model(checkpoint: Checkpoint, options: Options | None = None) -> HearModel:
+    """Return a model without storage, having held the checkpoint's tensors against it.
+
+    Raises:
+        ValueError: Tensors missing, left over or misshapen, or an option that does not fit.
+    """
+    # Before anything is built by them: a config may lie about its sizes.
+    sizes, positions = checkpoint.config.encoder, checkpoint.tensors.get("pos_embed")
+    if positions is None:
+        raise ValueError("the tensors do not fit the config: pos_embed is missing")
+    wanted = [1, sizes.class_token + sizes.grid[0] * sizes.grid[1], sizes.width]
+    if list(positions.shape) != wanted:
+        raise ValueError(
+            f"the tensors do not fit the config: pos_embed has shape {list(positions.shape)}, not {wanted}"
+        )
+    blocks = {name.split(".")[1] for name in checkpoint.tensors if name.startswith("blocks.")}
+    if len(blocks) != sizes.depth:
+        raise ValueError(
+            f"the tensors do not fit the config: they have {len(blocks)} blocks, not {sizes.depth}"
+        )
+    with torch.device("meta"):
+        model = HearModel(checkpoint.config, options).float()  # whatever torch's default dtype is
+    expected = {**model.encoder.state_dict(), **_head_state(model)}
+    faults = [f"{name} is missing" for name in expected if name not in checkpoint.tensors]
+    for name, tensor in checkpoint.tensors.items():
+        if name not in expected:
+            faults.append(f"{name} is not part of the model")
+        elif tensor.shape != expected[name].shape:
+            faults.append(f"{name} has shape {list(tensor.shape)}, not {list(expected[name].shape)}")
+        elif tensor.dtype != expected[name].dtype:
+            faults.append(f"{name} is {tensor.dtype}, not {expected[name].dtype}")
+    if faults:
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise ValueError(f"the tensors do not fit the config: {'; '.join(faults[:5])}{more}")
+    return model
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -183,39 +220,6 @@ def _for_duration(checkpoint: Checkpoint, frames: int) -> Checkpoint:
         config=replace(checkpoint.config, encoder=resized),
         tensors={**checkpoint.tensors, "pos_embed": positions},
     )
-
-
-def _empty_model(checkpoint: Checkpoint, options: Options | None = None) -> HearModel:
-    """Return a model without storage whose tensors are those of the checkpoint, or say which are not."""
-    # Before anything is built by them: a config may lie about its sizes.
-    sizes, positions = checkpoint.config.encoder, checkpoint.tensors.get("pos_embed")
-    if positions is None:
-        raise ValueError("the tensors do not fit the config: pos_embed is missing")
-    wanted = [1, sizes.class_token + sizes.grid[0] * sizes.grid[1], sizes.width]
-    if list(positions.shape) != wanted:
-        raise ValueError(
-            f"the tensors do not fit the config: pos_embed has shape {list(positions.shape)}, not {wanted}"
-        )
-    blocks = {name.split(".")[1] for name in checkpoint.tensors if name.startswith("blocks.")}
-    if len(blocks) != sizes.depth:
-        raise ValueError(
-            f"the tensors do not fit the config: they have {len(blocks)} blocks, not {sizes.depth}"
-        )
-    with torch.device("meta"):
-        model = HearModel(checkpoint.config, options).float()  # whatever torch's default dtype is
-    expected = {**model.encoder.state_dict(), **_head_state(model)}
-    faults = [f"{name} is missing" for name in expected if name not in checkpoint.tensors]
-    for name, tensor in checkpoint.tensors.items():
-        if name not in expected:
-            faults.append(f"{name} is not part of the model")
-        elif tensor.shape != expected[name].shape:
-            faults.append(f"{name} has shape {list(tensor.shape)}, not {list(expected[name].shape)}")
-        elif tensor.dtype != expected[name].dtype:
-            faults.append(f"{name} is {tensor.dtype}, not {expected[name].dtype}")
-    if faults:
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ValueError(f"the tensors do not fit the config: {'; '.join(faults[:5])}{more}")
-    return model
 
 
 def _head_state(model: HearModel) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hear_m2d.checkpoint import Checkpoint, build_model
+from hear_m2d.checkpoint import Checkpoint, empty_model
 from hear_m2d.config import DEFAULT_MEAN, DEFAULT_STD, ModelConfig
 from hear_m2d.encoder import EncoderConfig
 from hear_m2d.frontend import FrontendConfig
@@ -60,7 +60,7 @@ def read_published(path: str | os.PathLike[str]) -> Checkpoint:
         config = replace(_config(state, path, notes), kind=kind, code_base=code_base)
         state.pop("norm_stats", None)
         checkpoint = Checkpoint(config=config, tensors=state, path=path, notes=tuple(notes))
-        build_model(checkpoint)
+        empty_model(checkpoint)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return checkpoint
