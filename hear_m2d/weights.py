@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-from hear_m2d.checkpoint import Checkpoint, read_checkpoint
-from hear_m2d.published import read_published
+from hear_m2d.checkpoint import Checkpoint
+from hear_m2d.local import read_local
 
 NO_DEFAULT = (
     "there is no default checkpoint yet. Make one (hear-m2d pretrain --recipe laptop_m2d --data AUDIO_FOLDER "
@@ -15,9 +14,7 @@ NO_DEFAULT = (
 
 
 def read_weights(name: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint by its path: our own ``.safetensors``, or a published ``.pth``.
-
-    What the file is follows from its first bytes, not from its suffix.
+    """Read a checkpoint by its path: see :func:`hear_m2d.local.read_local`.
 
     Raises:
         FileNotFoundError: No such file.
@@ -25,22 +22,4 @@ def read_weights(name: str | os.PathLike[str]) -> Checkpoint:
     """
     if not os.fspath(name):
         raise ValueError(NO_DEFAULT)
-    path = Path(name)
-    if not path.exists():
-        raise FileNotFoundError(f"no checkpoint {path}: give the path of a .safetensors or .pth file")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file: give the path of a .safetensors or .pth file")
-    with path.open("rb") as file:
-        start = file.read(9)
-    if not start:
-        raise ValueError(f"{path} is empty")
-    pickled = start.startswith((b"PK", b"\x80")) and not _is_safetensors(start)
-    return read_published(path) if pickled else read_checkpoint(path)
-
-
-def _is_safetensors(start: bytes) -> bool:
-    """Tell by the header's length in eight bytes (small: its upper half is zero) and the JSON after it.
-
-    The length's own first bytes may well be those of a zip or a pickle.
-    """
-    return start[4:9] == bytes(4) + b"{"
+    return read_local(name)
