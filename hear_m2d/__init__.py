@@ -18,8 +18,9 @@ from torch import Tensor
 
 from hear_m2d._checkout import explain_missing_parts
 from hear_m2d.checkpoint import build_model
+from hear_m2d.clips import Audio
 from hear_m2d.config import Options
-from hear_m2d.model import Audio, HearModel
+from hear_m2d.model import HearModel
 from hear_m2d.weights import read_weights
 
 logger = logging.getLogger(__name__)

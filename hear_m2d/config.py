@@ -127,6 +127,7 @@ class Options:
         output: ``columns``: frequency rows stacked, as the papers embed; ``mean``: their mean;
             ``tokens``: the single tokens (their mean where one vector per time is asked for).
         dtype: ``float32`` or ``bfloat16``, of the encoder; front end and outputs stay float32.
+        compile: Have torch compile the encoder's blocks on their first use, once for all lengths.
     """
 
     sample_rate: int | None = None
@@ -141,6 +142,7 @@ class Options:
     layer_mode: str = "concat"
     output: str = "columns"
     dtype: str = "float32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         choices = {
@@ -167,6 +169,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
                 raise ValueError(f"{name}={value!r}; it is a number")
+        if not isinstance(self.compile, bool):
+            raise ValueError(f"compile={self.compile!r}; it is True or False")
         if self.layers is not None:
             if not isinstance(self.layers, list | tuple):
                 raise ValueError(f"layers={self.layers!r}; it is a list of block indices, or None")

@@ -7,6 +7,7 @@ area-normalised filters, natural logarithm of (mel + float32 epsilon): the front
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,25 +121,73 @@ class LogMelSpectrogram(nn.Module):
         self.register_buffer("filters", mel_filters(self.config), persistent=False)
 
     def mel_power(self, audio: Tensor) -> Tensor:
-        """Return the mel power spectrogram, (batch, mels, frames)."""
-        config = self.config
-        audio = audio.float()
-        if (short := config.n_fft // 2 + 1 - audio.shape[-1]) > 0:
-            audio = nn.functional.pad(audio, (0, short))
-        spectrum = torch.stft(
-            audio,
-            n_fft=config.n_fft,
-            hop_length=config.hop_length,
-            window=self.window.float(),
-            center=True,
-            pad_mode="reflect",
-            return_complex=True,
-        )  # (batch, n_fft // 2 + 1, frames)
-        power = spectrum.real.square() + spectrum.imag.square()
-        return self.filters.float() @ power
+        """Return the mel power spectrogram of whole clips, (batch, mels, frames)."""
+        return self._power(self._extended(audio.float()))
 
     def forward(self, audio: Tensor) -> Tensor:
         """Return the log-mel of ``audio`` (batch, samples), as (batch, mels, frames)."""
+        return self.of_segments(self._extended(audio.float()))
+
+    def segment(self, clip: Tensor, first: int, frames: int) -> Tensor:
+        """Return the samples under some frames of one clip, for :meth:`of_segments`.
+
+        Args:
+            clip: (samples,).
+            first: The first frame; it may lie before the clip, the last one past it. What such frames hold
+                is of no meaning.
+            frames: How many.
+
+        Returns:
+            ((frames - 1) * hop_length + n_fft,), reflected at the clip's ends, float32.
+        """
+        config = self.config
+        if (short := config.n_fft // 2 + 1 - len(clip)) > 0:
+            clip = nn.functional.pad(clip, (0, short))
+        start = first * config.hop_length - config.n_fft // 2
+        stop = start + (frames - 1) * config.hop_length + config.n_fft
+        if start >= 0 and stop <= len(clip):
+            return clip[start:stop].float()
+        index = torch.arange(start, stop, device=clip.device).abs()
+        last = len(clip) - 1
+        index = (last - (last - index).abs()).clamp(min=0)
+        return clip[index].float()
+
+    def of_segments(self, segments: Tensor) -> Tensor:
+        """Return the log-mel of samples already extended by half a window on each side.
+
+        Args:
+            segments: (batch, (frames - 1) * hop_length + n_fft).
+
+        Returns:
+            (batch, mels, frames).
+        """
         # Mixed precision must not reach the front end: a bfloat16 mel product is off by percents.
-        with torch.autocast(audio.device.type, enabled=False):
-            return torch.log(self.mel_power(audio) + LOG_EPS)
+        with torch.autocast(segments.device.type, enabled=False):
+            return torch.log(self._power(segments) + LOG_EPS)
+
+    def _extended(self, audio: Tensor) -> Tensor:
+        """Append zeros to audio too short for a reflection, then reflect half a window on each side."""
+        half = self.config.n_fft // 2
+        if (short := half + 1 - audio.shape[-1]) > 0:
+            audio = nn.functional.pad(audio, (0, short))
+        return nn.functional.pad(audio, (half, half), mode="reflect")
+
+    def _power(self, extended: Tensor) -> Tensor:
+        spectrum = torch.stft(
+            extended,
+            n_fft=self.config.n_fft,
+            hop_length=self.config.hop_length,
+            window=self.window,
+            center=False,
+            return_complex=True,
+        )  # (batch, n_fft // 2 + 1, frames)
+        return self.filters @ (spectrum.real.square() + spectrum.imag.square())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogMelSpectrogram:
+        """Follow a move to another device, but never to another precision: `model.half()` stops here."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.filters.dtype != torch.float32:
+            exact = LogMelSpectrogram(self.config)
+            self.window = exact.window.to(self.window.device)
+            self.filters = exact.filters.to(self.filters.device)
+        return self

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hear_m2d.clips import Audio, check_audio
 from hear_m2d.config import ModelConfig, Options
+from hear_m2d.device import windows_per_pass
 from hear_m2d.encoder import SpectrogramEncoder
 from hear_m2d.frontend import LogMelSpectrogram
-from hear_m2d.timestamps import (
-    dense_offset,
-    frame_step,
-    interpolate_columns,
-    timestamp_count,
-    timestamps_ms,
+from hear_m2d.stream import (
+    Collector,
+    Columns,
+    InterpolatedColumns,
+    MeanOverColumns,
+    PhasedColumns,
+    batch_statistics,
+    compile_blocks,
+    cut_log_mel,
+    passes,
 )
-from hear_m2d.windows import WindowPlan, plan_windows
+from hear_m2d.timestamps import dense_offset, frame_step, timestamp_count, timestamps_ms
+from hear_m2d.windows import Window, plan_windows
 
-Audio = Tensor | Sequence[Tensor]
+PerClip = Any  # of a tensor, one tensor with the batch first; of a list of clips, a list with a tensor each
 
 
 class ClassifierHead(nn.Module):
@@ -55,8 +63,16 @@ class HearModel(nn.Module):
         self.frontend = LogMelSpectrogram(config.frontend)
         self.encoder = SpectrogramEncoder(config.encoder)
         self.head = ClassifierHead(config.head_width, len(config.labels)) if config.head_width else None
-        # Windows per forward pass: enough to fill the matrix units, few enough to stay in memory.
-        self.batch_windows = 16
+        # Windows per forward pass; None: enough to fill the device, few enough for its free memory.
+        self.batch_windows: int | None = None
+        if self.options.compile:
+            compile_blocks(self.encoder.blocks)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Come out of a pickle or a copy, where nothing compiled goes in."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.options.compile:
+            compile_blocks(self.encoder.blocks)
 
     @property
     def sample_rate(self) -> int:
@@ -84,87 +100,75 @@ class HearModel(nn.Module):
     def _layer_count(self) -> int:
         return len(self.options.layers or (-1,)) if self.options.layer_mode == "concat" else 1
 
-    def forward(self, audio: Audio) -> Tensor:
+    def forward(self, audio: Audio) -> PerClip:
         """Return the columns of the last block after the final norm, with gradients.
 
         Args:
-            audio: (batch, samples) in [-1, 1], or a list of (samples,) of one length.
+            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
 
         Returns:
-            (batch, time_patches, freq_patches * width), the lowest frequency row first.
+            (batch, time_patches, freq_patches * width), the lowest frequency row first; for a list, a list
+            of (time_patches, freq_patches * width).
 
         Raises:
             ValueError: Audio that cannot be embedded; the message says why.
         """
-        return self._windowed(self.standardised(self._batch(audio)), self._last_columns)
+        found = self._last_columns(check_audio(audio))
+        return torch.stack(found) if isinstance(audio, Tensor) else found
 
     @torch.no_grad()
-    def columns(self, audio: Audio) -> Tensor:
+    def columns(self, audio: Audio) -> PerClip:
         """Return what :meth:`forward` returns, without gradients."""
-        columns: Tensor = self(audio)
-        return columns
+        return self.forward(audio)
 
     @torch.no_grad()
-    def features(self, audio: Audio) -> Tensor:
+    def features(self, audio: Audio) -> PerClip:
         """Return what embeddings are made of, as ``layers`` and ``output`` say, without gradients.
 
         Args:
-            audio: (batch, samples) in [-1, 1], or a list of (samples,) of one length.
+            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
 
         Returns:
             ``columns`` and ``mean``: (batch, time_patches, features). ``tokens``: (batch, patches, features),
-            window by window, within a window frequency-major.
+            window by window, within a window frequency-major. For a list, a list without the batch.
         """
-        spectrogram = self.standardised(self._batch(audio))
-        columns = self._windowed(spectrogram, self._features)
-        if self.options.output != "tokens":
-            return self._rows_averaged(columns)
-        encoder, plan = self.config.encoder, self._plan(spectrogram.shape[-1])
-        windows = torch.split(columns, plan.stride // plan.patch, dim=1)
-        shape = (self._layer_count, encoder.grid[0], encoder.width)
-        tokens = [w.reshape(*w.shape[:2], *shape).permute(0, 3, 1, 2, 4) for w in windows]
-        return torch.cat([t.reshape(t.shape[0], t.shape[1] * t.shape[2], -1) for t in tokens], dim=1)
+        clips = check_audio(audio)
+        arrange = self._tokens_of_window if self.options.output == "tokens" else self._rows_averaged
+        collector = Columns(len(clips), arrange)
+        self._stream(clips, self._windows(clips), self._features, [collector])
+        found = collector.result()
+        return torch.stack(found) if isinstance(audio, Tensor) else found
 
     @torch.no_grad()
     def scene_embeddings(self, audio: Audio) -> Tensor:
-        """Return one vector per clip, the mean over its columns: (batch, scene_embedding_size)."""
-        groups = equal_lengths(audio)
-        scenes: list[Tensor] = [torch.empty(0)] * sum(len(indices) for indices, _ in groups)
-        for indices, clips in groups:
-            columns = self._windowed(self.standardised(self._batch(clips)), self._features)
-            means = self._rows_averaged(columns.mean(1, keepdim=True))[:, 0]
-            for index, mean in zip(indices, means, strict=True):
-                scenes[index] = mean
-        return torch.stack(scenes)
+        """Return one vector per clip, the mean over its columns: (batch, scene_embedding_size).
+
+        Args:
+            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
+        """
+        clips = check_audio(audio)
+        scenes = self._mean_over_columns(len(clips))
+        self._stream(clips, self._windows(clips), self._features, [scenes])
+        return self._rows_averaged(scenes.result())
 
     @torch.no_grad()
-    def timestamp_embeddings(self, audio: Audio) -> tuple[Tensor, Tensor]:
+    def timestamp_embeddings(self, audio: Audio) -> tuple[PerClip, PerClip]:
         """Return embeddings in time and the centre of each.
 
         Args:
-            audio: (batch, samples) in [-1, 1], or a list of (samples,) of one length.
+            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
 
         Returns:
-            Embeddings (batch, n, timestamp_embedding_size) and their times in milliseconds (batch, n).
+            Embeddings (batch, n, timestamp_embedding_size) and their times in milliseconds (batch, n); for a
+            list, two lists of tensors without the batch.
         """
-        batch = self._batch(audio)
-        patch = self.config.encoder.patch_size[1]
-        step = frame_step(patch, self.config.frontend.hop_ms)
-        count = timestamp_count(batch.shape[1], step=step, hop_length=self.config.frontend.hop_length)
-        spectrogram = self.standardised(batch)
-        if step < patch and self.options.timestamps == "dense":
-            embeddings = self._dense(spectrogram, count=count, step=step)
-        else:
-            embeddings = self._windowed(spectrogram, self._features)
-            plan = self._plan(spectrogram.shape[-1])
-            if step == patch and plan.regular:  # each column is a timestamp's own
-                embeddings = embeddings[:, :count]
-            else:
-                centres = plan.centres(embeddings.shape[1])
-                embeddings = interpolate_columns(embeddings, centres, count=count, step=step)
-        embeddings = self._rows_averaged(embeddings)
-        times = timestamps_ms(count, step=step, frontend=self.config.frontend).float().to(batch.device)
-        return embeddings, times.expand(len(batch), -1).clone()
+        _, embeddings, times = self._embed(audio, scenes=False)
+        return embeddings, times
+
+    @torch.no_grad()
+    def scene_and_timestamp_embeddings(self, audio: Audio) -> tuple[Tensor, PerClip, PerClip]:
+        """Return what the two functions return, of one run of the encoder: scenes, embeddings, times."""
+        return self._embed(audio, scenes=True)
 
     def classify(self, audio: Audio) -> Tensor:
         """Return logits, (batch, classes), of a checkpoint that holds a classifier.
@@ -174,52 +178,111 @@ class HearModel(nn.Module):
         """
         if self.head is None:
             raise ValueError("this checkpoint has no classifier: it only embeds")
-        pooled = self(audio).mean(1)  # (batch, freq_patches * width)
+        means = [columns.mean(0) for columns in self._last_columns(check_audio(audio))]
+        pooled = torch.stack(means)  # (batch, freq_patches * width)
         if self.config.head_width == self.config.encoder.width:  # the mean over tokens
             pooled = pooled.unflatten(1, (-1, self.config.encoder.width)).mean(1)
-        return self.head(pooled)  # type: ignore[no-any-return]
+        return self.head(pooled.to(self.head.linear.weight.dtype)).float()  # type: ignore[no-any-return]
 
     def standardised(self, batch: Tensor) -> Tensor:
-        """Return (log-mel - mean) / std, (batch, mels, frames).
+        """Return (log-mel - mean) / std of whole clips, (batch, mels, frames).
 
         The statistics are the checkpoint's own; with ``normalization="batch"`` those of the batch at hand.
         """
-        logmel: Tensor = self.frontend(batch)
+        clips = [clip.to(self._device) for clip in check_audio(batch)]
+        mean, std = self._statistics(clips)
+        logmel: Tensor = self.frontend(torch.stack(clips))
+        return (logmel - mean) / std
+
+    @property
+    def _device(self) -> torch.device:
+        return self.encoder.pos_embed.device
+
+    def _statistics(self, clips: Sequence[Tensor]) -> tuple[float, float]:
         if self.options.normalization == "batch":
-            return (logmel - logmel.mean()) / logmel.std().clamp(min=1e-6)  # silence has none
-        return (logmel - self.config.mean) / self.config.std
+            return batch_statistics(self.frontend, clips, self._device)
+        return self.config.mean, self.config.std
 
-    def _batch(self, audio: Audio) -> Tensor:
-        return check_audio(audio).to(device=self.encoder.pos_embed.device, dtype=torch.float32)
-
-    def _windowed(self, x: Tensor, features: Callable[[Tensor], Tensor]) -> Tensor:
-        """Run ``features`` over the windows of (batch, mels, frames): (batch, columns, …)."""
-        plan = self._plan(x.shape[-1])
-        x = nn.functional.pad(x, (0, plan.pad))  # 0 is the mean
-        batch, mels, frames = x.shape
-        full = min(plan.count, frames // plan.stride)
-        parts = []
-        if full:
-            whole = x[..., : full * plan.stride].reshape(batch, mels, full, plan.stride)
-            whole = whole[..., : plan.stride // plan.patch * plan.patch].transpose(1, 2)
-            columns = self._run(whole.reshape(batch * full, 1, mels, -1), features)
-            parts.append(columns.reshape(batch, full * columns.shape[1], -1))
-        rest = (frames - full * plan.stride) // plan.patch * plan.patch
-        if plan.count > full and rest:
-            last = x[..., full * plan.stride :][..., :rest]
-            parts.append(self._run(last[:, None], features))
-        columns = torch.cat(parts, dim=1)
-        return columns[:, : columns.shape[1] - plan.drop]
-
-    def _plan(self, frames: int) -> WindowPlan:
+    def _windows(self, clips: Sequence[Tensor], shift: int = 0, phase: int = 0) -> list[Window]:
+        """Return the windows of all clips; with a shift, those of spectrograms that begin at that frame."""
         encoder = self.config.encoder
         rule = "whole" if self.options.windows == "whole" else self.config.code_base
-        return plan_windows(frames, window=encoder.input_size[1], patch=encoder.patch_size[1], rule=rule)
+        found = []
+        for clip, audio in enumerate(clips):
+            frames = self.config.frontend.frames(len(audio)) - shift
+            if frames > 0:
+                plan = plan_windows(
+                    frames, window=encoder.input_size[1], patch=encoder.patch_size[1], rule=rule
+                )
+                found += plan.windows(frames, clip=clip, shift=shift, phase=phase)
+        return found
 
-    def _run(self, windows: Tensor, features: Callable[[Tensor], Tensor]) -> Tensor:
+    def _stream(
+        self,
+        clips: Sequence[Tensor],
+        windows: Sequence[Window],
+        features: Callable[[Tensor], Tensor],
+        collectors: Sequence[Collector],
+    ) -> None:
+        """Run ``features`` over the windows, a pass at a time, and hand its columns to the collectors."""
         dtype = self.encoder.norm.weight.dtype
-        parts = torch.split(windows, self.batch_windows)
-        return torch.cat([features(part.to(dtype)).float() for part in parts])
+        statistics = self._statistics(clips)
+
+        def size(frames: int) -> int:
+            return self.batch_windows or windows_per_pass(
+                self.config.encoder, frames, layers=self._layer_count, dtype=dtype, device=self._device
+            )
+
+        for some in passes(windows, size):
+            x = cut_log_mel(self.frontend, clips, some, statistics=statistics, device=self._device)
+            columns = features(x[:, None].to(dtype)).float()
+            for collector in collectors:
+                collector.add(some, columns)
+
+    def _embed(self, audio: Audio, *, scenes: bool) -> tuple[Any, Any, Any]:
+        """Return scenes (or None), embeddings in time, and their times."""
+        clips = check_audio(audio)
+        config, frontend = self.config.encoder, self.config.frontend
+        patch = config.patch_size[1]
+        step = frame_step(patch, frontend.hop_ms)
+        counts = [timestamp_count(len(clip), step=step, hop_length=frontend.hop_length) for clip in clips]
+        size, where = self.timestamp_embedding_size, {"device": self._device, "dtype": torch.float32}
+        if isinstance(audio, Tensor):
+            embeddings: Any = torch.empty(len(clips), counts[0], size, **where)
+        else:
+            embeddings = [torch.empty(count, size, **where) for count in counts]
+        means = self._mean_over_columns(len(clips)) if scenes else None
+        collectors: list[Collector] = [] if means is None else [means]
+        if step < patch and self.options.timestamps == "dense":
+            if collectors:
+                self._stream(clips, self._windows(clips), self._features, collectors)
+            phases = patch // step
+            windows = []
+            for phase in range(min(phases, max(counts))):
+                shift = dense_offset(phase, step=step, patch_frames=patch)
+                windows += self._windows(clips, shift, phase)
+            phased = PhasedColumns(embeddings, phases=phases, arrange=self._rows_averaged)
+            self._stream(clips, windows, self._features, [phased])
+        else:
+            smooth = InterpolatedColumns(embeddings, step=step, patch=patch, arrange=self._rows_averaged)
+            self._stream(clips, self._windows(clips), self._features, [*collectors, smooth])
+            smooth.finish()
+        times: Any = [timestamps_ms(n, step=step, frontend=frontend).float().to(self._device) for n in counts]
+        if isinstance(audio, Tensor):
+            times = torch.stack(times)
+        return None if means is None else self._rows_averaged(means.result()), embeddings, times
+
+    def _mean_over_columns(self, clips: int) -> MeanOverColumns:
+        size = self.config.encoder.column_width * self._layer_count
+        return MeanOverColumns(clips, size, self._device)
+
+    def _last_columns(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        collector = Columns(len(clips))
+        self._stream(clips, self._windows(clips), self._columns_of_last_block, [collector])
+        return collector.result()
+
+    def _columns_of_last_block(self, windows: Tensor) -> Tensor:
+        return self._columns(self.encoder(windows))
 
     def _columns(self, tokens: Tensor) -> Tensor:
         """Stack the frequency rows: (windows, rows * n, width) → (windows, n, rows * width)."""
@@ -227,79 +290,25 @@ class HearModel(nn.Module):
         rows = self.config.encoder.grid[0]
         return tokens.reshape(windows, rows, patches // rows, width).transpose(1, 2).flatten(2)
 
-    def _rows_averaged(self, columns: Tensor) -> Tensor:
-        """Average the frequency rows of (batch, n, layers * rows * width), unless columns are wanted."""
-        if self.options.output == "columns":
-            return columns
-        encoder = self.config.encoder
-        shape = (*columns.shape[:2], self._layer_count, encoder.grid[0], encoder.width)
-        return columns.reshape(shape).mean(3).flatten(2)
-
-    def _last_columns(self, windows: Tensor) -> Tensor:
-        return self._columns(self.encoder(windows))
-
     def _features(self, windows: Tensor) -> Tensor:
         if self.options.layers is None:
-            return self._last_columns(windows)
+            return self._columns_of_last_block(windows)
         outputs = self.encoder.layers(windows)
         chosen = [self._columns(outputs[index]) for index in self.options.layers]
         if self.options.layer_mode == "mean":
             return torch.stack(chosen).mean(0)
         return torch.cat(chosen, dim=-1)
 
-    def _dense(self, x: Tensor, *, count: int, step: int) -> Tensor:
-        """Encode p / q shifted copies, so that each timestamp is the centre of a column of its own."""
-        patch = self.config.encoder.patch_size[1]
-        phases = patch // step
-        dense = x.new_empty(len(x), count, self.config.encoder.column_width * self._layer_count)
-        for phase in range(min(phases, count)):
-            offset = dense_offset(phase, step=step, patch_frames=patch)
-            shifted = nn.functional.pad(x, (-offset, 0))  # a negative pad cuts frames
-            wanted = dense[:, phase::phases]
-            wanted.copy_(self._windowed(shifted, self._features)[:, : wanted.shape[1]])
-        return dense
+    def _by_row(self, columns: Tensor) -> Tensor:
+        """Unfold the features of (n, layers * rows * width) to (n, layers, rows, width)."""
+        return columns.unflatten(1, (self._layer_count, self.config.encoder.grid[0], -1))
 
+    def _rows_averaged(self, columns: Tensor) -> Tensor:
+        """Average the frequency rows of (n, layers * rows * width), unless columns are wanted."""
+        if self.options.output == "columns":
+            return columns
+        return self._by_row(columns).mean(2).flatten(1)
 
-def check_audio(audio: Audio) -> Tensor:
-    """Return the audio as one float32 tensor (batch, samples), or say why it cannot be embedded.
-
-    Raises:
-        TypeError: Neither a tensor nor a list of tensors.
-        ValueError: Wrong rank, integers, no samples, not a number or infinite.
-    """
-    if isinstance(audio, Sequence) and not isinstance(audio, str):
-        if not audio:
-            raise ValueError("there is no audio: the list of clips is empty")
-        if not all(isinstance(clip, Tensor) and clip.ndim == 1 for clip in audio):
-            raise ValueError("a list of clips holds one-dimensional torch tensors, (samples,)")
-        if len({clip.shape for clip in audio}) > 1:
-            raise ValueError("the clips differ in length: embed clips of one length together")
-        audio = torch.stack(list(audio))
-    if not isinstance(audio, Tensor):
-        raise TypeError(f"audio is a torch tensor (batch, samples), not {type(audio).__name__}")
-    if audio.ndim != 2:
-        raise ValueError(f"audio must be (batch, samples); its shape is {tuple(audio.shape)}")
-    if not audio.is_floating_point():
-        raise ValueError(
-            f"audio must be floating point in [-1, 1], not {audio.dtype}: divide by the full scale"
-        )
-    if 0 in audio.shape:
-        raise ValueError(f"there is no audio: its shape is {tuple(audio.shape)}")
-    audio = audio.float()  # before the check: a large float64 becomes infinite
-    if not bool(torch.isfinite(audio).all()):
-        raise ValueError("audio holds NaN or infinite samples")
-    return audio
-
-
-def equal_lengths(audio: Audio) -> list[tuple[list[int], Audio]]:
-    """Group clips by length: [(their indices, clips of one length)]; a tensor is one group."""
-    if (
-        not isinstance(audio, list | tuple)
-        or not all(isinstance(clip, Tensor) for clip in audio)
-        or not audio
-    ):
-        return [(list(range(len(check_audio(audio)))), audio)]
-    groups: dict[int, list[int]] = {}
-    for index, clip in enumerate(audio):
-        groups.setdefault(clip.shape[-1] if clip.ndim else 0, []).append(index)
-    return [(indices, [audio[i] for i in indices]) for indices in groups.values()]
+    def _tokens_of_window(self, columns: Tensor) -> Tensor:
+        """Return one window's tokens, frequency-major: (rows * n, layers * width)."""
+        return self._by_row(columns).permute(2, 0, 1, 3).flatten(0, 1).flatten(1)

@@ -29,32 +29,35 @@ def timestamp_count(samples: int, *, step: int, hop_length: int) -> int:
 
 def timestamps_ms(count: int, *, step: int, frontend: FrontendConfig) -> Tensor:
     """Return the first ``count`` timestamps in milliseconds, (count,), float64, each from its index."""
-    index = torch.arange(count, dtype=torch.float64)
-    return (index * step + (step - 1) / 2) * (1000.0 * frontend.hop_length) / frontend.sample_rate
+    frames = timestamp_frames(0, count, step=step)
+    return frames * (1000.0 * frontend.hop_length) / frontend.sample_rate
 
 
-def interpolate_columns(columns: Tensor, centres: Tensor, *, count: int, step: int) -> Tensor:
-    """Read columns linearly at the timestamps.
+def timestamp_frames(first: int, until: int, *, step: int) -> Tensor:
+    """Return the timestamps ``first`` to ``until`` (excluded) in frames, (until - first,), float64."""
+    return torch.arange(first, until, dtype=torch.float64) * step + (step - 1) / 2
+
+
+def interpolate_columns(columns: Tensor, centres: Tensor, frames: Tensor) -> Tensor:
+    """Read columns linearly at given times.
 
     Before the first and after the last column's centre, the end column holds.
 
     Args:
-        columns: (batch, n, features).
+        columns: (n, features).
         centres: Centre of each column, in frames, ascending, (n,), float64.
-        count: How many timestamps.
-        step: Frames between timestamps.
+        frames: When to read, in frames, (count,), float64.
 
     Returns:
-        (batch, count, features).
+        (count, features).
     """
-    frame = torch.arange(count, dtype=torch.float64) * step + (step - 1) / 2
-    frame = frame.clamp(centres[0], centres[-1])
-    right = torch.searchsorted(centres, frame)  # the first centre at or after the timestamp
+    frames = frames.clamp(centres[0], centres[-1])
+    right = torch.searchsorted(centres, frames)  # the first centre at or after the timestamp
     left = (right - 1).clamp(min=0)
     span = (centres[right] - centres[left]).clamp(min=1)
-    weight = ((frame - centres[left]) / span).to(columns)[None, :, None]
+    weight = ((frames - centres[left]) / span).to(columns)[:, None]
     left, right = left.to(columns.device), right.to(columns.device)
-    return torch.lerp(columns[:, left], columns[:, right], weight)
+    return torch.lerp(columns[left], columns[right], weight)
 
 
 def dense_offset(phase: int, *, step: int, patch_frames: int) -> int:

@@ -8,8 +8,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One window of one clip.
+
+    Attributes:
+        clip: Which clip of the batch.
+        start: Its first frame; negative where a shifted pass begins before the clip.
+        frames: Whole patches of frames; those outside the clip are zeros (the mean).
+        column: The index of its first column among the clip's.
+        columns: How many of its columns count; the published MSM-MAE cuts some off at the end.
+        phase: Which shifted pass it belongs to, for dense timestamps.
+    """
+
+    clip: int
+    start: int
+    frames: int
+    column: int
+    columns: int
+    phase: int = 0
 
 
 @dataclass(frozen=True)
@@ -30,17 +48,24 @@ class WindowPlan:
     patch: int
     drop: int = 0
 
-    @property
-    def regular(self) -> bool:
-        """Whether columns follow one another without a gap between windows."""
-        return self.stride % self.patch == 0
+    def windows(self, frames: int, *, clip: int = 0, shift: int = 0, phase: int = 0) -> list[Window]:
+        """Return the windows of a spectrogram of ``frames`` frames, in order.
 
-    def centres(self, columns: int) -> Tensor:
-        """Return the centre of each column, in frames, (columns,), float64."""
-        index = torch.arange(columns, dtype=torch.int64)
-        in_window = self.stride // self.patch
-        start = index // in_window * self.stride + index % in_window * self.patch
-        return start.double() + (self.patch - 1) / 2
+        Args:
+            frames: The spectrogram's length, after the shift.
+            clip: Which clip of the batch.
+            shift: The frame of the clip at which the spectrogram begins.
+            phase: Which shifted pass this is.
+        """
+        starts = [i * self.stride for i in range(self.count)]
+        lengths = [min(self.stride, frames + self.pad - start) // self.patch for start in starts]
+        kept = sum(lengths) - self.drop
+        found, column = [], 0
+        for start, length in zip(starts, lengths, strict=True):
+            if columns := min(length, kept - column):
+                found.append(Window(clip, start + shift, length * self.patch, column, columns, phase))
+                column += columns
+        return found
 
 
 def plan_windows(frames: int, *, window: int, patch: int, rule: str = "whole") -> WindowPlan:

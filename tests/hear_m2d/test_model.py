@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import hear_m2d
 from hear_m2d.checkpoint import save_checkpoint
-from hear_m2d.model import check_audio
+from hear_m2d.clips import check_audio
 
 LENGTHS = [1, 200, 400, 2559, 2560, 10239, 10240, 10241, 50000]
 
@@ -102,11 +102,28 @@ def test_a_list_of_clips_gives_what_each_gives_alone_in_its_order(model, noise):
         assert torch.allclose(hear_m2d.get_scene_embeddings(clip[None], model)[0], scene, atol=1e-5)
 
 
-def test_columns_of_a_list_need_one_length(model, noise):
-    clips = [noise(1, 3000)[0], noise(1, 3000, seed=1)[0]]
-    assert torch.equal(model.columns(clips), model.columns(torch.stack(clips)))
-    with pytest.raises(ValueError, match="differ in length"):
-        model.columns([clips[0], clips[1][:2000]])
+@pytest.mark.parametrize("timestamps", ["interpolate", "dense"])
+def test_in_time_a_list_of_clips_gives_what_each_gives_alone(make_model, noise, timestamps):
+    model = make_model(options={"timestamps": timestamps})
+    clips = [noise(1, n, seed=n)[0] for n in (20000, 150, 33000, 20000, 1, 9000)]
+    embeddings, times = hear_m2d.get_timestamp_embeddings(clips, model)
+    columns = model.columns(clips)
+    for i, clip in enumerate(clips):
+        alone, alone_times = hear_m2d.get_timestamp_embeddings(clip[None], model)
+        assert torch.allclose(embeddings[i], alone[0], atol=1e-5)
+        assert torch.equal(times[i], alone_times[0])
+        assert torch.allclose(columns[i], model.columns(clip[None])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("timestamps", ["interpolate", "dense"])
+def test_scenes_and_timestamps_at_once_equal_the_two_calls(make_model, noise, timestamps):
+    model = make_model(options={"timestamps": timestamps})
+    audio = noise(2, 30000)
+    scenes, embeddings, times = model.scene_and_timestamp_embeddings(audio)
+    assert torch.allclose(scenes, model.scene_embeddings(audio), atol=1e-6)
+    expected, expected_times = model.timestamp_embeddings(audio)
+    assert torch.allclose(embeddings, expected, atol=1e-6)
+    assert torch.equal(times, expected_times)
 
 
 @settings(max_examples=25, deadline=None)
@@ -191,13 +208,10 @@ def test_model_is_differentiable_down_to_the_waveform(make_model, noise):
 
 def test_gradient_equals_a_finite_difference(make_model, noise):
     model = make_model(width=16).double()
-    model.standardised = lambda audio: audio[:, None, :64].expand(-1, 80, -1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(model), "_batch", lambda _, audio: audio)
-        patch.setattr(type(model), "_run", lambda _, windows, features: features(windows))
-        assert torch.autograd.gradcheck(
-            lambda audio: model(audio).sum(), noise(1, 64).double().requires_grad_(), eps=1e-5, atol=1e-4
-        )
+    window = noise(80, 32).double()[None, None].requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda x: model._columns_of_last_block(x).sum(), window, eps=1e-5, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from hear_m2d.timestamps import (
     frame_step,
     interpolate_columns,
     timestamp_count,
+    timestamp_frames,
     timestamps_ms,
 )
 
@@ -110,9 +111,9 @@ def test_there_is_an_embedding_for_every_timestamp_of_any_length(make_model, noi
 
 
 def test_interpolation_reads_columns_linearly_and_holds_the_ends():
-    columns = torch.tensor([[[0.0], [16.0], [48.0]]])
+    columns = torch.tensor([[0.0], [16.0], [48.0]])
     centres = torch.tensor([7.5, 23.5, 39.5], dtype=torch.float64)
-    found = interpolate_columns(columns, centres, count=12, step=4)[0, :, 0]
+    found = interpolate_columns(columns, centres, timestamp_frames(0, 12, step=4))[:, 0]
     # Columns are centred on frames 7.5, 23.5 and 39.5, timestamps on 1.5, 5.5, …
     expected = np.interp([4 * i + 1.5 for i in range(12)], [7.5, 23.5, 39.5], [0, 16, 48])
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)

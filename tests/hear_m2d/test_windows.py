@@ -1,18 +1,12 @@
 """Windows: the worked numbers of the published rules, and ours, which loses no frame."""
 
 import pytest
-import torch
 
 from hear_m2d.windows import plan_windows
 
 
 def columns_of(plan, frames):
-    """Count columns slowly: window by window, whole patches only."""
-    total, end = 0, frames + plan.pad
-    for window in range(plan.count):
-        start = window * plan.stride
-        total += min(plan.stride, end - start) // plan.patch
-    return total - plan.drop
+    return sum(window.columns for window in plan.windows(frames))
 
 
 @pytest.mark.parametrize(
@@ -40,8 +34,9 @@ def test_published_msm_mae_windows_give_the_published_columns(window, frames, pa
 def test_our_windows_hold_every_frame_once(patch, window):
     for frames in (1, 3, patch, window - 1, window, window + 1, 3 * window + 7):
         plan = plan_windows(frames, window=window, patch=patch)
-        assert plan.regular
         assert columns_of(plan, frames) == -(-frames // patch)
+        held = [f for w in plan.windows(frames) for f in range(w.start, w.start + w.frames)]
+        assert held == list(range(frames + plan.pad))
         assert 0 <= plan.pad < patch
 
 
@@ -52,10 +47,13 @@ def test_both_rules_agree_where_the_window_is_whole_patches(window):
         assert ours == plan_windows(frames, window=window, patch=16, rule="m2d")
 
 
-def test_centres_jump_where_published_windows_skip_frames():
-    plan = plan_windows(420, window=201, patch=16, rule="m2d")
-    centres = plan.centres(26)
-    assert centres[:2].tolist() == [7.5, 23.5]
-    assert centres[11].item() == 11 * 16 + 7.5
-    assert centres[12].item() == 201 + 7.5
-    assert bool((torch.diff(centres) > 0).all())
+def test_published_windows_skip_the_frames_that_fill_no_patch():
+    first, second, third = plan_windows(420, window=201, patch=16, rule="m2d").windows(420)
+    assert (first.start, first.frames, first.column) == (0, 192, 0)
+    assert (second.start, second.frames, second.column) == (201, 192, 12)
+    assert (third.start, third.frames, third.column) == (402, 32, 24)
+
+
+def test_a_window_knows_its_clip_its_phase_and_its_shift():
+    windows = plan_windows(100, window=64, patch=16).windows(100, clip=3, shift=-6, phase=2)
+    assert [(w.clip, w.phase, w.start, w.frames) for w in windows] == [(3, 2, -6, 64), (3, 2, 58, 48)]
