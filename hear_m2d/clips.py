@@ -9,7 +9,7 @@ from torch import Tensor
 
 Audio = Tensor | Sequence[Tensor]
 
-_BLOCK = 1 << 22  # samples looked at in one go: the check must not cost a copy of an hour of audio
+_BLOCK = 1 << 20  # samples looked at in one go: the check must not cost a copy of an hour of audio
 
 
 def check_audio(audio: Audio) -> list[Tensor]:
@@ -52,5 +52,5 @@ def _check_samples(audio: Tensor) -> None:
 def _blocks(audio: Tensor) -> Iterator[Tensor]:
     """Cut (batch, samples) into pieces of bounded size."""
     rows = max(1, _BLOCK // audio.shape[1])
-    for some in audio.split(rows):
-        yield from some.split(_BLOCK, dim=1)
+    for some in torch.split(audio, rows):
+        yield from torch.split(some, _BLOCK, dim=1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from pathlib import Path
 
 import torch
@@ -40,6 +42,16 @@ def native_bfloat16(device: torch.device) -> bool:
             return False
         return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
     return False
+
+
+@functools.cache
+def warn_of_slow_bfloat16(dtype: torch.dtype, device: torch.device) -> None:
+    """Warn, once, where bfloat16 on a CPU is emulated: it would be slower than float32, not faster."""
+    if dtype == torch.bfloat16 and device.type == "cpu" and not native_bfloat16(device):
+        warnings.warn(
+            "this CPU has no bfloat16 instructions: dtype='bfloat16' is slower here than 'float32'",
+            stacklevel=2,
+        )
 
 
 def free_memory(device: torch.device) -> int | None:

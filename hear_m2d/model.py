@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hear_m2d.clips import Audio, check_audio
 from hear_m2d.config import ModelConfig, Options
-from hear_m2d.device import windows_per_pass
+from hear_m2d.device import warn_of_slow_bfloat16, windows_per_pass
 from hear_m2d.encoder import SpectrogramEncoder
 from hear_m2d.frontend import LogMelSpectrogram
 from hear_m2d.stream import (
@@ -181,7 +181,7 @@ class HearModel(nn.Module):
         means = [columns.mean(0) for columns in self._last_columns(check_audio(audio))]
         pooled = torch.stack(means)  # (batch, freq_patches * width)
         if self.config.head_width == self.config.encoder.width:  # the mean over tokens
-            pooled = pooled.unflatten(1, (-1, self.config.encoder.width)).mean(1)
+            pooled = pooled.reshape(len(pooled), -1, self.config.encoder.width).mean(1)
         return self.head(pooled.to(self.head.linear.weight.dtype)).float()  # type: ignore[no-any-return]
 
     def standardised(self, batch: Tensor) -> Tensor:
@@ -226,6 +226,7 @@ class HearModel(nn.Module):
     ) -> None:
         """Run ``features`` over the windows, a pass at a time, and hand its columns to the collectors."""
         dtype = self.encoder.norm.weight.dtype
+        warn_of_slow_bfloat16(dtype, self._device)
         statistics = self._statistics(clips)
 
         def size(frames: int) -> int:
@@ -246,11 +247,11 @@ class HearModel(nn.Module):
         patch = config.patch_size[1]
         step = frame_step(patch, frontend.hop_ms)
         counts = [timestamp_count(len(clip), step=step, hop_length=frontend.hop_length) for clip in clips]
-        size, where = self.timestamp_embedding_size, {"device": self._device, "dtype": torch.float32}
+        size = self.timestamp_embedding_size
         if isinstance(audio, Tensor):
-            embeddings: Any = torch.empty(len(clips), counts[0], size, **where)
+            embeddings: Any = self._empty(len(clips), counts[0], size)
         else:
-            embeddings = [torch.empty(count, size, **where) for count in counts]
+            embeddings = [self._empty(count, size) for count in counts]
         means = self._mean_over_columns(len(clips)) if scenes else None
         collectors: list[Collector] = [] if means is None else [means]
         if step < patch and self.options.timestamps == "dense":
@@ -271,6 +272,9 @@ class HearModel(nn.Module):
         if isinstance(audio, Tensor):
             times = torch.stack(times)
         return None if means is None else self._rows_averaged(means.result()), embeddings, times
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self._device)
 
     def _mean_over_columns(self, clips: int) -> MeanOverColumns:
         size = self.config.encoder.column_width * self._layer_count
@@ -301,7 +305,7 @@ class HearModel(nn.Module):
 
     def _by_row(self, columns: Tensor) -> Tensor:
         """Unfold the features of (n, layers * rows * width) to (n, layers, rows, width)."""
-        return columns.unflatten(1, (self._layer_count, self.config.encoder.grid[0], -1))
+        return columns.reshape(len(columns), self._layer_count, self.config.encoder.grid[0], -1)
 
     def _rows_averaged(self, columns: Tensor) -> Tensor:
         """Average the frequency rows of (n, layers * rows * width), unless columns are wanted."""
