@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +29,10 @@ AUDIO_SUFFIXES = frozenset((
 ))
 # fmt: on
 
-_BLOCK = 1 << 20  # frames per read: a header that promises more than there is must not allocate it
+_BLOCK = 1 << 20  # values per read: a header that promises more than there is must not allocate it
+# Rates that are taken for sound, hertz: from slowed-down seismograms to bats. A header that lies beyond them
+# would have a short file resampled to hours, or a filter made as long as the file.
+_RATES = (100, 10_000_000)
 # A RIFF size that a program writes when it does not know the length (it streamed to a pipe).
 _UNKNOWN_SIZE = 0x7FFF_0000
 # How libsndfile notes that a chunk of samples is cut off: in WAV, AIFF, SVX and AU.
@@ -54,6 +58,21 @@ class AudioError(ValueError):
 
     def __reduce__(self) -> tuple[type[AudioError], tuple[str, Reason, str]]:
         return AudioError, (self.path, self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A decoded file.
+
+    Attributes:
+        samples: The waveform, (samples,), float32, at the rate asked for.
+        file_rate: The file's own rate, hertz.
+        channels: How many were averaged.
+    """
+
+    samples: NDArray[np.float32]
+    file_rate: int
+    channels: int
 
 
 def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
@@ -113,6 +132,20 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int) -> NDArray[np.flo
         AudioError: The file is corrupt, shorter than its header says, without samples, or not finite.
         OSError: The file cannot be opened.
     """
+    return read_sound(path, sample_rate).samples
+
+
+def read_sound(path: str | os.PathLike[str], sample_rate: int) -> Sound:
+    """Do what :func:`read_audio` does, and say also what the file was like.
+
+    Args:
+        path: A file in any format of libsndfile.
+        sample_rate: The rate wanted, in hertz.
+
+    Raises:
+        AudioError: The file is corrupt, shorter than its header says, without samples, or not finite.
+        OSError: The file cannot be opened.
+    """
     with open(path, "rb") as file:  # noqa: PTH123  # libsndfile would say "System error." for every such case
         if not file.read(1):
             raise AudioError(path, "empty", "it holds no bytes")
@@ -120,8 +153,12 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int) -> NDArray[np.flo
         # As bytes, where names are bytes: soundfile cannot spell one that is not UTF-8.
         with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as sound:
             rate, kind, declared, notes = sound.samplerate, sound.format, sound.frames, sound.extra_info
+            channels = sound.channels
+            if not _RATES[0] <= rate <= _RATES[1]:
+                raise AudioError(path, "corrupt", f"its header states a rate of {rate} hertz")
             blocks = []
-            while len(block := sound.read(_BLOCK, dtype="float32", always_2d=True)):  # (frames, channels)
+            frames = max(_BLOCK // channels, 1)
+            while len(block := sound.read(frames, dtype="float32", always_2d=True)):  # (frames, channels)
                 blocks.append(block.mean(axis=1))
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         raise AudioError(path, "corrupt", _plain(error)) from error
@@ -134,7 +171,7 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int) -> NDArray[np.flo
         raise AudioError(path, "non-finite", "it holds NaN or infinite samples")
     if rate != sample_rate:
         audio = soxr.resample(audio, rate, sample_rate, quality="HQ")
-    return np.ascontiguousarray(audio, dtype=np.float32)
+    return Sound(np.ascontiguousarray(audio, dtype=np.float32), rate, channels)
 
 
 def _missing(path: Path, kind: str, notes: str, declared: int, decoded: int) -> str:
