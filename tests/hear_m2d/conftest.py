@@ -1,7 +1,14 @@
 """What the tests of the core share: narrow random models, noise, and checkpoints of them."""
 
-from collections.abc import Callable
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -57,3 +64,107 @@ def checkpoint_path(make_model: MakeModel, tmp_path: Path) -> Path:
     path = tmp_path / "model.safetensors"
     save_checkpoint(path, make_model(training={"recipe": "tiny_m2d", "steps": 3}, licence="Apache-2.0"))
     return path
+
+
+class Web:
+    """A web server on this machine: `web.pages[path] = bytes`, or a function that gets the handler."""
+
+    def __init__(self, port: int) -> None:
+        self.url = f"http://127.0.0.1:{port}"
+        self.pages: dict[str, bytes | Callable] = {}
+        self.requests: list[str] = []
+        self.go_on = threading.Event()  # what `half_then_wait` waits for
+
+    def half_then_wait(self, data: bytes) -> Callable:
+        """A page that sends half its bytes, and the rest once `web.go_on` is set."""
+
+        def answer(handler):
+            handler.send_response(200)
+            handler.send_header("Content-Length", str(len(data)))
+            handler.end_headers()
+            handler.wfile.write(data[: len(data) // 2])
+            handler.wfile.flush()
+            self.go_on.wait(60)
+            with contextlib.suppress(OSError):  # the other side may have been killed
+                handler.wfile.write(data[len(data) // 2 :])
+
+        return answer
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    """A web server with `pages`, which records the path of each request in `requests`."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            web.requests.append(self.path)
+            page = web.pages.get(self.path)
+            if callable(page):
+                page(self)
+            elif page is None:
+                self.send_error(404)
+            else:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(page)))
+                self.end_headers()
+                self.wfile.write(page)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    web = Web(server.server_address[1])
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield web
+    web.go_on.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of downloads, named by HEAR_M2D_CACHE."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("HEAR_M2D_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[SimpleNamespace]:
+    """A hub on this machine, in a process of its own.
+
+    `hub.python(script, *arguments, **environment)` runs Python with that hub in the real one's place;
+    `hub.requests()` is what it was asked; `hub.stop()` takes it off the network.
+    """
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    command = [sys.executable, str(Path(__file__).with_name("hub_server.py")), str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    address = process.stdout.readline().strip()
+
+    def python(script, *arguments, **environment):
+        ours = {
+            "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_test",
+            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HEAR_M2D_CACHE": str(tmp_path / "cache"),
+        }  # fmt: skip
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        return subprocess.run(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            capture_output=True, text=True, check=False, cwd=tmp_path, env={**kept, **ours, **environment},
+        )  # fmt: skip
+
+    def requests():
+        log = folder / "requests.log"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def stop():
+        process.terminate()
+        process.wait()
+
+    yield SimpleNamespace(python=python, requests=requests, stop=stop, address=address, folder=folder)
+    stop()
+    process.stdout.close()
