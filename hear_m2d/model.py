@@ -13,6 +13,7 @@ from hear_m2d.config import ModelConfig, Options
 from hear_m2d.device import warn_of_slow_bfloat16, windows_per_pass
 from hear_m2d.encoder import SpectrogramEncoder
 from hear_m2d.frontend import LogMelSpectrogram
+from hear_m2d.hub import SharedModel
 from hear_m2d.stream import (
     Collector,
     Columns,
@@ -44,7 +45,7 @@ class ClassifierHead(nn.Module):
         return logits
 
 
-class HearModel(nn.Module):
+class HearModel(nn.Module, SharedModel):
     """An audio embedding model behind the HEAR API.
 
     Args:
