@@ -46,10 +46,11 @@ def load_model(model_file_path: str | os.PathLike[str] = "", **options: Any) -> 
     """
     chosen = Options.parse(options)
     checkpoint = read_weights(model_file_path)
+    for option, guess in checkpoint.guessed.items():
+        if getattr(chosen, option) is None:
+            warnings.warn(f"{checkpoint.path}: {guess}", stacklevel=2)
     for note in checkpoint.notes:
-        if "sample rate" in note and chosen.sample_rate is None:
-            warnings.warn(f"{checkpoint.path}: {note}", stacklevel=2)
-        else:
+        if note not in checkpoint.guessed.values():
             logger.info("%s: %s", checkpoint.path, note)
     return build_model(checkpoint, chosen)
 

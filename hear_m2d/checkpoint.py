@@ -17,7 +17,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hear_m2d.config import ModelConfig, Options
 from hear_m2d.encoder import resize_positions
@@ -35,15 +35,18 @@ class Checkpoint:
 
     Attributes:
         config: What it says about itself.
-        tensors: The encoder's state dict, plus ``head.*`` where it classifies.
+        tensors: The encoder's state dict, plus ``head.*`` where it classifies and ``projector.*`` where it
+            has M2D-CLAP's audio projector.
         path: Where it was read.
         notes: Sentences on what the file did not say, and what was left in it.
+        guessed: Those of the notes that deserve a warning, by the option that answers them.
     """
 
     config: ModelConfig
     tensors: Mapping[str, Tensor]
     path: Path
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    guessed: Mapping[str, str] = field(default_factory=dict)
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: HearModel) -> None:
@@ -53,8 +56,7 @@ def save_checkpoint(path: str | os.PathLike[str], model: HearModel) -> None:
         path: The final name.
         model: The model; its weights are stored as float32.
     """
-    state = {**model.encoder.state_dict(), **_head_state(model)}
-    tensors = {name: _storable(tensor) for name, tensor in state.items()}
+    tensors = {name: _storable(tensor) for name, tensor in _state(model).items()}
     write_tensors(path, tensors, {METADATA_KEY: model.config.to_json()})
 
 
@@ -68,12 +70,15 @@ def write_tensors(
         file.write(safetensors.torch.save(dict(tensors), metadata=texts))
 
 
-def read_tensors(path: str | os.PathLike[str], key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(
+    path: str | os.PathLike[str], key: str, *, data: bytes | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of :func:`write_tensors`, checking its SHA-256.
 
     Args:
         path: A ``.safetensors`` file.
         key: Which JSON object of the metadata to return.
+        data: Its bytes, where they are at hand.
 
     Returns:
         The tensors, and the JSON object without the checksum.
@@ -82,11 +87,10 @@ def read_tensors(path: str | os.PathLike[str], key: str) -> tuple[dict[str, Tens
         ValueError: Not a safetensors file, without that metadata, or changed since it was written.
     """
     path = Path(path)
-    data = path.read_bytes()
+    data = path.read_bytes() if data is None else data
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            texts = file.metadata() or {}
         tensors = safetensors.torch.load(data)
+        texts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     except (safetensors.SafetensorError, KeyError, ValueError, MemoryError) as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
     if key not in texts:
@@ -101,14 +105,18 @@ def read_tensors(path: str | os.PathLike[str], key: str) -> tuple[dict[str, Tens
     return tensors, facts
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str], *, data: bytes | None = None) -> Checkpoint:
     """Read one of our own checkpoints, strictly.
+
+    Args:
+        path: A ``.safetensors`` file.
+        data: Its bytes, where they are at hand.
 
     Raises:
         ValueError: Unreadable, damaged, or not holding exactly the tensors its config asks for.
     """
     path = Path(path)
-    tensors, facts = read_tensors(path, METADATA_KEY)
+    tensors, facts = read_tensors(path, METADATA_KEY, data=data)
     try:
         config = ModelConfig.from_json(facts)
         checkpoint = Checkpoint(config=config, tensors=tensors, path=path)
@@ -130,11 +138,9 @@ def build_model(checkpoint: Checkpoint, options: Options | None = None) -> HearM
     model = empty_model(checkpoint, options)
     # Copies, so that no two models share weights; and a .pth may hold one storage under two names.
     weights = {name: tensor.clone().contiguous() for name, tensor in checkpoint.tensors.items()}
-    encoder = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
-    model.encoder.load_state_dict(encoder, assign=True)
-    if model.head is not None:
-        head = {n.removeprefix("head."): t for n, t in weights.items() if n.startswith("head.")}
-        model.head.load_state_dict(head, assign=True)
+    for prefix, part in _parts(model).items():
+        state = {n.removeprefix(prefix): t for n, t in weights.items() if _prefix(n) == prefix}
+        part.load_state_dict(state, assign=True)
     model.frontend = LogMelSpectrogram(model.config.frontend)  # its tables follow from the config
     if options.dtype == "bfloat16":
         model.encoder.to(torch.bfloat16)
@@ -163,7 +169,7 @@ def empty_model(checkpoint: Checkpoint, options: Options | None = None) -> HearM
         )
     with torch.device("meta"):
         model = HearModel(checkpoint.config, options).float()  # whatever torch's default dtype is
-    expected = {**model.encoder.state_dict(), **_head_state(model)}
+    expected = _state(model)
     faults = [f"{name} is missing" for name in expected if name not in checkpoint.tensors]
     for name, tensor in checkpoint.tensors.items():
         if name not in expected:
@@ -222,8 +228,19 @@ def _for_duration(checkpoint: Checkpoint, frames: int) -> Checkpoint:
     )
 
 
-def _head_state(model: HearModel) -> dict[str, Tensor]:
-    return {f"head.{n}": t for n, t in model.head.state_dict().items()} if model.head else {}
+def _parts(model: HearModel) -> dict[str, nn.Module]:
+    """Return what holds weights, by the prefix of its tensors' names."""
+    parts = {"": model.encoder, "head.": model.head, "projector.": model.projector}
+    return {prefix: part for prefix, part in parts.items() if part is not None}
+
+
+def _prefix(name: str) -> str:
+    return next((prefix for prefix in ("head.", "projector.") if name.startswith(prefix)), "")
+
+
+def _state(model: HearModel) -> dict[str, Tensor]:
+    parts = _parts(model).items()
+    return {prefix + name: tensor for prefix, part in parts for name, tensor in part.state_dict().items()}
 
 
 def _storable(tensor: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 from hear_m2d.encoder import EncoderConfig
 from hear_m2d.errors import unknown_name
 from hear_m2d.frontend import FrontendConfig
+from hear_m2d.projector import ProjectorConfig
 
 FORMAT = 1
 CODE_BASES = ("m2d", "msm_mae")
@@ -23,7 +24,7 @@ class ModelConfig:
     """Everything about a model but its weights; the JSON in a checkpoint's metadata.
 
     Attributes:
-        kind: ``m2d``, ``msm_mae``, …
+        kind: ``m2d``, ``m2d_as``, ``m2d_s``, ``m2d_x``, ``m2d_clap``, ``msm_mae``, …
         encoder: Sizes of the encoder.
         frontend: Every number of the log-mel.
         mean: Mean of the training log-mels; an input is standardised as (x - mean) / std.
@@ -31,6 +32,7 @@ class ModelConfig:
         labels: Class names, if the checkpoint classifies.
         head_width: Features that the classifier reads: the encoder's width (mean over tokens) or that of
             a column; None without a classifier.
+        projector: Sizes of M2D-CLAP's audio projector, if there is one.
         code_base: Whose published windows ``windows="published"`` means: ``m2d`` or ``msm_mae``.
         licence: Terms of the weights.
         training: How they were trained: recipe, data summary, steps, seed, version.
@@ -43,6 +45,7 @@ class ModelConfig:
     std: float = DEFAULT_STD
     labels: tuple[str, ...] = ()
     head_width: int | None = None
+    projector: ProjectorConfig | None = None
     code_base: str = "m2d"
     licence: str = "unknown"
     training: Mapping[str, Any] = field(default_factory=dict)
@@ -85,9 +88,11 @@ class ModelConfig:
                 raise ValueError(f"labels is {labels!r}; it is a list of names")
             for name in ("input_size", "patch_size"):
                 encoder[name] = tuple(encoder[name])
+            projector = rest.pop("projector", None)
             return ModelConfig(
                 encoder=_fields(EncoderConfig, encoder),
                 frontend=_fields(FrontendConfig, dict(rest.pop("frontend"))),
+                projector=None if projector is None else _fields(ProjectorConfig, dict(projector)),
                 labels=tuple(labels),
                 **_known(ModelConfig, rest),
             )

@@ -14,6 +14,7 @@ from hear_m2d.device import warn_of_slow_bfloat16, windows_per_pass
 from hear_m2d.encoder import SpectrogramEncoder
 from hear_m2d.frontend import LogMelSpectrogram
 from hear_m2d.hub import SharedModel
+from hear_m2d.projector import make_projector
 from hear_m2d.stream import (
     Collector,
     Columns,
@@ -64,6 +65,7 @@ class HearModel(nn.Module, SharedModel):
         self.frontend = LogMelSpectrogram(config.frontend)
         self.encoder = SpectrogramEncoder(config.encoder)
         self.head = ClassifierHead(config.head_width, len(config.labels)) if config.head_width else None
+        self.projector = make_projector(config.encoder.width, config.projector) if config.projector else None
         # Windows per forward pass; None: enough to fill the device, few enough for its free memory.
         self.batch_windows: int | None = None
         if self.options.compile:
@@ -184,6 +186,22 @@ class HearModel(nn.Module, SharedModel):
         if self.config.head_width == self.config.encoder.width:  # the mean over tokens
             pooled = pooled.reshape(len(pooled), -1, self.config.encoder.width).mean(1)
         return self.head(pooled.to(self.head.linear.weight.dtype)).float()  # type: ignore[no-any-return]
+
+    def project(self, audio: Audio) -> Tensor:
+        """Return M2D-CLAP's audio vectors, which lie beside its texts': (batch, width), with gradients.
+
+        Args:
+            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
+
+        Raises:
+            ValueError: The checkpoint holds no audio projector.
+        """
+        if self.projector is None:
+            raise ValueError("this checkpoint has no audio projector: it is no M2D-CLAP")
+        width = self.config.encoder.width
+        clips = self._last_columns(check_audio(audio))  # each (time_patches, freq_patches * width)
+        vectors = [self.projector(columns.reshape(1, -1, width)) for columns in clips]
+        return torch.cat(vectors)
 
     def standardised(self, batch: Tensor) -> Tensor:
         """Return (log-mel - mean) / std of whole clips, (batch, mels, frames).

@@ -1,0 +1,177 @@
+"""What a published file's names and training arguments say, where tensors cannot: rate, input length, kind.
+
+The names are those of the file, its folder and its zip: ``<model>-<mels>x<frames>p<high>x<wide>[p<rate>k]…``.
+A name that the tensors contradict is not believed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+NAME = re.compile(r"(?<!\d)(?P<mels>\d+)x(?P<frames>\d+)p(?P<high>\d+)x(?P<wide>\d+)(?:p(?P<khz>\d+)k)?")
+MODEL = re.compile(r"(m2d_(?:clap|as|s|x)|msm_mae|m2d)_vit")
+RATIO = re.compile(r"-mr(\d{1,3})(?!\d)")
+PRETRAINED = re.compile(r"checkpoint-(\d{1,6})(?!\d)")
+FINE_TUNED = re.compile(r"weights_ep(\d{1,6})it\d+-(\d?\.\d{1,9})")
+ON_AUDIOSET = re.compile(r"_AS-FT|_as_[0-9a-f]{6,}")
+RATES = ("sample_rate", "sr", "sampling_rate")
+# What a reader of `info` wants to know of the arguments; the rest are folders and switches.
+KEPT = (
+    "epochs", "batch_size", "accum_iter", "world_size", "eff_batch_size", "mask_ratio", "blr", "lr", "min_lr",
+    "warmup_epochs", "weight_decay", "clip_grad", "optim", "ema_decay_init", "ema_decay", "decoder_depth",
+    "loss_fn", "loss_m2d", "loss_off", "norm_pix_loss", "noise_ratio", "csv_main", "data_path", "dataset",
+    "seed",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Said:
+    """Input length and sample rate, and who says so.
+
+    Attributes:
+        frames: Of one window.
+        sample_rate: Hertz.
+        notes: One sentence each.
+        guessed: Sentences on what nothing said, by the option that would say it.
+    """
+
+    frames: int
+    sample_rate: int
+    notes: tuple[str, ...]
+    guessed: Mapping[str, str] = field(default_factory=dict)
+
+
+def input_and_rate(
+    names: Sequence[str], arguments: Mapping[str, Any], *, patch: tuple[int, int], columns: int
+) -> Said:
+    """Find the input length and the sample rate.
+
+    Args:
+        names: Of the file, its folder, its zip: the first that fits counts.
+        arguments: Of the training, if the file holds them.
+        patch: Mel bins and frames of a patch, from the tensors.
+        columns: Patches along time, from the tensors.
+    """
+    notes: list[str] = []
+    frames = rate = usual = None
+    folders = [_last(arguments.get(key)) for key in ("output_dir", "log_dir")]
+    for name, where in [(n, "the name") for n in names] + [(n, "the args' folder") for n in folders if n]:
+        found = NAME.search(name)
+        if not found:
+            continue
+        length = int(found["frames"][:9])
+        if (found["high"], found["wide"]) != (str(patch[0]), str(patch[1])) or length // patch[1] != columns:
+            notes.append(f"{where} {name} does not fit the tensors and was not used")
+            continue
+        frames, rate, usual = length, _hertz(found["khz"]), f"{where} {name}"
+        notes.append(f"the input length is from {usual}")
+        break
+    if frames is None and (length := _length(arguments.get("input_size"))) // patch[1] == columns:
+        frames = length
+        notes.append("the input length is from args.input_size")
+    if frames is None:
+        frames = columns * patch[1]
+        if patch[1] > 1:
+            notes.append(f"nothing says the input length: {frames} frames taken; give input_frames= for more")
+    told = next(((key, hz) for key in RATES if (hz := _hertz(arguments.get(key)))), None)
+    if rate:
+        notes.append(f"the sample rate is from {usual}")
+        if told and told[1] != rate:
+            notes.append(f"args.{told[0]} says {told[1]} Hz, which was not used")
+    elif told:
+        rate = told[1]
+        notes.append(f"the sample rate is from args.{told[0]}")
+    elif usual:
+        rate = 16000
+        notes.append(f"the sample rate is 16000 Hz: {usual} says no other")
+    else:
+        guess = "nothing says the sample rate: 16000 Hz taken; give sample_rate= if it is another"
+        return Said(frames, 16000, (*notes, guess), {"sample_rate": guess})
+    return Said(frames, rate, tuple(notes))
+
+
+def kind_of(state: Mapping[str, Any], names: Sequence[str], arguments: Mapping[str, Any]) -> str:
+    """Tell the kind: from which networks a file holds, else from its name, else from what it predicts.
+
+    Args:
+        state: The state dict without prefix; only keys and shapes are looked at.
+        names: Of the file, its folder, its zip.
+        arguments: Of the training.
+    """
+    decoder, target = (any(key.startswith(p) for key in state) for p in ("decoder_blocks.", "target_blocks."))
+    if first_msm_mae(state) or (decoder and not target):
+        return "msm_mae"
+    if any(key.startswith("audio_proj.") for key in state):
+        return "m2d_clap"
+    model = arguments.get("model")
+    for name in (*names, model if isinstance(model, str) else ""):
+        found = MODEL.match(name)
+        if found and not (target and found[1] == "msm_mae"):
+            return found[1]
+    offline, patch = state.get("offline_predictor.weight"), state.get("patch_embed.proj.weight")
+    if offline is None or len(offline.shape) != 2 or patch is None:
+        return "m2d"
+    classes, features = offline.shape
+    if classes != features:  # M2D-AS predicts classes; the others features of their own width
+        return "m2d_as"
+    return "m2d_s" if features == patch.shape[0] else "m2d_x"
+
+
+def first_msm_mae(state: Mapping[str, Any]) -> bool:
+    """Tell whether the file is of the first MSM-MAE code, which stores no bias of the keys."""
+    return any(key.endswith(".q_bias") for key in state)
+
+
+def training_facts(names: Sequence[str], arguments: Mapping[str, Any], epoch: Any) -> dict[str, Any]:
+    """Return how the file was trained, as far as names and arguments say, fit for JSON."""
+    facts = {key: _plain(arguments[key]) for key in KEPT if key in arguments}
+    facts = {key: value for key, value in facts.items() if value not in (None, "", [])}
+    if type(epoch) is int:
+        facts["epoch"] = epoch
+    for name in names:
+        if found := PRETRAINED.search(name):
+            facts.setdefault("epoch", int(found[1]))
+        if found := FINE_TUNED.search(name):
+            facts |= {"epoch": int(found[1]), "score": float(found[2])}
+        if ON_AUDIOSET.search(name):
+            facts["fine_tuned_on"] = "AudioSet"
+        if found := RATIO.search(name):
+            facts.setdefault("mask_ratio", int(found[1]) / 10 ** len(found[1]))
+    return facts
+
+
+def _last(folder: Any) -> str:
+    return re.split(r"[/\\]", folder.rstrip("/\\"))[-1][:200] if isinstance(folder, str) else ""
+
+
+def _length(size: Any) -> int:
+    """Return the frames of an ``input_size`` such as [80, 608] or "80x608"; -1 where it is none."""
+    if isinstance(size, str):
+        size = [int(n) if n.isdecimal() and len(n) < 9 else None for n in size.split("x")]
+    if isinstance(size, list | tuple) and len(size) == 2 and type(size[1]) is int and size[1] > 0:
+        return size[1]
+    return -1
+
+
+def _hertz(rate: Any) -> int | None:
+    """Return a sample rate given as 16000, 16, "16k" or "16000"; None where it is none."""
+    if isinstance(rate, str):
+        digits = rate.strip().lower().removesuffix("hz").removesuffix("k").strip()
+        rate = int(digits) if digits.isdecimal() and len(digits) < 9 else None
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 10**9:
+        return None
+    hertz = int(rate * 1000) if rate < 1000 else int(rate)
+    return hertz if 4000 <= hertz <= 192_000 and hertz % 100 == 0 else None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [item for item in map(_plain, value[:16]) if item is not None and not isinstance(item, list)]
+    if isinstance(value, str):
+        return value[:200].encode("ascii", "backslashreplace").decode()
+    if isinstance(value, float):
+        return value if abs(value) < float("inf") else None
+    return value if type(value) is bool or (type(value) is int and abs(value) < 2**63) else None
