@@ -51,7 +51,7 @@ def hub_file(repo: str, file: str | None = None, *, revision: str | None = None,
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    with hub_errors(repo, file, revision):
+    with hub_errors(repo, file, revision, offline=bool(how.get("local_files_only"))):
         try:
             return Path(hf_hub_download(repo, file or CHECKPOINT, revision=revision, **how))
         except EntryNotFoundError:
@@ -93,7 +93,9 @@ def _file_names(repo: str, revision: str | None, how: dict[str, Any]) -> list[st
 
 
 @contextmanager
-def hub_errors(repo: str, file: str | None = None, revision: str | None = None) -> Iterator[None]:
+def hub_errors(
+    repo: str, file: str | None = None, revision: str | None = None, *, offline: bool = False
+) -> Iterator[None]:
     """Turn what huggingface_hub raises into sentences that name the repository and what to do."""
     from huggingface_hub import constants, errors
 
@@ -113,9 +115,10 @@ def hub_errors(repo: str, file: str | None = None, revision: str | None = None) 
         raise FileNotFoundError(f"{repo} on the hub has no branch, tag or commit {revision}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         wanted = f"{what}{f'/{file}' if file else ''}"
-        if constants.HF_HUB_OFFLINE:
+        if offline or constants.HF_HUB_OFFLINE:
+            way = "local_files_only" if offline else "HF_HUB_OFFLINE"
             raise FileNotFoundError(
-                f"{wanted} is not in the hub's cache, and HF_HUB_OFFLINE is set: unset it once to download"
+                f"{wanted} is not in the hub's cache, and {way} is set: leave it out once, to download"
             ) from error
         raise ConnectionError(
             f"the hub {constants.ENDPOINT} cannot be reached, and {wanted} is not in its cache: check the "
