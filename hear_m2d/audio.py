@@ -33,10 +33,13 @@ _BLOCK = 1 << 20  # values per read: a header that promises more than there is m
 # Rates that are taken for sound, hertz: from slowed-down seismograms to bats. A header that lies beyond them
 # would have a short file resampled to hours, or a filter made as long as the file.
 _RATES = (100, 10_000_000)
-# A RIFF size that a program writes when it does not know the length (it streamed to a pipe).
-_UNKNOWN_SIZE = 0x7FFF_0000
-# How libsndfile notes that a chunk of samples is cut off: in WAV, AIFF, SVX and AU.
-_SHORT_DATA = re.compile(r"^\s*(?:data|SSND|BODY|Data Size)\s*:\s*(\d+) \(should be (\d+)\)", re.MULTILINE)
+# How libsndfile notes that sound is cut off: in a chunk (WAV, AIFF, SVX, AU, WVE), in the file (W64, RF64).
+_SHORT_DATA = re.compile(
+    r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)"
+    r"|^\s*Data length (\d+) should be (\d+)",
+    re.MULTILINE,
+)
+_FRAMES = re.compile(r"^\s*Frames\s*:\s*(\d+)", re.MULTILINE)
 _SLACK_BYTES = 64  # some writers count their header as sound
 _MP3_SLACK = 2 * 1152  # samples: the decoder's delay and padding
 
@@ -177,18 +180,35 @@ def read_sound(path: str | os.PathLike[str], sample_rate: int) -> Sound:
 def _missing(path: Path, kind: str, notes: str, declared: int, decoded: int) -> str:
     """Say what a file's header promises and the file does not hold; nothing where it is whole.
 
-    Ogg states no length, and is read as far as it goes.
+    Ogg, PAF, PVF, SD2 and IRCAM state no length, and are read as far as they go.
     """
-    for promised, held in ((int(a), int(b)) for a, b in _SHORT_DATA.findall(notes)):
-        if held + _SLACK_BYTES < promised < _UNKNOWN_SIZE:
+    for found in _SHORT_DATA.findall(notes):
+        promised, held = (int(number) for number in found if number)
+        if held + _SLACK_BYTES < promised and not _unknown(promised):
             return f"its header promises {promised} bytes of sound, it holds {held}"
-    if kind == "MP3" and (decoded + _MP3_SLACK >= declared or not _states_length(path)):
-        return ""
+    if kind == "VOC" and "truncated" in notes:
+        return "its last block ends past the end of the file"
+    if kind == "MP3":
+        if missing := _missing_of_mp3(path):
+            return missing
+        if decoded + _MP3_SLACK >= declared or not _first_of_mp3(path)[1]:
+            return ""
+    if kind in ("AVR", "RF64", "MPC2K"):
+        declared = max([declared, *map(int, _FRAMES.findall(notes))])
+    if kind == "NIST":
+        with path.open("rb") as file:
+            stated = re.search(rb"^sample_count -i (\d{1,12})", file.read(1024), re.MULTILINE)
+        declared = max(declared, int(stated[1]) if stated else 0)
     return f"its header promises {declared} samples, {decoded} decode" if decoded < declared else ""
 
 
-def _states_length(path: Path) -> bool:
-    """Return whether an MP3's first frame says how many follow; otherwise its length is a guess."""
+def _unknown(size: int) -> bool:
+    """Return whether a size is what a program writes that streams to a pipe: the largest, or just less."""
+    return any(0 <= most - size <= 1 << 16 for most in (1 << 31, 1 << 32, 1 << 63, 1 << 64))
+
+
+def _first_of_mp3(path: Path) -> tuple[int, bytes]:
+    """Return where an MP3's first frame begins, after its tag, and the note in it that states a length."""
     with path.open("rb") as file:
         head = file.read(10)
         tag = 0
@@ -196,7 +216,20 @@ def _states_length(path: Path) -> bool:
             tag = 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
         file.seek(tag)
         first = file.read(4096)
-    return b"Xing" in first or b"Info" in first
+    at = max(first.find(b"Xing"), first.find(b"Info"))
+    return tag, first[at:] if at >= 0 else b""
+
+
+def _missing_of_mp3(path: Path) -> str:
+    """Compare the bytes that an MP3's first frame states with those that are there."""
+    tag, note = _first_of_mp3(path)
+    if len(note) < 16 or not note[7] & 2:
+        return ""
+    at = 12 if note[7] & 1 else 8  # after the number of frames, if that is there
+    promised, held = int.from_bytes(note[at : at + 4], "big"), path.stat().st_size - tag
+    if held + _SLACK_BYTES < promised and not _unknown(promised):
+        return f"its header promises {promised} bytes of sound, it holds {held}"
+    return ""
 
 
 def _plain(error: Exception) -> str:

@@ -11,8 +11,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from tqdm import tqdm
 from hear_m2d.audio import Sound
 from hear_m2d.embed_decode import Decoded, Failure, default_workers, read_clips
 from hear_m2d.embed_inputs import Inputs
-from hear_m2d.embed_model import Embedder, ModelSpec
-from hear_m2d.embed_outputs import NpyTarget, Target, name_too_long, said_plainly
+from hear_m2d.embed_model import Embedder, Embedding, ModelSpec
+from hear_m2d.embed_outputs import NpyTarget, Target, said_plainly
 from hear_m2d.errors import WorkFailedError
 
 logger = logging.getLogger(__name__)
@@ -110,21 +110,14 @@ def embed_files(
         )
         with tqdm(total=len(inputs.clips), unit="clip", desc="embed", disable=not progress) as bar:
             bar.update(len(inputs.clips) - len(todo))
-            run = _Run(embedder, target, bar)
-            try:
+            run = Run(embedder, out, target.add, bar)
+            with closing(clips):  # ends the worker processes
                 run.through(clips)
-            finally:
-                clips.close()  # type: ignore[attr-defined]
         with said_plainly(out):
             report = target.finish(run.failures)
     already = len(inputs.clips) - len(todo)
     if not run.clips and not already:
-        first = run.failures[0]
-        where = f"; all are listed in {report}" if report else ""
-        raise WorkFailedError(
-            f"none of the {len(todo)} files could be embedded (the first: {first.name}, {first.reason}: "
-            f"{first.detail}){where}"
-        )
+        raise nothing_embedded(run.failures, report)
     return Summary(
         clips=run.clips,
         already=already,
@@ -151,6 +144,15 @@ def _open(
     return ParquetTarget.open(out, what, inputs, facts, force=force)
 
 
+def nothing_embedded(failures: Sequence[Failure], report: Path | None) -> WorkFailedError:
+    """Return the error for a run of which nothing came."""
+    first = failures[0]
+    return WorkFailedError(
+        f"none of the {len(failures)} files could be embedded (the first: {first.name}, {first.reason}: "
+        f"{first.detail}); all are listed in {report}"
+    )
+
+
 def need_parquet() -> None:
     """Say what to install where Parquet cannot be written.
 
@@ -161,12 +163,26 @@ def need_parquet() -> None:
         raise ImportError("Parquet needs pyarrow. Type: pip install 'hear-m2d[parquet]'", name="pyarrow")
 
 
-class _Run:
-    """The loop, and what it counts."""
+class Run:
+    """The loop, and what it counts.
 
-    def __init__(self, embedder: Embedder, target: Target, bar: tqdm[object]) -> None:
+    Args:
+        embedder: The model.
+        out: Where it goes, for messages.
+        add: Writes a batch, and returns the clips that cannot be written.
+        bar: Of the progress.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        out: Path,
+        add: Callable[[Sequence[Embedding]], list[Failure]],
+        bar: tqdm[object] | None = None,
+    ) -> None:
         self.embedder = embedder
-        self.target = target
+        self.out = out
+        self.add = add
         self.bar = bar
         self.clips = self.many_channels = 0
         self.audio_s = self.seconds = self.waited_s = 0.0
@@ -177,22 +193,18 @@ class _Run:
         start = time.perf_counter()
         for batch in self.embedder.batches(self._timed(clips)):
             self._tell_channels(batch)
-            for result in self.embedder.embed(batch):
-                if isinstance(result, Failure):
-                    self.failures.append(result)
-                    continue
-                with said_plainly(Path(result.clip.name)):
-                    try:
-                        self.target.add(result)
-                    except OSError as error:
-                        if not name_too_long(error):
-                            raise
-                        self.failures.append(Failure(result.clip.name, "not written", str(error.strerror)))
-                        continue
-                self.clips += 1
-                self.audio_s += result.duration_s
-            self.bar.update(len(batch))
+            results = self.embedder.embed(batch)
+            embeddings = [result for result in results if isinstance(result, Embedding)]
+            self.failures += [result for result in results if isinstance(result, Failure)]
+            with said_plainly(self.out):
+                unwritten = self.add(embeddings)
+            self.failures += unwritten
+            self.clips += len(embeddings) - len(unwritten)
+            self.audio_s += sum(embedding.duration_s for embedding in embeddings)
             self.seconds = time.perf_counter() - start
+            if self.bar is None:
+                continue
+            self.bar.update(len(batch))
             self.bar.set_postfix_str(
                 f"{self.audio_s / 3600:.2f} h, {self.audio_s / self.seconds:.0f}x real time"
             )

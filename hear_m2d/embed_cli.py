@@ -100,10 +100,15 @@ def embed(
     if ray_address:
         if output_format != "parquet":
             raise click.UsageError("--ray writes Parquet: leave --format out")
-        raise click.UsageError("--ray comes later")
-    summary = embed_files(
-        found, spec, out, output_format=output_format, workers=workers, force=force, progress=True
-    )
+        from hear_m2d.embed_ray import embed_on_ray
+
+        summary = embed_on_ray(
+            found, spec, out, address=ray_address, workers=workers, force=force, progress=True
+        )
+    else:
+        summary = embed_files(
+            found, spec, out, output_format=output_format, workers=workers, force=force, progress=True
+        )
     report(out, summary)
 
 

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -76,7 +76,7 @@ def decode(clip: Clip, sample_rate: int) -> Decoded:
 
 def read_clips(
     clips: Sequence[Clip], sample_rate: int, *, workers: int, budget_bytes: int = BUDGET_BYTES
-) -> Iterator[Decoded]:
+) -> Generator[Decoded]:
     """Decode clips, ahead of the caller, and yield them in their order.
 
     Args:

@@ -108,16 +108,17 @@ class Embedder:
         }
 
     def batches(self, clips: Iterable[Decoded]) -> Iterator[list[Decoded]]:
-        """Group clips, in their order; those that failed go along."""
+        """Group clips, in their order; those that failed go along and count for nothing."""
         batch: list[Decoded] = []
-        seconds = 0.0
+        seconds, good = 0.0, 0
         for decoded in clips:
             batch.append(decoded)
             if isinstance(decoded.result, Sound):
                 seconds += len(decoded.result.samples) / self.sample_rate
-            if seconds > self.batch_s or len(batch) >= _BATCH_CLIPS:
+                good += 1
+            if seconds > self.batch_s or good >= _BATCH_CLIPS:
                 yield batch
-                batch, seconds = [], 0.0
+                batch, seconds, good = [], 0.0, 0
         if batch:
             yield batch
 

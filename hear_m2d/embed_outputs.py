@@ -25,6 +25,7 @@ from hear_m2d.files import atomic_write, atomic_write_text, hold_folder
 
 STATE_FILE = "embed.json"
 FAILED_FILE = "failed.csv"
+_PENDING_FILE = ".pending.json"  # names the batch that is being written
 _IDENTITY = ("format", "sha256", "options", "root")  # where these are equal, so are the embeddings
 _ARRAYS = {
     "scene": ("scene",),
@@ -38,8 +39,8 @@ class Target(Protocol):
 
     done: frozenset[str]
 
-    def add(self, embedding: Embedding) -> None:
-        """Write one clip's embeddings."""
+    def add(self, batch: Sequence[Embedding]) -> list[Failure]:
+        """Write a batch; return the clips that cannot be written."""
 
     def finish(self, failures: Sequence[Failure]) -> Path | None:
         """Complete the result; return the list of failures where there are any."""
@@ -123,7 +124,14 @@ class NpyTarget:
     def __init__(self, folder: Path, what: str, names: Sequence[str]) -> None:
         self.folder = folder
         self.arrays = _ARRAYS[what]
-        self.done = frozenset(name for name in names if all(path.is_file() for path in self._paths(name)))
+        # A batch that was being written is done again, whole: what shares a forward pass then stays the same,
+        # and with it the last digit.
+        pending = (read_state(folder / _PENDING_FILE) or {}).get("names", [])
+        self.done = frozenset(
+            name
+            for name in names
+            if printable(name) not in pending and all(path.is_file() for path in self._paths(name))
+        )
 
     @staticmethod
     @contextmanager
@@ -153,8 +161,22 @@ class NpyTarget:
                     write_state(folder / STATE_FILE, state)
             yield NpyTarget(folder, what, names)
 
-    def add(self, embedding: Embedding) -> None:
-        """Write one clip's files."""
+    def add(self, batch: Sequence[Embedding]) -> list[Failure]:
+        """Write a batch's files; a name that is too long for the system is a failure of that clip."""
+        failures = []
+        pending = self.folder / _PENDING_FILE
+        write_state(pending, {"names": [printable(embedding.clip.name) for embedding in batch]})
+        for embedding in batch:
+            try:
+                self._write(embedding)
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                failures.append(Failure(embedding.clip.name, "not written", str(error.strerror)))
+        pending.unlink()
+        return failures
+
+    def _write(self, embedding: Embedding) -> None:
         parts: dict[str, NDArray[np.float32] | None] = {
             "scene": embedding.scene,
             "timestamps": embedding.timestamps,
@@ -166,6 +188,7 @@ class NpyTarget:
 
     def finish(self, failures: Sequence[Failure]) -> Path | None:
         """Write the list of failures."""
+        (self.folder / _PENDING_FILE).unlink(missing_ok=True)
         return write_failures(self.folder / FAILED_FILE, failures)
 
     def _paths(self, name: str) -> list[Path]:
@@ -194,12 +217,8 @@ def _remove_embeddings(folder: Path, names: Sequence[str]) -> None:
         for array in _ARRAYS["both"]:
             for path in folder.rglob(f"*.{array}.npy"):
                 path.unlink()
+        (folder / _PENDING_FILE).unlink(missing_ok=True)
         (folder / STATE_FILE).unlink()
     for name in names:
         for array in _ARRAYS["both"]:
             (folder / f"{name}.{array}.npy").unlink(missing_ok=True)
-
-
-def name_too_long(error: OSError) -> bool:
-    """Return whether a write failed because of this one name."""
-    return error.errno == errno.ENAMETOOLONG

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hear_m2d.embed_decode import Failure
-from hear_m2d.embed_inputs import Inputs
-from hear_m2d.embed_model import Embedding
+from hear_m2d.embed import Run
+from hear_m2d.embed_decode import Failure, read_clips
+from hear_m2d.embed_inputs import Clip, Inputs
+from hear_m2d.embed_model import Embedder, Embedding
 from hear_m2d.embed_outputs import STATE_FILE, differing, printable, read_state, write_failures, write_state
 from hear_m2d.files import atomic_write, hold_folder, remove_leftovers
 
@@ -88,8 +89,7 @@ class ParquetTarget:
         self._order = {printable(name): index for index, name in enumerate(names)}
         written = set().union(*(part_names(part) for part in self._part_files()))
         self.done = frozenset(name for name in names if printable(name) in written)
-        self._rows: list[Embedding] = []
-        self._bytes = 0
+        self._rows = Rows(schema, self._write_part)
 
     @staticmethod
     @contextmanager
@@ -123,17 +123,13 @@ class ParquetTarget:
             schema = schema_of(dict(facts) | {"root": inputs.root}, what)
             yield ParquetTarget(path, parts, schema, [clip.name for clip in inputs.clips])
 
-    def add(self, embedding: Embedding) -> None:
-        """Take one clip's embeddings; they are on disk when a part is full."""
-        self._rows.append(embedding)
-        self._bytes += embedding_bytes(embedding)
-        if self._bytes >= _PART_BYTES or len(self._rows) >= _PART_CLIPS:
-            self._write_part()
+    def add(self, batch: Sequence[Embedding]) -> list[Failure]:
+        """Take a batch; it is on disk when a part is full."""
+        return self._rows.add(batch)
 
     def finish(self, failures: Sequence[Failure]) -> Path | None:
         """Merge the parts into the target, and write the list of failures beside it."""
-        if self._rows:
-            self._write_part()
+        self._rows.flush()
         report = write_failures(self.path.with_name(f"{self.path.name}.failed.csv"), failures)
         files = self._part_files()
         if files:
@@ -146,21 +142,75 @@ class ParquetTarget:
     def _part_files(self) -> list[Path]:
         return sorted(self.parts.glob("part-*.parquet"))
 
-    def _write_part(self) -> None:
+    def _write_part(self, table: Any) -> None:
         files = self._part_files()
         number = int(files[-1].stem.split("-")[1]) + 1 if files else 0
         with (
             atomic_write(self.parts / f"part-{number:06d}.parquet") as file,
             open_writer(file, self.schema) as writer,
         ):
-            writer.write_table(table_of(self._rows, self.schema))
+            writer.write_table(table)
+
+
+def write_shard(
+    path: Path, clips: Sequence[Clip], embedder: Embedder, facts: Mapping[str, Any], *, workers: int
+) -> dict[str, Any]:
+    """Embed clips into one Parquet file of their own, whole or not at all; without one where all fail.
+
+    Returns:
+        What was done, as JSON: ``files``, ``clips``, ``audio_s``, ``seconds``, ``waited_s``,
+        ``many_channels``, ``failures``.
+    """
+    schema = schema_of(facts, embedder.spec.what)
+    with atomic_write(path) as file, open_writer(file, schema) as writer:
+        rows = Rows(schema, writer.write_table)
+        run = Run(embedder, path, rows.add)
+        reader = read_clips(clips, embedder.sample_rate, workers=workers)
+        with closing(reader):
+            run.through(reader)
+        rows.flush()
+    if not run.clips:
+        path.unlink()
+    return {
+        "files": len(clips),
+        "clips": run.clips,
+        "audio_s": run.audio_s,
+        "seconds": run.seconds,
+        "waited_s": run.waited_s,
+        "many_channels": run.many_channels,
+        "failures": [(f.name, f.reason, f.detail) for f in run.failures],
+    }
+
+
+class Rows:
+    """Collects embeddings, and hands a table on when it is worth a row group.
+
+    Args:
+        schema: Of the table.
+        write: Takes the table.
+    """
+
+    def __init__(self, schema: Any, write: Callable[[Any], None]) -> None:
+        self._schema = schema
+        self._write = write
+        self._rows: list[Embedding] = []
+        self._bytes = 0
+
+    def add(self, batch: Sequence[Embedding]) -> list[Failure]:
+        """Take a batch: whole, so that what shares a forward pass is the same after an interruption."""
+        for embedding in batch:
+            arrays = (embedding.scene, embedding.timestamps, embedding.times_ms)
+            self._bytes += sum(array.nbytes for array in arrays if array is not None)
+        self._rows += batch
+        if self._bytes >= _PART_BYTES or len(self._rows) >= _PART_CLIPS:
+            self.flush()
+        return []
+
+    def flush(self) -> None:
+        """Hand on what is left."""
+        if self._rows:
+            self._write(table_of(self._rows, self._schema))
         self._rows, self._bytes = [], 0
-
-
-def embedding_bytes(embedding: Embedding) -> int:
-    """Return how much memory a clip's embeddings take."""
-    arrays = (embedding.scene, embedding.timestamps, embedding.times_ms)
-    return sum(array.nbytes for array in arrays if array is not None)
 
 
 def part_names(part: Path) -> list[str]:
