@@ -6,6 +6,7 @@ were written (their SHA-256 is in the metadata). No pickle is involved.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ from hear_m2d.model import HearModel
 from hear_m2d.timestamps import frame_step
 
 METADATA_KEY = "hear_m2d"
+STORED_NOTES = ("notes", "guessed")  # of a converted file, within the config's ``training``
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, data: bytes | None = None) 
     tensors, facts = read_tensors(path, METADATA_KEY, data=data)
     try:
         config = ModelConfig.from_json(facts)
-        checkpoint = Checkpoint(config=config, tensors=tensors, path=path)
+        checkpoint = Checkpoint(config=config, tensors=tensors, path=path, **_stored_notes(config))
         empty_model(checkpoint)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -210,9 +212,21 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         "mean": config.mean,
         "std": config.std,
         "classes": len(config.labels),
+        "classifier_width": config.head_width,
+        "projector": dataclasses.asdict(config.projector) if config.projector else None,
         "licence": config.licence,
-        "training": dict(config.training),
+        "training": {key: value for key, value in config.training.items() if key not in STORED_NOTES},
         "notes": list(checkpoint.notes),
+    }
+
+
+def _stored_notes(config: ModelConfig) -> dict[str, Any]:
+    """Return the notes and guesses that a converted file keeps, where they are some."""
+    notes, guessed = (config.training.get(key) for key in STORED_NOTES)
+    rate = guessed.get("sample_rate") if isinstance(guessed, dict) else None
+    return {
+        "notes": tuple(map(str, notes)) if isinstance(notes, list) else (),
+        "guessed": {"sample_rate": rate} if isinstance(rate, str) else {},
     }
 
 

@@ -106,7 +106,17 @@ def info(file: str, as_json: bool) -> None:
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        click.echo(f"{name:<{width}}  {value}")
+        for line in _lines(value):
+            click.echo(f"{name:<{width}}  {line}")
+            name = ""
+
+
+def _lines(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        value = [f"{key}: {item}" for key, item in value.items()]
+    lines = map(str, value if isinstance(value, list) else ["none" if value is None else value])
+    # The file's own texts: nothing in them may steer the terminal.
+    return ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines] or ["none"]
 
 
 def _one_line(error: BaseException) -> str:

@@ -46,6 +46,7 @@ LEFT = re.compile(
     r"(\.|$)"
 )
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
+LABELS = "hear-m2d convert --labels= names them"
 LICENCE = "NTT Software License Agreement for Evaluation: internal, non-commercial evaluation only"
 
 
@@ -107,7 +108,7 @@ def _checkpoint(file: IO[bytes], path: Path, names: Sequence[str], source: str) 
     if families:
         notes.append(f"left in the file: {', '.join(families)}")
     if config.labels:
-        notes.append(f"the file does not name its {len(config.labels)} classes: they are numbered")
+        notes.append(f"the file does not name its {len(config.labels)} classes: they are numbered; {LABELS}")
     config = replace(
         config,
         kind=kind,
@@ -245,7 +246,9 @@ def _projector(state: Mapping[str, Tensor]) -> ProjectorConfig | None:
 def _notes_on_statistics(stats: Tensor | None, kind: str) -> list[str]:
     if stats is not None:
         return []
-    notes = [f"the file stores no statistics: mean {DEFAULT_MEAN}, std {DEFAULT_STD}"]
+    notes = [
+        f"the file stores no statistics: mean {DEFAULT_MEAN}, std {DEFAULT_STD}; mean= and std= change them"
+    ]
     if kind == "m2d_s":
         notes.append("those are AudioSet's, as its authors' code takes; for speech try mean=-10.43, std=4.24")
     return notes
