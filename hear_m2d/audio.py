@@ -173,7 +173,14 @@ def read_sound(path: str | os.PathLike[str], sample_rate: int) -> Sound:
     if not np.isfinite(audio).all():
         raise AudioError(path, "non-finite", "it holds NaN or infinite samples")
     if rate != sample_rate:
+        decoded = len(audio)
         audio = soxr.resample(audio, rate, sample_rate, quality="HQ")
+        if len(audio) == 0:
+            raise AudioError(
+                path, "empty", f"its {decoded} samples at {rate} hertz are none at {sample_rate}"
+            )
+        if not np.isfinite(audio).all():  # by the filter's overshoot
+            raise AudioError(path, "non-finite", "its samples are too loud to be resampled")
     return Sound(np.ascontiguousarray(audio, dtype=np.float32), rate, channels)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from hear_m2d.audio import AUDIO_SUFFIXES, AudioError, find_audio, read_audio
+from hear_m2d.audio import AUDIO_SUFFIXES, AudioError, find_audio, read_audio, read_sound
 
 # Not found by suffix: headerless files, MATLAB's, and a sampler's whose suffix means another format today.
 LEFT_OUT = {"RAW", "MAT4", "MAT5", "MPC2K"}
@@ -166,6 +166,54 @@ def test_samples_that_are_not_finite_are_refused(tmp_path, bad):
     with pytest.raises(AudioError, match="NaN or infinite") as caught:
         read_audio(tmp_path / "x.wav", 8000)
     assert caught.value.reason == "non-finite"
+
+
+def test_samples_that_overflow_in_resampling_are_refused(tmp_path):
+    soundfile.write(tmp_path / "x.wav", np.tile([3e38, -3e38], 4000), 44100, subtype="FLOAT")
+    assert np.isfinite(read_audio(tmp_path / "x.wav", 44100)).all()
+    with pytest.raises(AudioError, match="too loud") as caught:
+        read_audio(tmp_path / "x.wav", 48000)
+    assert caught.value.reason == "non-finite"
+
+
+def test_a_file_that_is_shorter_than_one_sample_of_the_rate_wanted_is_empty(tmp_path):
+    soundfile.write(tmp_path / "x.wav", np.full(1, 0.5), 1_000_000)
+    with pytest.raises(AudioError, match=r"its 1 samples at 1000000 hertz are none at 1000"):
+        read_audio(tmp_path / "x.wav", 1000)
+
+
+@pytest.mark.parametrize("rate", [1, 99, 10_000_001, 2_000_000_000])
+def test_a_header_with_an_absurd_rate_is_refused_before_anything_is_resampled(tmp_path, rate):
+    soundfile.write(tmp_path / "x.wav", np.zeros(100_000), rate)
+    with pytest.raises(AudioError, match=rf"x\.wav is corrupt: its header states a rate of {rate} hertz"):
+        read_audio(tmp_path / "x.wav", 16000)
+
+
+def test_sound_is_described_beside_its_samples(tmp_path):
+    soundfile.write(tmp_path / "x.wav", tone(8000, channels=6), 8000)
+    sound = read_sound(tmp_path / "x.wav", 16000)
+    assert (sound.file_rate, sound.channels, len(sound.samples)) == (8000, 6, 16000)
+
+
+@pytest.mark.parametrize("kind", ["AVR", "MPC2K", "NIST", "RF64", "VOC", "W64", "WVE"])
+def test_a_length_that_only_the_header_of_a_rare_format_states_is_held_against_the_sound(tmp_path, kind):
+    path = tmp_path / f"x.{kind.lower()}"
+    rate, subtype = (8000, "ALAW") if kind == "WVE" else (16000, "PCM_16")
+    soundfile.write(path, tone(rate), rate, format=kind, subtype=subtype)
+    assert len(read_audio(path, rate)) == rate
+    cut(path, 0.6)
+    with pytest.raises(AudioError, match=rf"x\.{kind.lower()} is truncated: "):
+        read_audio(path, rate)
+
+
+def test_an_mp3_cut_by_one_frame_is_truncated(tmp_path):
+    """Its decoder's delay hides two frames; the number of bytes in its first frame does not."""
+    path = tmp_path / "x.mp3"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(44100), 44100)
+    data = path.read_bytes()
+    path.write_bytes(data[:-300])
+    with pytest.raises(AudioError, match=r"x\.mp3 is truncated: its header promises \d+ bytes"):
+        read_audio(path, 44100)
 
 
 def test_a_missing_file_is_an_os_error(tmp_path):
