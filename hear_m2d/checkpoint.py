@@ -128,6 +128,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, data: bytes | None = None) 
     return checkpoint
 
 
+@torch.inference_mode(mode=False)  # weights made in inference mode could never be trained
 def build_model(checkpoint: Checkpoint, options: Options | None = None) -> HearModel:
     """Return the model of a checkpoint, in eval mode.
 

@@ -324,7 +324,8 @@ class HearModel(nn.Module, SharedModel):
 
     def _by_row(self, columns: Tensor) -> Tensor:
         """Unfold the features of (n, layers * rows * width) to (n, layers, rows, width)."""
-        return columns.reshape(len(columns), self._layer_count, self.config.encoder.grid[0], -1)
+        encoder = self.config.encoder
+        return columns.reshape(len(columns), self._layer_count, encoder.grid[0], encoder.width)
 
     def _rows_averaged(self, columns: Tensor) -> Tensor:
         """Average the frequency rows of (n, layers * rows * width), unless columns are wanted."""

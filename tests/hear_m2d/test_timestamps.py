@@ -155,6 +155,18 @@ def test_dense_equals_a_spectrogram_shifted_by_hand(make_model, noise, patch, sa
             assert (found[:, i] - columns[:, column]).abs().max() <= 1e-5
 
 
+@pytest.mark.parametrize("output", ["mean", "tokens"])
+def test_dense_embeds_a_clip_too_short_for_every_pass_beside_a_longer_one(make_model, noise, output):
+    """It was a RuntimeError: no column of the second pass counts for the short clip."""
+    model = make_model(frames=48, options={"timestamps": "dense", "output": output})
+    clips = [noise(1, n)[0] for n in (1, 880)]
+    embeddings, times = model.timestamp_embeddings(clips)
+    for i, clip in enumerate(clips):
+        alone, alone_times = model.timestamp_embeddings(clip[None])
+        assert torch.allclose(embeddings[i], alone[0], atol=1e-5)
+        assert torch.equal(times[i], alone_times[0])
+
+
 def click_times_ms(patch: tuple[int, int], window: int, clip_ms: float) -> list[float]:
     """The first frames, the last, the middle of columns, and both sides of every window border."""
     width = patch[1] * 10.0
