@@ -97,9 +97,8 @@ def where_to_get(name: str, page: str) -> str:
     """Return the sentence for somebody who asks for such weights by name."""
     return (
         f"{name} is one of the authors' weights. hear-m2d does not download them: they are under the "
-        f"{LICENCE}, for internal evaluation only. If you accept these terms, download it from {page} and "
-        "unpack it; then load_model('FILE') loads its .pth file, and `hear-m2d convert FILE OUT.safetensors` "
-        "makes one of ours of it"
+        f"{LICENCE}, for internal evaluation only. If you accept these terms, download it from {page}; then "
+        "load_model('FILE') loads it, and `hear-m2d convert FILE OUT.safetensors` makes one of ours of it"
     )
 
 

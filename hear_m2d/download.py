@@ -167,7 +167,7 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
                     f"{_mismatch(shown(url), sink.sha256.hexdigest(), sha256)}. Nothing was kept"
                 )
     except requests.HTTPError as error:
-        raise _refusal(url, error.response.status_code) from error
+        raise _refusal(url, error.response.status_code if error.response is not None else 0) from error
     except requests.RequestException as error:
         raise ConnectionError(
             f"could not download {shown(url)} ({_reason(error)}). Nothing was kept: check the address and "

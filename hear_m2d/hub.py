@@ -57,7 +57,7 @@ class SharedModel(ModelHubMixin, library_name="hear-m2d", pipeline_tag="feature-
             kwargs: As for huggingface_hub's ``ModelHubMixin.push_to_hub``: ``private``, ``token``, …
 
         Returns:
-            The commit's address.
+            The address of what was pushed.
 
         Raises:
             ValueError: No licence, or the authors' evaluation licence.
@@ -119,7 +119,7 @@ class SharedModel(ModelHubMixin, library_name="hear-m2d", pipeline_tag="feature-
         )
 
     @classmethod
-    def _from_pretrained(  # type: ignore[override]
+    def _from_pretrained(
         cls,
         *,
         model_id: str,
@@ -133,7 +133,7 @@ class SharedModel(ModelHubMixin, library_name="hear-m2d", pipeline_tag="feature-
         from hear_m2d import load_model
 
         where: str | Path = model_id
-        if Path(model_id).is_dir():
+        if (Path(model_id) / CHECKPOINT).is_file():
             where = Path(model_id) / CHECKPOINT
         elif REPO.fullmatch(model_id) and not Path(model_id).exists():
             where = hub_file(

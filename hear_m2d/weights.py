@@ -55,7 +55,7 @@ def read_weights(name: str | os.PathLike[str]) -> Checkpoint:
         return _read_url(entry.url, entry.sha256)
     if authors := authors_page(name):
         raise FileNotFoundError(where_to_get(*authors))
-    if path.suffix.lower() in (".safetensors", ".pth", ".pt") or len(path.parts) > 1:
+    if path.suffix.lower() in (".safetensors", ".pth", ".pt", ".zip") or len(path.parts) > 1:
         return read_local(path)  # which says that there is none
     near = difflib.get_close_matches(name, authors_names(), n=3, cutoff=0.5)  # all of them are too many
     known = [*registry, *near]

@@ -87,7 +87,7 @@ def test_what_is_pushed_comes_back_by_every_way_and_then_without_the_hub(hub, ch
         *map(load, names),
         "told(HearModel.from_pretrained('lab/sounds', layers=[0]))",
     )
-    assert address.startswith(f"{hub.address}/lab/sounds/commit/")
+    assert address.startswith(f"{hub.address}/lab/sounds/")
     assert {path.name for path in on_the_hub(hub).iterdir()} == {"checkpoint.safetensors", "README.md"}
     assert models == [wanted] * len(names)
     assert chosen == [*wanted[:2], [0]]
@@ -174,8 +174,11 @@ def test_a_folder_holds_a_checkpoint_and_a_card_and_comes_back(make_model, noise
     assert hear_m2d.HearModel.from_pretrained(str(file)).config == model.config
     with pytest.raises(ValueError, match=r"option 'timestamp'.*timestamps"):
         hear_m2d.HearModel.from_pretrained(tmp_path / "out", timestamp="dense")
-    with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        hear_m2d.HearModel.from_pretrained(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty is not a file"):
+        hear_m2d.HearModel.from_pretrained(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match="no checkpoint nosuch"):
+        hear_m2d.HearModel.from_pretrained("nosuch")
 
 
 def test_a_card_that_somebody_edited_stays(make_model, tmp_path):
