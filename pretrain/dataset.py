@@ -173,8 +173,10 @@ def crop(
     return out
 
 
-class Crops(Dataset[Tensor]):
+class Crops(Dataset[dict[str, Tensor]]):
     """Random crops: the item of (epoch, clip) is a function of (seed, epoch, clip) only.
+
+    An item is a dict of tensors: ``x``, the standardised crop, (1, mels, frames).
 
     Args:
         data: The opened shards.
@@ -197,12 +199,11 @@ class Crops(Dataset[Tensor]):
         starts = max(self.data.frames(clip) - self.frames + 1, 1)
         return int(np.random.default_rng((self.seed, epoch, clip)).integers(starts))
 
-    def __getitem__(self, key: Key) -> Tensor:
-        """Return the crop of (epoch, clip), (1, mels, frames)."""
+    def __getitem__(self, key: Key) -> dict[str, Tensor]:
+        """Return the item of (epoch, clip)."""
         logmel = self.data.logmel(key[1])
-        return torch.from_numpy(crop(logmel, self.start(key), self.frames, self.data.mean, self.data.std))[
-            None
-        ]
+        x = crop(logmel, self.start(key), self.frames, self.data.mean, self.data.std)
+        return {"x": torch.from_numpy(x)[None]}
 
 
 def epoch_order(n_clips: int, *, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -75,12 +75,13 @@ class M2D(Objective):
         self.loss = loss
         self.target_input = target_input
 
-    def forward(self, x: Tensor, noise: Tensor) -> Outcome:
+    def forward(self, x: Tensor, noise: Tensor, target: Tensor | None = None) -> Outcome:
         """Run one step.
 
         Args:
             x: Standardised log-mel, (batch, 1, mels, frames).
             noise: Uniform, (batch, patches): it chooses the mask.
+            target: An offline target; this objective has none.
         """
         # 1. Patches and positions, once for both networks.
         tokens = self.encoder.embed(x)  # (batch, patches, width)
@@ -91,10 +92,10 @@ class M2D(Objective):
         # 4. to 6. The predictor fills in the masked ones.
         predicted = self.decoder(z, mask)  # (batch, masked, width)
         # 7. The target encoder sees the masked patches, and nothing of the visible ones.
-        target = self.targets(tokens.detach(), mask)  # (batch, masked, width)
+        seen = self.targets(tokens.detach(), mask)  # (batch, masked, width)
         # 8. and 9. Standardise each target token, compare directions.
-        loss = self.compare(predicted, target)
-        return Outcome(loss=loss, predicted=predicted, target=target, latent=z, meters=token_meters(target))
+        loss = self.compare(predicted, seen)
+        return Outcome(loss=loss, predicted=predicted, target=seen, latent=z, meters=token_meters(seen))
 
     @torch.no_grad()
     def targets(self, tokens: Tensor, mask: Mask) -> Tensor:

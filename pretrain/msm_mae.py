@@ -40,12 +40,13 @@ class MSMMAE(Objective):
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
 
-    def forward(self, x: Tensor, noise: Tensor) -> Outcome:
+    def forward(self, x: Tensor, noise: Tensor, target: Tensor | None = None) -> Outcome:
         """Run one step.
 
         Args:
             x: Standardised log-mel, (batch, 1, mels, frames).
             noise: Uniform, (batch, patches): it chooses the mask.
+            target: An offline target; this objective has none.
         """
         # The encoder sees the class token and the visible patches.
         mask = random_mask(noise, self.mask_ratio)
@@ -53,11 +54,11 @@ class MSMMAE(Objective):
         # The decoder paints the masked ones.
         predicted = self.decoder(z, mask)  # (batch, masked, pixels)
         pixels = patchify(x, self.encoder.config.patch_size)  # (batch, patches, pixels)
-        target = take(pixels, mask.masked)
+        painted = take(pixels, mask.masked)
         # Every masked patch has the same number of pixels, so one mean is the mean over patches.
-        goal = standardise_tokens(target.float()) if self.norm_pix_loss else target.float()
+        goal = standardise_tokens(painted.float()) if self.norm_pix_loss else painted.float()
         loss = (predicted.float() - goal).square().mean()
-        return Outcome(loss=loss, predicted=predicted, target=target, latent=z, meters={})
+        return Outcome(loss=loss, predicted=predicted, target=painted, latent=z, meters={})
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Mask]:

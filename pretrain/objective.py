@@ -30,10 +30,14 @@ class Outcome(NamedTuple):
 
 
 class Objective(nn.Module):
-    """An encoder with what trains it: ``objective(x, noise)`` returns an :class:`Outcome`."""
+    """An encoder with what trains it: ``objective(x, noise, target)`` returns an :class:`Outcome`."""
 
     encoder: SpectrogramEncoder
     decoder: Decoder
+
+    def offline_target(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Return what a batch is compared with besides the objective's own targets; None where nothing is."""
+        return None
 
     def momentum_update(self, decay: float) -> None:
         """Update a momentum network after an optimiser step; nothing where there is none."""

@@ -158,14 +158,23 @@ def _train(
     clock, waited, logged, ready = time.perf_counter(), 0.0, first, time.perf_counter()
     with tqdm(total=steps, initial=first, unit="step", disable=not progress, mininterval=1.0) as bar:
         for step, batch in enumerate(loader, start=first):
-            x = batch.to(accelerator.device, non_blocking=True)  # (batch, 1, mels, frames)
+            batch = {n: t.to(accelerator.device, non_blocking=True) for n, t in batch.items()}
+            x = batch["x"]  # (batch, 1, mels, frames)
             waited += time.perf_counter() - ready
             rate = _rate(recipe, step, steps)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             noise = mask_noise(recipe.seed, step, len(x), patches).to(x.device)
+            with torch.no_grad():
+                target = objective.offline_target(batch)
             outcome, norm = training_step(
-                stepper, optimizer_, accelerator, x=x, noise=noise, clip_grad=recipe.clip_grad
+                stepper,
+                optimizer_,
+                accelerator,
+                x=x,
+                noise=noise,
+                target=target,
+                clip_grad=recipe.clip_grad,
             )
             # After the optimiser, so that the target follows the updated network.
             decay = momentum_decay(step, total=steps, start=recipe.momentum_start, end=recipe.momentum_end)
@@ -211,7 +220,14 @@ def _train(
 
 
 def training_step(
-    stepper: Any, optimizer: Any, accelerator: Accelerator, *, x: Tensor, noise: Tensor, clip_grad: float
+    stepper: Any,
+    optimizer: Any,
+    accelerator: Accelerator,
+    *,
+    x: Tensor,
+    noise: Tensor,
+    clip_grad: float,
+    target: Tensor | None = None,
 ) -> tuple[Outcome, Tensor]:
     """Run one step: forward, backward, clip, update.
 
@@ -222,11 +238,12 @@ def training_step(
         x: Standardised log-mel, (batch, 1, mels, frames).
         noise: Uniform, (batch, patches).
         clip_grad: Largest global gradient norm; 0 does not clip.
+        target: The objective's offline target, where it has one.
 
     Returns:
         The outcome and the gradient's norm before clipping.
     """
-    outcome: Outcome = stepper(x, noise)
+    outcome: Outcome = stepper(x, noise, target)
     accelerator.backward(outcome.loss)
     norm = accelerator.clip_grad_norm_(stepper.parameters(), clip_grad or math.inf)
     optimizer.step()

@@ -84,18 +84,19 @@ def test_every_start_is_drawn_the_first_and_the_last_too(data):
 
 def test_an_item_is_the_crop_at_its_start_and_follows_from_seed_epoch_and_clip(data):
     crops = Crops(data, frames=60, seed=4)
-    item = crops[7, 2]
+    item = crops[7, 2]["x"]
     assert item.shape == (1, 80, 60)
     start = int(np.random.default_rng((4, 7, 2)).integers(201 - 60 + 1))
     expected = (data.logmel(2)[:, start : start + 60].astype(np.float64) - data.mean) / data.std
     np.testing.assert_allclose(item[0].numpy(), expected, atol=1e-5)
-    assert torch.equal(item, Crops(data, frames=60, seed=4)[7, 2])
-    assert not torch.equal(item, crops[8, 2])
-    assert not torch.equal(item, Crops(data, frames=60, seed=5)[7, 2])
+    assert torch.equal(item, Crops(data, frames=60, seed=4)[7, 2]["x"])
+    assert not torch.equal(item, crops[8, 2]["x"])
+    assert not torch.equal(item, Crops(data, frames=60, seed=5)[7, 2]["x"])
 
 
 def test_the_mean_over_whole_clips_is_zero_and_the_deviation_one(data):
-    bins = torch.cat([Crops(data, frames=data.frames(clip))[0, clip].flatten() for clip in range(len(data))])
+    crops = [Crops(data, frames=data.frames(clip))[0, clip]["x"] for clip in range(len(data))]
+    bins = torch.cat([crop.flatten() for crop in crops])
     assert float(bins.mean()) == pytest.approx(0, abs=1e-4)
     assert float(bins.std(correction=0)) == pytest.approx(1, abs=1e-4)
 
@@ -136,8 +137,8 @@ def test_what_a_run_sees_does_not_depend_on_the_loader_processes(data):
         loader = DataLoader(
             Crops(data, frames=40), batch_sampler=steps, num_workers=workers, multiprocessing_context=context
         )
-        assert all(torch.equal(a, b) for a, b in zip(here, loader, strict=True))
-    assert here[0].shape == (3, 1, 80, 40)
+        assert all(torch.equal(a["x"], b["x"]) for a, b in zip(here, loader, strict=True))
+    assert here[0]["x"].shape == (3, 1, 80, 40)
 
 
 def test_a_folder_that_was_not_prepared_says_what_to_type(tmp_path):
