@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from huggingface_hub import ModelHubMixin
 
 from hear_m2d.authors import LICENCE, is_authors_licence
+from hear_m2d.files import atomic_write_text
 from hear_m2d.hub_files import CHECKPOINT, REPO, hub_errors, hub_file
 
 if TYPE_CHECKING:
@@ -34,18 +35,43 @@ class SharedModel(ModelHubMixin, library_name="hear-m2d", pipeline_tag="feature-
         """Make an instance without the mixin's copy of the arguments: the checkpoint holds the config."""
         return object.__new__(cls)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> str | None:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        config: Any = None,
+        repo_id: str | None = None,
+        push_to_hub: bool = False,
+        model_card_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> str | None:
         """Write ``checkpoint.safetensors`` and, where there is none yet, a README.md.
+
+        The mixin's own would also remove a config.json that lies there.
 
         Args:
             save_directory: The folder; made if it is not there.
-            kwargs: As for huggingface_hub's ``ModelHubMixin.save_pretrained``.
+            config: Not used: the checkpoint holds its own.
+            repo_id: ``owner/repo``, for ``push_to_hub``.
+            push_to_hub: Push as well.
+            model_card_kwargs: For :func:`hear_m2d.card.model_card`.
+            kwargs: For :meth:`push_to_hub`.
 
         Raises:
             ValueError: The weights are under the authors' evaluation licence.
         """
         _check_may_be_shared(self.config.licence)
-        return super().save_pretrained(Path(save_directory), **kwargs)
+        if kwargs and not push_to_hub:
+            raise TypeError(f"{', '.join(kwargs)}: known only with push_to_hub=True")
+        folder = Path(save_directory)
+        self._save_pretrained(folder)
+        if not (folder / "README.md").exists():  # somebody may have edited it
+            atomic_write_text(
+                folder / "README.md", str(self.generate_model_card(**(model_card_kwargs or {})))
+            )
+        if not push_to_hub:
+            return None
+        return self.push_to_hub(repo_id or folder.name, model_card_kwargs=model_card_kwargs, **kwargs)
 
     def push_to_hub(self, repo_id: str, *, licence: str | None = None, **kwargs: Any) -> str:
         """Upload the checkpoint and its model card to the hub, in one commit.
@@ -60,7 +86,7 @@ class SharedModel(ModelHubMixin, library_name="hear-m2d", pipeline_tag="feature-
             The address of what was pushed.
 
         Raises:
-            ValueError: No licence, or the authors' evaluation licence.
+            ValueError: No licence, the authors' evaluation licence, or not ``owner/repo``.
             PermissionError: Not logged in, or not allowed.
             ConnectionError: The hub cannot be reached.
         """
@@ -72,6 +98,8 @@ class SharedModel(ModelHubMixin, library_name="hear-m2d", pipeline_tag="feature-
                 "the checkpoint does not say its licence, and nobody may use what is published without one: "
                 'say it, push_to_hub(…, licence="apache-2.0")'
             )
+        if not REPO.fullmatch(repo_id):
+            raise ValueError(f"{repo_id} is not a name on the hub: write OWNER/REPO")
         model = copy.copy(self)  # shares the weights; the model at hand keeps its config
         model.config = replace(self.config, licence=licence)
         with hub_errors(repo_id, revision=kwargs.get("branch")):

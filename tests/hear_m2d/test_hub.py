@@ -181,10 +181,20 @@ def test_a_folder_holds_a_checkpoint_and_a_card_and_comes_back(make_model, noise
         hear_m2d.HearModel.from_pretrained("nosuch")
 
 
-def test_a_card_that_somebody_edited_stays(make_model, tmp_path):
-    (tmp_path / "README.md").write_text("mine")
+def test_what_lies_in_the_folder_already_stays(make_model, tmp_path):
+    for name in ("README.md", "config.json"):
+        (tmp_path / name).write_text("mine")
     make_model().save_pretrained(tmp_path)
-    assert (tmp_path / "README.md").read_text() == "mine"
+    for name in ("README.md", "config.json"):
+        assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_push_to_what_is_no_repository_is_refused(make_model, tmp_path):
+    with pytest.raises(ValueError, match="sounds is not a name on the hub: write OWNER/REPO"):
+        make_model(licence="MIT").save_pretrained(tmp_path / "sounds", push_to_hub=True)
+    with pytest.raises(TypeError, match="private: known only with push_to_hub=True"):
+        make_model(licence="MIT").save_pretrained(tmp_path / "other", private=True)
+    assert not (tmp_path / "other").exists()
 
 
 def test_the_card_says_what_the_checkpoint_says(make_model):
