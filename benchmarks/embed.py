@@ -6,13 +6,14 @@ python benchmarks/embed.py --size base --seconds 10 --batch 4
 from __future__ import annotations
 
 import torch
-from machine import HEADER, arguments, describe_machine, encoder_operations, measure, row
+from machine import HEADER, arguments, describe_machine, measure, row
 
 import hear_m2d
 from hear_m2d.config import ModelConfig, Options
 from hear_m2d.device import pick_device
 from hear_m2d.encoder import SIZES, EncoderConfig
 from hear_m2d.model import HearModel
+from hear_m2d.operations import encoder_operations
 
 
 def operations_per_clip(model: HearModel, samples: int) -> float:

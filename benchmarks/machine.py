@@ -1,4 +1,4 @@
-"""This machine's own matrix rate, and the operations of a network counted from shapes.
+"""Measurements beside this machine's own matrix rate, and what both benchmarks share.
 
 share = operations of the matrix products / seconds / matrix rate, the rate measured just before and just
 after in the same process, dtype and threads.
@@ -11,59 +11,14 @@ import platform
 import re
 import resource
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from hear_m2d.encoder import SIZES, EncoderConfig
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that one call takes."""
-    synchronise(device)
-    start = time.perf_counter()
-    work()
-    synchronise(device)
-    return time.perf_counter() - start
-
-
-def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Return the best rate of torch.mm over square sizes, operations per second."""
-    sizes = [512, 1024, 2048, 4096] + ([8192, 16384] if device.type == "cuda" else [])
-    best = 0.0
-    for size in sizes:
-        a = torch.randn(size, size, device=device).to(dtype)
-        b = torch.randn(size, size, device=device).to(dtype)
-        torch.mm(a, b)
-        repeats = max(1, int(2e9 / size**3)) if device.type == "cpu" else 5
-        took = min(seconds_of(lambda a=a, b=b: torch.mm(a, b), device) for _ in range(max(2, repeats)))
-        best = max(best, 2 * size**3 / took)
-    return best
-
-
-def block_operations(width: int, tokens: int, *, depth: int, mlp_ratio: float = 4.0) -> float:
-    """Return the operations of ``depth`` transformer blocks over one sequence."""
-    linear = 2 * tokens * width * width * (4 + 2 * mlp_ratio)  # qkv, projection, the two of the MLP
-    attention = 4 * tokens * tokens * width  # scores, and values weighted by them
-    return depth * (linear + attention)
-
-
-def encoder_operations(config: EncoderConfig, columns: int) -> float:
-    """Return the operations of the encoder over one window of that many columns."""
-    patches = config.grid[0] * columns
-    embedding = 2 * patches * config.width * config.patch_size[0] * config.patch_size[1]
-    return embedding + block_operations(
-        config.width, patches + config.class_token, depth=config.depth, mlp_ratio=config.mlp_ratio
-    )
+from hear_m2d.encoder import SIZES
+from hear_m2d.operations import matrix_rate, seconds_of
 
 
 @dataclass(frozen=True)

@@ -12,35 +12,15 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from machine import HEADER, arguments, block_operations, describe_machine, measure, row
+from machine import HEADER, arguments, describe_machine, measure, row
 
 from hear_m2d.device import pick_device
 from hear_m2d.encoder import SIZES
 from hear_m2d.pretrain.build import build_objective
-from hear_m2d.pretrain.masking import visible_count
 from hear_m2d.pretrain.objective import Objective
+from hear_m2d.pretrain.operations import operations_per_clip
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.train import make_accelerator, make_optimizer, mask_noise, training_step
-
-
-def operations_per_clip(recipe: Recipe) -> float:
-    """Count the matrix products of one clip's step."""
-    encoder, decoder = recipe.encoder_config, recipe.decoder_config
-    patches = math.prod(encoder.grid)
-    visible = visible_count(patches, recipe.mask_ratio)
-    masked = patches - visible
-    pixels = math.prod(encoder.patch_size)
-    width, extra = encoder.width, int(encoder.class_token)
-    online = 2 * patches * pixels * width
-    online += block_operations(width, extra + visible, depth=encoder.depth)
-    online += 2 * (extra + visible) * width * decoder.width
-    online += block_operations(decoder.width, extra + patches, depth=decoder.depth)
-    online += 2 * masked * decoder.width * (width if recipe.objective == "m2d" else pixels)
-    target = 0.0
-    if recipe.objective == "m2d":
-        seen = masked if recipe.target_input == "masked" else patches
-        target = block_operations(width, extra + seen, depth=encoder.depth)
-    return 3 * online + target
 
 
 def main() -> None:

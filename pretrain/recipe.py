@@ -24,6 +24,8 @@ CHOICES = {
     "loss": ("cosine", "mse"),
     "target_init": ("random", "online"),
     "target_input": ("masked", "all"),
+    "offline": ("", "teacher", "labels", "features"),
+    "teacher_statistics": ("student", "own"),
     "precision": ("auto", "float32", "bfloat16"),
 }
 # Where the published MSM-MAE differs from M2D, whose numbers are the fields' defaults.
@@ -39,9 +41,13 @@ KINDS = {
     "float": "it is a number",
     "str": "it is a text",
     "bool": "it is true or false",
-    "tuple": "it is two whole numbers, [mel bins, frames]",
+    "patch_size": "it is two whole numbers, [mel bins, frames]",
+    "tuple": "it is a list of texts",
 }
-M2D_ONLY = ("loss", "target_init", "target_input", "momentum_start", "momentum_end")
+OFFLINE = ("online_weight", "offline_weight", "offline", "teacher", "teacher_statistics", "offline_features")
+M2D_ONLY = ("loss", "target_init", "target_input", "momentum_start", "momentum_end", *OFFLINE)
+# For people: nothing is trained differently by them.
+PAGE = ("description", "reproduces", "published_clips", "published_hours", "deviations", "ours")
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,16 @@ class Recipe:
         target_input: M2D: the target sees the ``masked`` patches, or ``all``.
         momentum_start: M2D: momentum decay at the first step.
         momentum_end: M2D: momentum decay at the last step; linear in between.
+        offline: M2D: what else the network learns from (M2D-X): a frozen ``teacher``, the data's ``labels``
+            (M2D-AS) or its ``features`` (M2D-S); empty: nothing.
+        online_weight: M2D-X: of M2D's own loss.
+        offline_weight: M2D-X: of the offline loss.
+        offline_features: M2D-X: classes, or features of a column's target; 0: as many as there are.
+        teacher: M2D-X: a path or name of the frozen network; empty: that of ``init``.
+        teacher_statistics: M2D-X: the teacher hears spectrograms standardised with the ``student`` data's
+            mean and standard deviation, as published, or with its ``own``.
+        noise_ratio: Share of noise that is mixed into what the network hears, in the power domain.
+        init: A checkpoint to continue from; empty: fresh weights.
         batch_size: Clips per step, over all devices.
         base_lr: Learning rate at a batch of ``base_batch``; the rate grows in proportion to the batch.
         base_batch: See ``base_lr``.
@@ -80,8 +96,14 @@ class Recipe:
         beta1: AdamW's.
         beta2: AdamW's.
         clip_grad: Largest global gradient norm; 0 does not clip.
+        compile: Have torch compile the networks.
         precision: ``auto`` is bfloat16 where the device computes in it, else float32.
-        seed: Of weights, crops and masks.
+        seed: Of weights, crops, masks and noise.
+        reproduces: What it was published as.
+        published_clips: Clips of the set that it was published with; 0 where none was.
+        published_hours: Training time as published, with the hardware.
+        deviations: Where it trains otherwise than published.
+        ours: Fields whose values were never published, or are not certain.
     """
 
     objective: str
@@ -104,6 +126,14 @@ class Recipe:
     target_input: str = "masked"
     momentum_start: float = 0.99995
     momentum_end: float = 0.99999
+    offline: str = ""
+    online_weight: float = 1.0
+    offline_weight: float = 1.0
+    offline_features: int = 0
+    teacher: str = ""
+    teacher_statistics: str = "student"
+    noise_ratio: float = 0.0
+    init: str = ""
     batch_size: int = 2048
     base_lr: float = 3e-4
     base_batch: int = 256
@@ -115,13 +145,20 @@ class Recipe:
     beta1: float = 0.9
     beta2: float = 0.95
     clip_grad: float = 3.0
+    compile: bool = False
     precision: str = "auto"
     seed: int = 0
+    reproduces: str = ""
+    published_clips: int = 0
+    published_hours: str = ""
+    deviations: tuple[str, ...] = ()
+    ours: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.patch_size, list | tuple):
-            raise ValueError(f"patch_size = {self.patch_size!r}; {KINDS['tuple']}")
-        object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        for name in ("patch_size", "deviations", "ours"):
+            if not isinstance(getattr(self, name), list | tuple):
+                raise ValueError(f"{name} = {getattr(self, name)!r}; {KINDS.get(name, KINDS['tuple'])}")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} = {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
@@ -141,6 +178,14 @@ class Recipe:
             "clip_grad": self.clip_grad >= 0,
             "weight_decay": self.weight_decay >= 0,
             "min_lr": self.min_lr >= 0,
+            "beta1": 0 <= self.beta1 < 1,
+            "beta2": 0 <= self.beta2 < 1,
+            "online_weight": self.online_weight >= 0,
+            "offline_weight": self.offline_weight >= 0,
+            "offline_features": self.offline_features >= 0,
+            "noise_ratio": 0 <= self.noise_ratio < 1,
+            "published_clips": self.published_clips >= 0,
+            "seed": 0 <= self.seed < 2**63,
             "decoder_depth": self.decoder_depth > 0,
             "decoder_width": self.decoder_width > 0 and self.decoder_width % 4 == 0,
             "decoder_heads": self.decoder_heads > 0 and self.decoder_width % self.decoder_heads == 0,
@@ -148,6 +193,10 @@ class Recipe:
         for name, fits in ranges.items():
             if not fits:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is out of range")
+        if self.teacher and self.offline != "teacher":
+            raise ValueError(
+                'teacher is given, but offline is not "teacher": nothing would be learned from it'
+            )
         patches = math.prod(self.encoder_config.grid)
         if not 0 < visible_count(patches, self.mask_ratio) < patches:
             raise ValueError(
@@ -157,11 +206,15 @@ class Recipe:
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), re.split(r"\W", str(field.type))[0]
-            if kind == "tuple":
+            if field.name == "patch_size":
                 fits = len(value) == 2 and all(type(n) is int for n in value)
+                kind = "patch_size"
+            elif kind == "tuple":
+                fits = all(type(text) is str for text in value)
             else:
                 allowed = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}[kind]
                 fits = (value is None and "None" in str(field.type)) or type(value) in allowed
+                fits = fits and not (type(value) is float and not math.isfinite(value))
             if not fits:
                 raise ValueError(f"{field.name} = {value!r}; {KINDS[kind]}")
 
@@ -198,8 +251,9 @@ class Recipe:
         return FrontendConfig.for_rate(self.sample_rate)
 
     def to_json(self) -> dict[str, Any]:
-        """Return every field, for a record of the run."""
-        return {**dataclasses.asdict(self), "patch_size": list(self.patch_size)}
+        """Return what decides how a network is trained, and the description: for a record of the run."""
+        fields = {**dataclasses.asdict(self), "patch_size": list(self.patch_size)}
+        return {name: value for name, value in fields.items() if name not in PAGE[1:]}
 
 
 def shipped_recipes() -> dict[str, Path]:

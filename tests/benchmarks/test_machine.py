@@ -10,7 +10,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel  # MATH: products that to
 from torch.utils.flop_counter import FlopCounterMode
 
 from hear_m2d.encoder import EncoderConfig, SpectrogramEncoder
+from hear_m2d.operations import encoder_operations
 from hear_m2d.pretrain.build import build_objective
+from hear_m2d.pretrain.operations import operations_per_clip
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.train import mask_noise
 
@@ -30,16 +32,16 @@ def script(repo_root, monkeypatch):
     return load
 
 
-def test_embedding_operations_equal_those_that_torch_counts(script):
+def test_embedding_operations_equal_those_that_torch_counts():
     config = EncoderConfig(input_size=(80, 96), width=64, depth=2, heads=2)
     encoder = SpectrogramEncoder(config)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         encoder(torch.randn(1, 1, 80, 64))
-    assert script("machine").encoder_operations(config, 4) == counter.get_total_flops()
+    assert encoder_operations(config, 4) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("objective", ["m2d", "msm_mae"])
-def test_training_operations_equal_those_that_torch_counts(script, objective):
+def test_training_operations_equal_those_that_torch_counts(objective):
     recipe = Recipe(
         objective=objective,
         width=64,
@@ -57,7 +59,7 @@ def test_training_operations_equal_those_that_torch_counts(script, objective):
         network(torch.randn(1, 1, 80, 96), mask_noise(0, 0, 1, patches)).loss.backward()
     # The input needs no gradient, so torch leaves out one product that "twice the forward" counts.
     unneeded = patches * 256 * 64 * 2
-    assert script("pretrain").operations_per_clip(recipe) == counter.get_total_flops() + unneeded
+    assert operations_per_clip(recipe) == counter.get_total_flops() + unneeded
 
 
 def test_a_peak_is_that_of_the_measured_work(script):
