@@ -139,6 +139,7 @@ class _Pool:
         self.ready: dict[int, Decoded] = {}
         self.waiting_bytes = 0
         self.error: BaseException | None = None
+        self.any_started = False  # otherwise it is not the clip that ends them
         self.closed = False
         self.changed = threading.Condition()
         self.wake_here, self.wake_there = multiprocessing.Pipe(duplex=False)
@@ -208,15 +209,15 @@ class _Pool:
         try:
             if not worker.started:
                 worker.pipe.recv()
-                worker.started = True
+                worker.started = self.any_started = True
                 return
             decoded = _receive_clip(worker.pipe, self.clips[index])
         except (EOFError, OSError):
             worker.process.join()
             worker.pipe.close()
-            if not worker.started:
+            if not self.any_started:
                 raise WorkFailedError(
-                    f"a decoding process ended at its start (exit code {worker.process.exitcode}). "
+                    f"a decoding process ended at its start ({_cause(worker.process.exitcode)}). "
                     f"With --workers 0 the command decodes by itself"
                 ) from None
             self.workers[self.workers.index(worker)] = _Worker(self.context, self.sample_rate)

@@ -9,6 +9,7 @@ import csv
 import errno
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,7 +131,7 @@ class NpyTarget:
         self.done = frozenset(
             name
             for name in names
-            if printable(name) not in pending and all(path.is_file() for path in self._paths(name))
+            if printable(name) not in pending and all(map(os.path.isfile, self._paths(name)))
         )
 
     @staticmethod
@@ -183,8 +184,11 @@ class NpyTarget:
             "times": embedding.times_ms,
         }
         for array, path in zip(self.arrays, self._paths(embedding.clip.name), strict=True):
+            values = np.ascontiguousarray(parts[array])
             with atomic_write(path) as file:
-                np.save(file, parts[array])
+                # Not np.save: where the disk is full it does not say so.
+                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
+                file.write(values.data)
 
     def finish(self, failures: Sequence[Failure]) -> Path | None:
         """Write the list of failures."""
@@ -200,7 +204,7 @@ def _check(folder: Path, state: Mapping[str, Any], names: Sequence[str]) -> None
     if there is None:
         for name in names:
             for array in _ARRAYS["both"]:
-                if (path := folder / f"{name}.{array}.npy").exists():
+                if os.path.exists(path := folder / f"{name}.{array}.npy"):  # noqa: PTH110  # a long name is none
                     raise ValueError(
                         f"{path} is there, and no {STATE_FILE} says what made it. "
                         f"Give another --out, or --force"
@@ -221,4 +225,5 @@ def _remove_embeddings(folder: Path, names: Sequence[str]) -> None:
         (folder / STATE_FILE).unlink()
     for name in names:
         for array in _ARRAYS["both"]:
-            (folder / f"{name}.{array}.npy").unlink(missing_ok=True)
+            if os.path.exists(path := folder / f"{name}.{array}.npy"):  # noqa: PTH110
+                path.unlink()
