@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from typing import Any, cast
 
 import torch
@@ -21,6 +22,10 @@ from hear_m2d.model import HearModel
 def size_from(value: Tensor, *, least: int = 1) -> int:
     """Read a number of the graph back as a size, which is at least so much."""
     number = cast(int, value.item())
+    if (older := getattr(torch, "_check_is_size", None)) is not None:
+        with warnings.catch_warnings():  # torch 2.6 needs it, later ones say that it will go
+            warnings.simplefilter("ignore", FutureWarning)
+            older(number)
     torch._check(number >= least)
     return number
 
@@ -48,20 +53,21 @@ class ExportableLogMel(nn.Module):
         window = frontend.window.detach().cpu().double()
         basis = torch.cat([angles.cos() * window, angles.sin() * window])  # (2 * bins, n_fft)
         self.register_buffer("basis", basis.float()[:, None])
-        self.register_buffer("filters", frontend.filters.detach().cpu().clone())
+        self.register_buffer("filters", frontend.filters.detach().cpu().clone()[..., None])
 
     def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log-mel, and its number of frames as a tensor without dimensions."""
         half, size, hop = self.config.n_fft // 2, self.config.n_fft, self.config.hop_length
         samples = torch.full((), audio.shape[1], dtype=torch.int64)
         length = samples.clamp(min=half + 1)  # zeros are appended to audio too short for a reflection
-        place = (torch.arange(size_from(length + 2 * half, least=size)) - half).abs()
+        frames = torch.div(length + 2 * half - size, hop, rounding_mode="floor") + 1
+        place = (torch.arange((size_from(frames) - 1) * hop + size) - half).abs()
         place = length - 1 - (length - 1 - place).abs()  # reflected at both ends
         extended = audio.index_select(1, torch.minimum(place, samples - 1)) * (place < samples)
-        parts = F.conv1d(extended[:, None], self.basis, stride=hop).square()
-        power = parts[:, : half + 1] + parts[:, half + 1 :]  # (batch, bins, frames)
-        frames = torch.div(length + 2 * half - size, hop, rounding_mode="floor") + 1
-        return torch.log(self.filters @ power + LOG_EPS), frames
+        parts = F.conv1d(extended.unsqueeze(1), self.basis, stride=hop).square()
+        real, imaginary = parts.chunk(2, dim=1)
+        power = real + imaginary  # (batch, bins, frames)
+        return torch.log(F.conv1d(power, self.filters) + LOG_EPS), frames
 
 
 class ExportableModel(nn.Module):
@@ -103,7 +109,7 @@ class ExportableModel(nn.Module):
         valid = torch.arange(windows * in_window) < n  # the last window's padding is no part of the clip
         tokens, valid = self._embed(patches, valid.reshape(windows, 1, in_window), in_window)
         mask = torch.where(valid, 0.0, -math.inf)  # (windows, tokens)
-        mask = mask[None].expand(batch, -1, -1).reshape(batch * windows, 1, 1, -1)
+        mask = mask.unsqueeze(0).expand(batch, -1, -1).reshape(batch * windows, 1, 1, -1)
 
         layers = []
         for block in self.encoder.blocks:
@@ -112,7 +118,8 @@ class ExportableModel(nn.Module):
         layers[-1] = self.encoder.norm(tokens)
 
         def columns_of(tokens: Tensor) -> Tensor:  # (batch, columns, rows, width)
-            tokens = tokens[:, 1:] if sizes.class_token else tokens
+            if sizes.class_token:
+                tokens = tokens.narrow(1, 1, rows * in_window)
             tokens = tokens.reshape(batch, windows, rows, in_window, sizes.width)
             tokens = tokens.permute(0, 1, 3, 2, 4).reshape(batch, windows * in_window, rows, sizes.width)
             return tokens.index_select(1, torch.arange(columns))
@@ -128,13 +135,13 @@ class ExportableModel(nn.Module):
         """Return tokens with positions, and which of them are part of the clip, (windows, tokens)."""
         sizes, encoder = self.config.encoder, self.encoder
         rows, longest = sizes.grid
-        table: Any = encoder.pos_embed[:, 1:] if sizes.class_token else encoder.pos_embed
+        table: Any = encoder.pos_embed.narrow(1, int(sizes.class_token), rows * longest)
         table = table.reshape(1, rows, longest, sizes.width).index_select(2, torch.arange(in_window))
         projection = encoder.patch_embed.proj
         tokens = F.linear(patches, projection.weight.flatten(1), projection.bias) + table.flatten(1, 2)
         valid = valid.expand(-1, rows, -1).flatten(1)
         if encoder.cls_token is not None:
-            first = (encoder.cls_token + encoder.pos_embed[:, :1]).expand(tokens.shape[0], -1, -1)
+            first = (encoder.cls_token + encoder.pos_embed.narrow(1, 0, 1)).expand(tokens.shape[0], -1, -1)
             tokens = torch.cat([first, tokens], dim=1)
             valid = F.pad(valid, (1, 0), value=True)
         return tokens, valid
@@ -143,10 +150,14 @@ class ExportableModel(nn.Module):
 def _block(block: Any, x: Tensor, mask: Tensor) -> Tensor:
     """Run a block of timm, its attention written out: the fused one asks for sizes known beforehand."""
     attention = block.attn
-    qkv = attention.qkv(block.norm1(x)).unflatten(2, (3, attention.num_heads, -1))
-    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (windows, heads, tokens, features)
-    weights = (q * attention.scale) @ k.transpose(-2, -1) + mask
-    mixed = (weights.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    heads, (count, tokens, width) = attention.num_heads, x.shape
+    qkv = (
+        attention.qkv(block.norm1(x)).reshape(count, tokens, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    )
+    q, k, v = qkv.reshape(3, count * heads, tokens, width // heads).unbind(0)
+    weights = torch.bmm(q * attention.scale, k.transpose(1, 2)).reshape(count, heads, tokens, tokens) + mask
+    mixed = torch.bmm(weights.softmax(-1).reshape(count * heads, tokens, tokens), v)
+    mixed = mixed.reshape(count, heads, tokens, width // heads).transpose(1, 2).reshape(count, tokens, width)
     x = x + attention.proj(mixed)
     result: Tensor = x + block.mlp(block.norm2(x))
     return result
