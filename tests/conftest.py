@@ -1,4 +1,4 @@
-"""What every test may ask for: the folders of reference numbers and real audio, and the `slow` rule.
+"""What every test may ask for: the folders of reference numbers and real audio, and what `make test` leaves out.
 
 pytest runs in `importlib` mode: test files of one name may lie in several folders, and no test file can
 be imported by another. What tests share is therefore a fixture: here for all parts, in
@@ -12,29 +12,33 @@ from pathlib import Path
 import pytest
 
 
+LONG = ("slow", "full")  # markers of what runs only when asked for
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow (`make test-slow`)")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the slow tests, unless `--slow`, an own `-m`, or a test's name asks for them."""
+    """Deselect the long tests, unless `--slow`, an own `-m`, or a test's name asks for them."""
     named = any("::" in argument for argument in config.args)
-    if config.getoption("--slow") or config.getoption("-m") or named:
+    if config.getoption("-m") or named:
         return
-    slow = [item for item in items if item.get_closest_marker("slow")]
-    if slow:
-        config.hook.pytest_deselected(items=slow)
-        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    left_out = [marker for marker in LONG if not (marker == "slow" and config.getoption("--slow"))]
+    long = [item for item in items if any(item.get_closest_marker(marker) for marker in left_out)]
+    if long:
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many tests ran and how many were skipped, by reason."""
     counts = {name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "skipped")}
-    slow = len(terminalreporter.stats.get("deselected", []))
+    left_out = len(terminalreporter.stats.get("deselected", []))
     terminalreporter.section("how many")
     terminalreporter.line(
         f"{counts['passed'] + counts['failed']} tests ran, {counts['skipped']} were skipped, "
-        f"{slow} were left out (slow, or not asked for)"
+        f"{left_out} were left out (slow, or not asked for)"
     )
     reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []))
     for reason, number in reasons.most_common():

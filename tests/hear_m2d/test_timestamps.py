@@ -5,6 +5,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import hear_m2d
 from hear_m2d.frontend import FrontendConfig
@@ -227,3 +229,59 @@ def test_a_click_changes_most_an_embedding_whose_timestamp_is_near(clicks, patch
         elif max(may_win(t, patch)) < stamps.shape[1]:  # its timestamp is not past the end of the clip
             assert most in may_win(t, patch), f"a click at {t} ms changed {stamps[0, most]} ms most"
             assert distance <= wide * 5 + HALF_WINDOW_MS
+
+
+@pytest.fixture(scope="module")
+def an_hour():
+    """A quiet hour, and it with clicks around 3,599,000 ms, each at another place within its column."""
+    quiet = torch.rand(1, 3600 * 16000, generator=torch.Generator().manual_seed(0)).sub_(0.5).mul_(2e-3)
+    times = [
+        3_599_000.0 + 1000 * k + d for k, d in ((-9, -70), (-7, -23), (-5, 0), (-3, 3), (-1, 41), (0, 0))
+    ]
+    loud = quiet.clone()
+    for t in times:
+        loud[0, int(t * 16)] += 0.9
+    return quiet, loud, times
+
+
+@pytest.mark.parametrize("option", ["interpolate", "dense"])
+def test_after_an_hour_a_click_still_changes_most_the_embedding_next_to_it(make_model, an_hour, option):
+    quiet, loud, times = an_hour
+    # Windows shorter than the distance between clicks: each changes its own neighbourhood alone.
+    model = make_model(frames=48, width=32, depth=1, options={"timestamps": option})
+    before, stamps = hear_m2d.get_timestamp_embeddings(quiet, model)
+    change = (hear_m2d.get_timestamp_embeddings(loud, model)[0] - before).norm(dim=2)[0]
+    for t in times:
+        near = ((stamps[0].double() - t).abs() <= 500).nonzero()[:, 0]
+        most = near[change[near].argmax()]
+        limit = 160.0 if option == "interpolate" else 80.0 + HALF_WINDOW_MS
+        assert abs(stamps[0, most].item() - t) <= limit, t
+    untouched = (stamps[0][:, None].double() - torch.tensor(times).double()).abs().amin(1) > 1000
+    assert change[untouched].max() <= 1e-5
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    patch=st.sampled_from(PATCHES), option=st.sampled_from(["interpolate", "dense"]),
+    rate=st.sampled_from([16000, 32000]), samples=st.integers(160, 3600 * 32000),
+)  # fmt: skip
+def test_timestamps_of_any_length_follow_the_closed_form(patch, option, rate, samples):
+    samples = min(samples, 3600 * rate)
+    frontend = FrontendConfig.for_rate(rate)
+    step = frame_step(patch[1], frontend.hop_ms)
+    assert step == {16: 4, 8: 4, 4: 4, 2: 2}[patch[1]]
+    count = timestamp_count(samples, step=step, hop_length=frontend.hop_length)
+    times = timestamps_ms(count, step=step, frontend=frontend)
+    expected = (np.arange(count) * step + (step - 1) / 2) * 10.0
+    assert np.abs(times.numpy() - expected).max() <= 1e-6
+    ends_at = 1000 * Fraction(samples, rate)
+    assert count == 1 or Fraction(float(expected[-1])) <= ends_at
+    assert Fraction(float(expected[-1])) + step * 10 > ends_at
+    if option == "dense":  # the phases share the timestamps out: every one has a pass, and a column in it
+        phases = patch[1] // step
+        for i in {0, count // 2, count - 1}:
+            column, phase = divmod(i, phases)
+            first = dense_offset(phase, step=step, patch_frames=patch[1])
+            centre = first + column * patch[1] + (patch[1] - 1) / 2
+            assert centre == i * step + (step - 1) / 2
+            assert first + column * patch[1] < frontend.frames(samples)
