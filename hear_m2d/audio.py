@@ -6,11 +6,13 @@ says why. Whoever reads many files catches it, counts it and goes on.
 
 from __future__ import annotations
 
+import io
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 import soundfile
@@ -121,12 +123,16 @@ def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(found, key=lambda path: path.relative_to(root).as_posix())
 
 
-def read_audio(path: str | os.PathLike[str], sample_rate: int) -> NDArray[np.float32]:
+def read_audio(
+    path: str | os.PathLike[str], sample_rate: int, *, content: bytes | None = None
+) -> NDArray[np.float32]:
     """Decode a file whole, average its channels and resample it.
 
     Args:
         path: A file in any format of libsndfile.
         sample_rate: The rate wanted, in hertz.
+        content: The file's bytes, where they lie somewhere else (in an archive, in a table): ``path`` is then
+            only the name that errors give.
 
     Returns:
         The waveform, (samples,), in [-1, 1] but for files that store louder floating-point samples.
@@ -135,26 +141,32 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int) -> NDArray[np.flo
         AudioError: The file is corrupt, shorter than its header says, without samples, or not finite.
         OSError: The file cannot be opened.
     """
-    return read_sound(path, sample_rate).samples
+    return read_sound(path, sample_rate, content=content).samples
 
 
-def read_sound(path: str | os.PathLike[str], sample_rate: int) -> Sound:
+def read_sound(path: str | os.PathLike[str], sample_rate: int, *, content: bytes | None = None) -> Sound:
     """Do what :func:`read_audio` does, and say also what the file was like.
 
     Args:
         path: A file in any format of libsndfile.
         sample_rate: The rate wanted, in hertz.
+        content: As for :func:`read_audio`.
 
     Raises:
         AudioError: The file is corrupt, shorter than its header says, without samples, or not finite.
         OSError: The file cannot be opened.
     """
-    with open(path, "rb") as file:  # noqa: PTH123  # libsndfile would say "System error." for every such case
+
+    def reopen() -> IO[bytes]:
+        return open(path, "rb") if content is None else io.BytesIO(content)  # noqa: PTH123
+
+    with reopen() as file:  # libsndfile would say "System error." for every file that cannot be opened
         if not file.read(1):
             raise AudioError(path, "empty", "it holds no bytes")
+    # As bytes, where names are bytes: soundfile cannot spell one that is not UTF-8.
+    named = os.fsencode(path) if os.name == "posix" else path
     try:
-        # As bytes, where names are bytes: soundfile cannot spell one that is not UTF-8.
-        with soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else path) as sound:
+        with soundfile.SoundFile(named if content is None else reopen()) as sound:
             rate, kind, declared, notes = sound.samplerate, sound.format, sound.frames, sound.extra_info
             channels = sound.channels
             if not _RATES[0] <= rate <= _RATES[1]:
@@ -168,7 +180,7 @@ def read_sound(path: str | os.PathLike[str], sample_rate: int) -> Sound:
     audio = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     if len(audio) == 0:
         raise AudioError(path, "empty", "it holds no samples")
-    if missing := _missing(Path(path), kind, notes, declared, len(audio)):
+    if missing := _missing(reopen, kind, notes, declared, len(audio)):
         raise AudioError(path, "truncated", missing)
     if not np.isfinite(audio).all():
         raise AudioError(path, "non-finite", "it holds NaN or infinite samples")
@@ -184,7 +196,7 @@ def read_sound(path: str | os.PathLike[str], sample_rate: int) -> Sound:
     return Sound(np.ascontiguousarray(audio, dtype=np.float32), rate, channels)
 
 
-def _missing(path: Path, kind: str, notes: str, declared: int, decoded: int) -> str:
+def _missing(reopen: Callable[[], IO[bytes]], kind: str, notes: str, declared: int, decoded: int) -> str:
     """Say what a file's header promises and the file does not hold; nothing where it is whole.
 
     Ogg, PAF, PVF, SD2 and IRCAM state no length, and are read as far as they go.
@@ -196,14 +208,14 @@ def _missing(path: Path, kind: str, notes: str, declared: int, decoded: int) -> 
     if kind == "VOC" and "truncated" in notes:
         return "its last block ends past the end of the file"
     if kind == "MP3":
-        if missing := _missing_of_mp3(path):
+        if missing := _missing_of_mp3(reopen):
             return missing
-        if decoded + _MP3_SLACK >= declared or not _first_of_mp3(path)[1]:
+        if decoded + _MP3_SLACK >= declared or not _first_of_mp3(reopen)[1]:
             return ""
     if kind in ("AVR", "RF64", "MPC2K"):
         declared = max([declared, *map(int, _FRAMES.findall(notes))])
     if kind == "NIST":
-        with path.open("rb") as file:
+        with reopen() as file:
             stated = re.search(rb"^sample_count -i (\d{1,12})", file.read(1024), re.MULTILINE)
         declared = max(declared, int(stated[1]) if stated else 0)
     return f"its header promises {declared} samples, {decoded} decode" if decoded < declared else ""
@@ -214,9 +226,9 @@ def _unknown(size: int) -> bool:
     return any(0 <= most - size <= 1 << 16 for most in (1 << 31, 1 << 32, 1 << 63, 1 << 64))
 
 
-def _first_of_mp3(path: Path) -> tuple[int, bytes]:
+def _first_of_mp3(reopen: Callable[[], IO[bytes]]) -> tuple[int, bytes]:
     """Return where an MP3's first frame begins, after its tag, and the note in it that states a length."""
-    with path.open("rb") as file:
+    with reopen() as file:
         head = file.read(10)
         tag = 0
         if head[:3] == b"ID3" and len(head) == 10:  # its size: four bytes of seven bits
@@ -227,13 +239,15 @@ def _first_of_mp3(path: Path) -> tuple[int, bytes]:
     return tag, first[at:] if at >= 0 else b""
 
 
-def _missing_of_mp3(path: Path) -> str:
+def _missing_of_mp3(reopen: Callable[[], IO[bytes]]) -> str:
     """Compare the bytes that an MP3's first frame states with those that are there."""
-    tag, note = _first_of_mp3(path)
+    tag, note = _first_of_mp3(reopen)
     if len(note) < 16 or not note[7] & 2:
         return ""
     at = 12 if note[7] & 1 else 8  # after the number of frames, if that is there
-    promised, held = int.from_bytes(note[at : at + 4], "big"), path.stat().st_size - tag
+    with reopen() as file:
+        held = file.seek(0, io.SEEK_END) - tag
+    promised = int.from_bytes(note[at : at + 4], "big")
     if held + _SLACK_BYTES < promised and not _unknown(promised):
         return f"its header promises {promised} bytes of sound, it holds {held}"
     return ""

@@ -216,6 +216,29 @@ def test_an_mp3_cut_by_one_frame_is_truncated(tmp_path):
         read_audio(path, 44100)
 
 
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "au", "caf", "flac", "mp3", "ogg", "w64"])
+def test_bytes_in_memory_give_what_their_file_gives_whole_or_cut(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, tone(44100, 2.0), 44100)
+    content = path.read_bytes()
+    np.testing.assert_array_equal(read_audio("inside", 16000, content=content), read_audio(path, 16000))
+    path.write_bytes(content[: len(content) // 2])
+    try:
+        told = read_audio(path, 16000)
+    except AudioError as error:
+        with pytest.raises(AudioError, match=f"^inside is {error.reason}: ") as found:
+            read_audio("inside", 16000, content=path.read_bytes())
+        assert found.value.detail == error.detail
+    else:
+        assert suffix == "ogg"  # it states no length
+        np.testing.assert_array_equal(read_audio("inside", 16000, content=path.read_bytes()), told)
+
+
+def test_no_bytes_in_memory_are_empty():
+    with pytest.raises(AudioError, match=r"^inside is empty"):
+        read_audio("inside", 16000, content=b"")
+
+
 def test_a_missing_file_is_an_os_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_audio(tmp_path / "nowhere.wav", 16000)
