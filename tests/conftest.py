@@ -1,4 +1,4 @@
-"""What every test may ask for: the folders of reference numbers and real audio, and what `make test` leaves out.
+"""What every test may ask for: folders of reference numbers and real audio, and what is left out unasked.
 
 pytest runs in `importlib` mode: test files of one name may lie in several folders, and no test file can
 be imported by another. What tests share is therefore a fixture: here for all parts, in
@@ -10,7 +10,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
 
 LONG = ("slow", "full")  # markers of what runs only when asked for
 
