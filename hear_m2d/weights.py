@@ -85,20 +85,24 @@ def _read_address(address: str, scheme: str) -> Checkpoint:
 def _read_url(url: str, sha256: str | None) -> Checkpoint:
     try:
         parts = urlsplit(url)
-        host = parts.hostname
+        host, _ = parts.hostname, parts.port  # the port is looked at only when asked for
     except ValueError as error:
-        raise ValueError(f"{url} is not an address: {error}") from error
+        raise ValueError(f"{url.partition('?')[0]} is not an address: {error}") from error
     if parts.scheme.lower() == "file":
         if host not in (None, "localhost"):
             raise ValueError(
                 f"{url} names a host. An address of a local file has three slashes: file:///PATH"
             )
+        if not parts.path:
+            raise ValueError(
+                f"{url} names no file. An address of a local file has three slashes: file:///PATH"
+            )
         path = Path(url2pathname(parts.path))
         if sha256 and path.is_file():
             check_sha256(path, sha256, str(path))
         return read_local(path)
-    if not host:
-        raise ValueError(f"{url} is not an address: it names no host")
+    if not host or not all(0 < len(label) < 64 for label in host.rstrip(".").split(".")):
+        raise ValueError(f"{shown(url)} is not an address: it names no host")
     if refusal := refusal_of_address(host, parts.path):
         raise ValueError(refusal)
     path = fetch(url, sha256)

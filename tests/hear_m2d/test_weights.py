@@ -173,10 +173,14 @@ def test_a_file_address_is_read_where_it_lies(checkpoint_path, cache):
         "hf://",
         "hf://gpt2",
         "hf:///a/b",
+        "file://",
+        "http://a..b/c",
+        "http://host:99999/c",
+        "http://host:port/c",
     ],
 )
 def test_an_address_that_is_none_is_refused_in_a_sentence(cache, address):
-    with pytest.raises(ValueError, match=r"begins with|is not an address|names a host"):
+    with pytest.raises(ValueError, match=r"begins with|is not an address|names a host|names no file"):
         hear_m2d.load_model(address)
 
 
