@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -178,7 +179,7 @@ class Run:
         embedder: Embedder,
         out: Path,
         add: Callable[[Sequence[Embedding]], list[Failure]],
-        bar: tqdm[object] | None = None,
+        bar: tqdm[Any] | None = None,
     ) -> None:
         self.embedder = embedder
         self.out = out

@@ -149,10 +149,10 @@ class _Pool:
     def __iter__(self) -> Iterator[Decoded]:
         for index in range(len(self.clips)):
             with self.changed:
-                self.changed.wait_for(lambda index=index: index in self.ready or self.error is not None)
-                if index not in self.ready:
-                    assert self.error is not None
-                    raise self.error
+                while index not in self.ready:
+                    if self.error is not None:
+                        raise self.error
+                    self.changed.wait()
                 decoded = self.ready.pop(index)
                 self.waiting_bytes -= _bytes(decoded)
             self.wake_there.send_bytes(b"")
@@ -177,7 +177,7 @@ class _Pool:
                     if pipe is self.wake_here:
                         self.wake_here.recv_bytes()
                     else:
-                        self._receive(pipes[pipe])  # type: ignore[index]
+                        self._receive(pipes[pipe])
         except BaseException as error:
             with self.changed:
                 self.error = error
@@ -260,7 +260,7 @@ def _work(pipe: Connection, sample_rate: int) -> None:
                 continue
             pipe.send((len(result.samples), result.file_rate, result.channels))
             for start in range(0, len(result.samples), _PIECE):
-                pipe.send_bytes(result.samples[start : start + _PIECE])
+                pipe.send_bytes(result.samples[start : start + _PIECE].data)
     except (EOFError, OSError):
         return  # the process that started us has ended
 
@@ -272,5 +272,5 @@ def _receive_clip(pipe: Connection, clip: Clip) -> Decoded:
     count, file_rate, channels = head
     samples = np.empty(count, np.float32)
     for start in range(0, count, _PIECE):
-        pipe.recv_bytes_into(samples[start : start + _PIECE])  # type: ignore[arg-type]
+        pipe.recv_bytes_into(samples[start : start + _PIECE])
     return Decoded(clip, Sound(samples, file_rate, channels))

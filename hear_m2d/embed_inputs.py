@@ -74,7 +74,7 @@ def collect_inputs(
             mentions += 1
             found.setdefault(os.path.realpath(path), path)
     if not found:
-        asked = ", ".join([*map(os.fspath, inputs), *([] if list_file is None else [os.fspath(list_file)])])
+        asked = ", ".join(str(value) for value in (*inputs, list_file) if value is not None)
         raise ValueError(f"no audio in {asked}: no file ends in {' '.join(sorted(AUDIO_SUFFIXES))}")
     anchors |= {os.path.dirname(path) for path in found.values()}  # noqa: PTH120  # strings: there may be millions
     try:

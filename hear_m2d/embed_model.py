@@ -144,10 +144,9 @@ class Embedder:
     def _run(self, batch: Sequence[Decoded]) -> list[Embedding | Failure]:
         sounds = [decoded.result for decoded in batch if isinstance(decoded.result, Sound)]
         audio = [torch.from_numpy(sound.samples) for sound in sounds]
-        nothing = [None] * len(audio)
-        scenes: Sequence[Any] = nothing
-        frames: Sequence[Any] = nothing
-        times: Sequence[Any] = nothing
+        scenes: Any = [None] * len(audio)
+        frames: Any = scenes
+        times: Any = scenes
         if self.spec.what == "scene":
             scenes = self.model.scene_embeddings(audio)
         elif self.spec.what == "timestamps":

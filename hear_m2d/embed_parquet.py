@@ -228,7 +228,8 @@ def merged(files: Iterable[Path], order: Mapping[str, int]) -> Iterator[Any]:
             names = part.read_row_group(group, columns=["path"])["path"].to_pylist()
             rows += [(order[name], number, group, row) for row, name in enumerate(names) if name in order]
     rows.sort()
-    latest, table = None, None
+    latest: tuple[int, ...] = ()
+    table: Any = None
     for where, chosen in groupby(rows, key=lambda row: row[1:3]):
         if where != latest:
             latest, table = where, parts[where[0]].read_row_group(where[1])
