@@ -222,16 +222,15 @@ def test_bytes_in_memory_give_what_their_file_gives_whole_or_cut(tmp_path, suffi
     soundfile.write(path, tone(44100, 2.0), 44100)
     content = path.read_bytes()
     np.testing.assert_array_equal(read_audio("inside", 16000, content=content), read_audio(path, 16000))
-    path.write_bytes(content[: len(content) // 2])
-    try:
-        told = read_audio(path, 16000)
-    except AudioError as error:
-        with pytest.raises(AudioError, match=f"^inside is {error.reason}: ") as found:
-            read_audio("inside", 16000, content=path.read_bytes())
-        assert found.value.detail == error.detail
-    else:
-        assert suffix == "ogg"  # it states no length
-        np.testing.assert_array_equal(read_audio("inside", 16000, content=path.read_bytes()), told)
+    cut(path, 0.5)
+    told = []
+    for given in (None, path.read_bytes()):
+        try:
+            told.append(read_audio(path, 16000, content=given).tolist())
+        except AudioError as error:
+            told.append(str(error))
+    assert told[0] == told[1]
+    assert isinstance(told[0], str) or suffix == "ogg"  # which states no length
 
 
 def test_no_bytes_in_memory_are_empty():
