@@ -36,11 +36,13 @@ def write_converted(
         What was written; its notes are stored too, but for those that were answered.
 
     Raises:
-        ValueError: An option that does not fit, or a wrong number of labels.
+        ValueError: An option that does not fit, a wrong number of labels, or a target that is the source.
     """
     from hear_m2d.checkpoint import METADATA_KEY, empty_model, write_tensors
     from hear_m2d.config import Options
 
+    if target.exists() and target.samefile(checkpoint.path):
+        raise ValueError(f"{target} is the file that is read: give another name")
     options = options or Options()
     config = options.override(checkpoint.config)
     if labels and len(labels) != len(config.labels):
@@ -92,19 +94,16 @@ def read_labels(path: Path) -> tuple[str, ...]:
 
 
 def _by_machine_id(rows: Iterable[dict[str, str]]) -> list[str]:
-    return [row["display_name"] for row in sorted(rows, key=lambda row: row["mid"])]
+    return [str(row["display_name"]) for row in sorted(rows, key=lambda row: str(row["mid"]))]
 
 
-def _check_target(source: str, target: Path, *, force: bool) -> None:
+def _check_target(target: Path, *, force: bool) -> None:
     if target.suffix.lower() != ".safetensors":
         raise click.UsageError(f"{target}: a checkpoint of ours ends in .safetensors")
     if target.is_dir():
         raise click.UsageError(f"{target} is a folder: give the name of a file")
-    if target.exists():
-        if Path(source).exists() and target.samefile(source):
-            raise click.UsageError(f"{target} is the file that is read: give another name")
-        if not force:
-            raise click.UsageError(f"{target} exists: give another name, or --force to replace it")
+    if target.exists() and not force:
+        raise click.UsageError(f"{target} exists: give another name, or --force to replace it")
 
 
 @click.command()
@@ -132,7 +131,7 @@ def convert(
     from hear_m2d.config import Options
     from hear_m2d.weights import read_weights
 
-    _check_target(source, target, force=force)
+    _check_target(target, force=force)
     options = Options(sample_rate=sample_rate, input_frames=input_frames, mean=mean, std=std)
     names = read_labels(labels) if labels else ()
     converted = write_converted(read_weights(source), target, options=options, labels=names, licence=licence)

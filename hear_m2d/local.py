@@ -102,7 +102,7 @@ def _several(names: Sequence[str]) -> str:
 
 
 def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return any((part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts)
 
 
 def _holds_checkpoint(path: Path) -> bool:

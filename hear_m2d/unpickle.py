@@ -13,10 +13,10 @@ from typing import IO, Any
 from hear_m2d.allowed import Attributes, NumpyType, RefusedTypeError, call, dict_of, named, set_of
 
 MAX_STEPS = 2_000_000  # a full M2D file with its optimizer has 50,000
+# The opcodes of protocols 2 to 5, Python 2's bytes included; the older text opcodes are in no .pth.
 LITERALS = {
-    *("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "BINFLOAT", "FLOAT"),
-    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE"),
+    *("BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
 }
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
@@ -40,7 +40,7 @@ def read_pickle(file: IO[bytes], storage: Callable[[Any], Any]) -> Any:
         return _Interpreter(file, storage).run()
     except RefusedTypeError:
         raise
-    except (ValueError, TypeError, LookupError, ArithmeticError, EOFError) as error:
+    except (ValueError, TypeError, LookupError, ArithmeticError, EOFError, Warning) as error:
         why = ascii(str(error)[:200])[1:-1]  # it may quote the file
         raise ValueError(f"its pickle is damaged, or holds what no checkpoint does ({why})") from error
     except (MemoryError, RecursionError) as error:
@@ -66,9 +66,9 @@ class _Interpreter:
                 self.stack.append(argument)
             elif name in CONSTANTS:
                 self.stack.append(CONSTANTS[name])
-            elif name in {"BINPUT", "LONG_BINPUT", "PUT"}:
+            elif name in {"BINPUT", "LONG_BINPUT"}:
                 self.memo[argument] = self.stack[-1]
-            elif name in {"BINGET", "LONG_BINGET", "GET"}:
+            elif name in {"BINGET", "LONG_BINGET"}:
                 self.stack.append(self.memo[argument])
             elif name not in {"PROTO", "FRAME", "STOP"}:
                 getattr(self, f"_{name.lower()}", self._unknown)(argument)
@@ -106,10 +106,6 @@ class _Interpreter:
     def _empty_set(self, _: Any) -> None:
         self.stack.append(set())
 
-    def _list(self, _: Any) -> None:
-        values = self._since_mark()  # first: it changes the stack
-        self.stack.append(values)
-
     def _tuple(self, _: Any) -> None:
         values = self._since_mark()
         self.stack.append(tuple(values))
@@ -122,10 +118,6 @@ class _Interpreter:
 
     def _tuple3(self, _: Any) -> None:
         self.stack[-3:] = [(self.stack[-3], self.stack[-2], self.stack[-1])]
-
-    def _dict(self, _: Any) -> None:
-        values = self._since_mark()
-        self.stack.append(dict_of(values))
 
     def _frozenset(self, _: Any) -> None:
         values = self._since_mark()
@@ -160,10 +152,6 @@ class _Interpreter:
     def _stack_global(self, _: Any) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         self.stack.append(named(module, name))
-
-    def _inst(self, argument: str) -> None:
-        arguments = self._since_mark()
-        self.stack.append(call(named(*argument.split(" ", 1)), tuple(arguments)))
 
     def _reduce(self, _: Any) -> None:
         arguments, name = self.stack.pop(), self.stack.pop()

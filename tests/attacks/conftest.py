@@ -48,9 +48,12 @@ def tiny_model():
 
 @pytest.fixture
 def reads_right_or_says_why(tiny_model):
-    """Read a file: True if it gives every tensor, False if a sentence refuses it; else fail."""
+    """Read a file: True if it gives every tensor, False if a sentence refuses it; else fail.
 
-    def judge(path) -> bool:
+    With ``exact``, for formats that have checksums, the tensors must be those that were written.
+    """
+
+    def judge(path, exact=False) -> bool:
         sentence = ""
         try:
             with time_limit():
@@ -64,6 +67,9 @@ def reads_right_or_says_why(tiny_model):
         expected = {n: t.shape for n, t in tiny_model.encoder.state_dict().items()}
         assert {n: t.shape for n, t in checkpoint.tensors.items()} == expected
         assert all(t.dtype == torch.float32 for t in checkpoint.tensors.values())
+        if exact:
+            for name, tensor in tiny_model.encoder.state_dict().items():
+                assert torch.equal(checkpoint.tensors[name], tensor), f"damage to {name} went unnoticed"
         return True
 
     return judge

@@ -12,7 +12,7 @@ import torch
 from hear_m2d.checkpoint import save_checkpoint
 from hear_m2d.weights import read_weights
 
-ROUNDS = 60
+ROUNDS = 500  # of each format
 
 
 def damage(data: bytes, chance: random.Random, head: int) -> bytes:
@@ -65,42 +65,67 @@ def test_the_undamaged_files_read(ours, theirs, reads_right_or_says_why):
     assert reads_right_or_says_why(theirs)
 
 
-def test_a_damaged_safetensors_reads_right_or_is_refused_in_a_sentence(
-    ours, tiny_model, reads_right_or_says_why
-):
+def test_a_damaged_safetensors_gives_every_tensor_or_is_refused_in_a_sentence(ours, reads_right_or_says_why):
     data = ours.read_bytes()
     chance = random.Random(0)
     header = 8 + int.from_bytes(data[:8], "little")
     refused = 0
     for _ in range(ROUNDS):
         ours.write_bytes(damage(data, chance, header))
-        if not reads_right_or_says_why(ours):
-            refused += 1
-            continue
-        found = read_weights(ours).tensors
-        for name, tensor in tiny_model.encoder.state_dict().items():
-            assert torch.equal(found[name], tensor), "damage to a tensor went unnoticed"
+        refused += not reads_right_or_says_why(ours, exact=True)
     assert refused > ROUNDS * 0.8
 
 
-@pytest.mark.parametrize("layout", ["zip", "legacy"])
-def test_a_damaged_pth_reads_or_is_refused_in_a_sentence(theirs, tiny_model, reads_right_or_says_why, layout):
-    if layout == "legacy":
-        torch.save({"model": tiny_model.encoder.state_dict()}, theirs, _use_new_zipfile_serialization=False)
+def test_a_damaged_pth_gives_every_tensor_or_is_refused_in_a_sentence(theirs, reads_right_or_says_why):
+    data = theirs.read_bytes()
+    chance = random.Random(1)
+    refused = 0
+    for _ in range(ROUNDS):
+        theirs.write_bytes(damage(data, chance, 4000))
+        refused += not reads_right_or_says_why(theirs, exact=True)  # a zip has checksums
+    assert refused > ROUNDS * 0.5
+
+
+def test_a_damaged_pth_of_the_older_layout_reads_or_is_refused_in_a_sentence(
+    theirs, tiny_model, reads_right_or_says_why
+):
+    state = {"model": tiny_model.encoder.state_dict()}
+    torch.save(state, theirs, _use_new_zipfile_serialization=False)
+    assert reads_right_or_says_why(theirs, exact=True)
     data = theirs.read_bytes()
     chance = random.Random(1)
     for _ in range(ROUNDS):
         theirs.write_bytes(damage(data, chance, 4000))
-        reads_right_or_says_why(theirs)
+        reads_right_or_says_why(theirs)  # this layout has no checksums
 
 
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("inside", ["theirs", "ours"])
+def test_a_damaged_zip_gives_every_tensor_or_is_refused_in_a_sentence(
+    request, tmp_path, reads_right_or_says_why, compression, inside
+):
+    member = request.getfixturevalue(inside)
+    path = tmp_path / "m2d-80x4p80x2-x.zip"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.write(member, f"m2d-80x4p80x2-x/{member.name}")
+    assert reads_right_or_says_why(path, exact=True)
+    data = path.read_bytes()
+    chance = random.Random(3)
+    refused = 0
+    for _ in range(ROUNDS // 2):
+        path.write_bytes(damage(data, chance, 400))
+        refused += not reads_right_or_says_why(path, exact=True)
+    assert refused > ROUNDS * 0.25
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # in a damaged text
 def test_a_damaged_pickle_in_a_sound_zip_reads_or_is_refused_in_a_sentence(theirs, reads_right_or_says_why):
     data = theirs.read_bytes()
     with zipfile.ZipFile(theirs) as archive:
         (name,) = [n for n in archive.namelist() if n.endswith("data.pkl")]
         pickled = archive.read(name)
     chance = random.Random(2)
-    for _ in range(2 * ROUNDS):
+    for _ in range(ROUNDS):
         theirs.write_bytes(repack(data, damage(pickled, chance, len(pickled))))
         reads_right_or_says_why(theirs)
 
@@ -158,7 +183,7 @@ def test_a_tensor_that_claims_more_than_its_storage_holds_is_refused(
         pickled = archive.read(name)
     # Every small integer of the pickle in turn becomes a huge one: sizes, strides, offsets.
     places = [i for i in range(len(pickled) - 1) if pickled[i : i + 1] == b"K"]
-    for place in places[:: max(1, len(places) // ROUNDS)]:
+    for place in places[:: max(1, len(places) // 60)]:
         huge = pickled[:place] + b"J\xff\xff\xff\x7f" + pickled[place + 2 :]
         theirs.write_bytes(repack(data, huge))
         reads_right_or_says_why(theirs)
