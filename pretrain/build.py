@@ -10,30 +10,43 @@ import torch
 from hear_m2d.config import ModelConfig
 from hear_m2d.model import HearModel
 from hear_m2d.pretrain.m2d import M2D
+from hear_m2d.pretrain.m2d_x import M2DX
 from hear_m2d.pretrain.msm_mae import MSMMAE
 from hear_m2d.pretrain.objective import Objective
 from hear_m2d.pretrain.recipe import Recipe
 
+# What a recipe trains, by where its offline target comes from: the kind of its checkpoint.
+KINDS = {"": "m2d", "teacher": "m2d_x", "labels": "m2d_as", "features": "m2d_s"}
+
 
 def build_objective(recipe: Recipe) -> Objective:
-    """Return the recipe's objective with fresh weights, a function of its seed alone."""
+    """Return the recipe's objective with fresh weights, a function of its seed alone.
+
+    Raises:
+        ValueError: An M2D-X whose ``offline_features`` nobody filled in (``teacher.with_offline`` does).
+    """
+    common: dict[str, Any] = {"mask_ratio": recipe.mask_ratio, "norm_pix_loss": recipe.norm_pix_loss}
+    sizes = recipe.encoder_config, recipe.decoder_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        if recipe.objective == "m2d":
-            return M2D(
-                recipe.encoder_config,
-                recipe.decoder_config,
-                mask_ratio=recipe.mask_ratio,
-                norm_pix_loss=recipe.norm_pix_loss,
-                loss=recipe.loss,
-                target_init=recipe.target_init,
-                target_input=recipe.target_input,
-            )
-        return MSMMAE(
-            recipe.encoder_config,
-            recipe.decoder_config,
-            mask_ratio=recipe.mask_ratio,
-            norm_pix_loss=recipe.norm_pix_loss,
+        if recipe.objective == "msm_mae":
+            return MSMMAE(*sizes, **common)
+        common |= {
+            "loss": recipe.loss,
+            "target_init": recipe.target_init,
+            "target_input": recipe.target_input,
+        }
+        if not recipe.offline:
+            return M2D(*sizes, **common)
+        if not recipe.offline_features:
+            raise ValueError("offline_features = 0: the teacher or the data must say how many there are")
+        return M2DX(
+            *sizes,
+            offline=recipe.offline,
+            offline_features=recipe.offline_features,
+            online_weight=recipe.online_weight,
+            offline_weight=recipe.offline_weight,
+            **common,
         )
 
 
@@ -44,7 +57,7 @@ def hear_model(
     with torch.device("meta"):
         model = HearModel(
             ModelConfig(
-                kind=recipe.objective,
+                kind=KINDS[recipe.offline] if recipe.objective == "m2d" else recipe.objective,
                 encoder=recipe.encoder_config,
                 frontend=recipe.frontend_config,
                 mean=mean,

@@ -83,6 +83,20 @@ class M2D(Objective):
             noise: Uniform, (batch, patches): it chooses the mask.
             target: An offline target; this objective has none.
         """
+        tokens, mask, z, predicted = self.online(x, noise)
+        # 7. The target encoder sees the masked patches, and nothing of the visible ones.
+        seen = self.targets(tokens.detach(), mask)  # (batch, masked, width)
+        # 8. and 9. Standardise each target token, compare directions.
+        loss = self.compare(predicted, seen)
+        return Outcome(loss=loss, predicted=predicted, target=seen, latent=z, meters=token_meters(seen))
+
+    def online(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Mask, Tensor, Tensor]:
+        """Run the part that learns, steps 1 to 6, and return the result of each step.
+
+        Args:
+            x: Standardised log-mel, (batch, 1, mels, frames).
+            noise: Uniform, (batch, patches).
+        """
         # 1. Patches and positions, once for both networks.
         tokens = self.encoder.embed(x)  # (batch, patches, width)
         # 2. A random mask per sample.
@@ -91,11 +105,7 @@ class M2D(Objective):
         z = self.encoder.encode(take(tokens, mask.visible))  # (batch, 1 + visible, width)
         # 4. to 6. The predictor fills in the masked ones.
         predicted = self.decoder(z, mask)  # (batch, masked, width)
-        # 7. The target encoder sees the masked patches, and nothing of the visible ones.
-        seen = self.targets(tokens.detach(), mask)  # (batch, masked, width)
-        # 8. and 9. Standardise each target token, compare directions.
-        loss = self.compare(predicted, seen)
-        return Outcome(loss=loss, predicted=predicted, target=seen, latent=z, meters=token_meters(seen))
+        return tokens, mask, z, predicted
 
     @torch.no_grad()
     def targets(self, tokens: Tensor, mask: Mask) -> Tensor:

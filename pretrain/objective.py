@@ -35,6 +35,11 @@ class Objective(nn.Module):
     encoder: SpectrogramEncoder
     decoder: Decoder
 
+    @property
+    def offline_shape(self) -> tuple[int, ...] | None:
+        """Shape of one clip's offline target; None where the objective has none."""
+        return None
+
     def offline_target(self, batch: dict[str, Tensor]) -> Tensor | None:
         """Return what a batch is compared with besides the objective's own targets; None where nothing is."""
         return None

@@ -194,9 +194,7 @@ class Recipe:
             if not fits:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is out of range")
         if self.teacher and self.offline != "teacher":
-            raise ValueError(
-                'teacher is given, but offline is not "teacher": nothing would be learned from it'
-            )
+            raise ValueError(f'teacher = {self.teacher!r} teaches only where offline = "teacher"')
         patches = math.prod(self.encoder_config.grid)
         if not 0 < visible_count(patches, self.mask_ratio) < patches:
             raise ValueError(
@@ -280,7 +278,7 @@ def parse_recipe(fields: dict[str, Any], where: str) -> Recipe:
         raise ValueError(f"{where}: objective is missing; it is one of {', '.join(CHOICES['objective'])}")
     if fields["objective"] == "msm_mae":
         if unused := [name for name in M2D_ONLY if name in fields]:
-            raise ValueError(f"{where}: {unused[0]} is a field of M2D; MSM-MAE has no target network")
+            raise ValueError(f"{where}: {unused[0]} is a field of M2D, and this recipe trains MSM-MAE")
         fields = {**MSM_MAE_DEFAULTS, **fields}
     try:
         return Recipe(**fields)
@@ -291,17 +289,39 @@ def parse_recipe(fields: dict[str, Any], where: str) -> Recipe:
 def load_recipe(name: str | os.PathLike[str]) -> Recipe:
     """Read a recipe by the name of a shipped one, or from a TOML file.
 
+    A file with ``base = "m2d_base"`` names only what differs from that recipe (shipped, or a path beside the
+    file); its ``deviations`` and ``ours`` are added to the base's.
+
     Raises:
         ValueError: No such recipe (the nearest names are shown), not TOML, or a field that does not fit.
     """
+    fields, path = _read_fields(name)
+    return parse_recipe(fields, str(path))
+
+
+def _read_fields(name: str | os.PathLike[str], above: tuple[Path, ...] = ()) -> tuple[dict[str, Any], Path]:
+    """Read a file's fields upon those of its base."""
     shipped = shipped_recipes()
-    path = shipped.get(os.fspath(name)) or Path(name)
+    path = shipped.get(os.fspath(name)) or (above[-1].parent if above else Path()) / name
     if not path.is_file():
         raise ValueError(
             unknown_name("recipe", os.fspath(name), shipped) + " Or give the path of a TOML file."
         )
     try:
-        fields = tomllib.loads(path.read_text())
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a TOML file: {error}") from error
-    return parse_recipe(fields, str(path))
+    base = fields.pop("base", None)
+    if base is None:
+        return fields, path
+    if not isinstance(base, str):
+        raise ValueError(f"{path}: base = {base!r}; it is a recipe's name, or a path")
+    if path.resolve() in above:
+        raise ValueError(f"{path}: its base leads back to itself")
+    below, _ = _read_fields(base, (*above, path.resolve()))
+    for name in ("deviations", "ours"):
+        if isinstance(added := fields.get(name, []), list) and isinstance(below.get(name, []), list):
+            fields[name] = [*below.get(name, []), *added]
+    if {"steps", "epochs"} & fields.keys():  # one replaces the other
+        below = {key: value for key, value in below.items() if key not in ("steps", "epochs")}
+    return {**below, **fields}, path

@@ -11,6 +11,7 @@ OURS = (
     (r"^decoder_(embed|blocks|norm|pred)\b", r"decoder.\1"),
     (r"^target_(blocks|norm)\b", r"target.\1"),
     (r"^mask_token$", "decoder.mask_token"),
+    (r"^(offline_predictor)\b", r"\1"),
     (r"^(cls_token|pos_embed|patch_embed|blocks|norm)\b", r"encoder.\1"),
 )
 
