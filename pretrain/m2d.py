@@ -16,7 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from hear_m2d.encoder import EncoderConfig, SpectrogramEncoder, initialise, transformer_blocks
 from hear_m2d.pretrain.decoder import Decoder, DecoderConfig
 from hear_m2d.pretrain.masking import Mask, random_mask, take
-from hear_m2d.pretrain.objective import Objective, Outcome, standardise_tokens
+from hear_m2d.pretrain.objective import Objective, Outcome, at_least_float32, standardise_tokens
 
 
 class TargetEncoder(nn.Module):
@@ -117,7 +117,7 @@ class M2D(Objective):
 
     def compare(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss over masked tokens, in float32."""
-        predicted, target = predicted.float(), target.float()
+        predicted, target = at_least_float32(predicted), at_least_float32(target)
         if self.norm_pix_loss:
             target = standardise_tokens(target)
         if self.loss == "mse":
@@ -147,7 +147,7 @@ def token_meters(target: Tensor) -> dict[str, Tensor]:
         ``target_std``: standard deviation over tokens, mean over features. ``target_cosine``: mean cosine
         between two tokens of the batch.
     """
-    tokens = target.float().flatten(0, 1)
+    tokens = at_least_float32(target).flatten(0, 1)
     mean = nn.functional.normalize(tokens, dim=-1).mean(0)
     n = len(tokens)
     cosine = (mean.square().sum() * n - 1) / max(n - 1, 1)  # without a token's cosine to itself

@@ -12,7 +12,7 @@ from torch import Tensor
 from hear_m2d.encoder import EncoderConfig, SpectrogramEncoder, patchify
 from hear_m2d.pretrain.decoder import Decoder, DecoderConfig
 from hear_m2d.pretrain.masking import Mask, random_mask, take
-from hear_m2d.pretrain.objective import Objective, Outcome, standardise_tokens
+from hear_m2d.pretrain.objective import Objective, Outcome, at_least_float32, standardise_tokens
 
 
 class MSMMAE(Objective):
@@ -56,8 +56,9 @@ class MSMMAE(Objective):
         pixels = patchify(x, self.encoder.config.patch_size)  # (batch, patches, pixels)
         painted = take(pixels, mask.masked)
         # Every masked patch has the same number of pixels, so one mean is the mean over patches.
-        goal = standardise_tokens(painted.float()) if self.norm_pix_loss else painted.float()
-        loss = (predicted.float() - goal).square().mean()
+        goal = at_least_float32(painted)
+        goal = standardise_tokens(goal) if self.norm_pix_loss else goal
+        loss = (at_least_float32(predicted) - goal).square().mean()
         return Outcome(loss=loss, predicted=predicted, target=painted, latent=z, meters={})
 
     @torch.no_grad()

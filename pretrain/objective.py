@@ -55,3 +55,8 @@ class Objective(nn.Module):
 def standardise_tokens(x: Tensor) -> Tensor:
     """Standardise over the last axis, unbiased variance plus 1e-6, as published (``norm_pix_loss``)."""
     return (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-6)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return float64 as it is, and anything else as float32."""
+    return x if x.dtype == torch.float64 else x.float()

@@ -26,7 +26,7 @@ CHOICES = {
     "target_input": ("masked", "all"),
     "offline": ("", "teacher", "labels", "features"),
     "teacher_statistics": ("student", "own"),
-    "precision": ("auto", "float32", "bfloat16"),
+    "precision": ("auto", "float32", "bfloat16", "float64"),
 }
 # Where the published MSM-MAE differs from M2D, whose numbers are the fields' defaults.
 MSM_MAE_DEFAULTS = {
@@ -97,7 +97,7 @@ class Recipe:
         beta2: AdamW's.
         clip_grad: Largest global gradient norm; 0 does not clip.
         compile: Have torch compile the networks.
-        precision: ``auto`` is bfloat16 where the device computes in it, else float32.
+        precision: ``auto`` is bfloat16 where the device computes in it, else float32; ``float64`` is for tests.
         seed: Of weights, crops, masks and noise.
         reproduces: What it was published as.
         published_clips: Clips of the set that it was published with; 0 where none was.
