@@ -13,12 +13,12 @@ HEAREVAL := heareval==2021.1.3
 VALIDATOR := hearvalidator==2021.0.6
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format test-slow test-newest test-tf bench wheel clean
+.PHONY: help install demo test check format test-slow test-newest test-tf test-adapters bench wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@echo "hear-m2d: make TARGET"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## install the checkout, editable, with every extra and the HEAR packages into .venv
 
@@ -64,12 +64,20 @@ test-tf: $(STAMP) ## the harness where tensorflow is installed, in .venv-tf on t
 	@.venv-tf/bin/python -m pip install $(PIP_FLAGS) tensorflow-cpu
 	@.venv-tf/bin/python tests/evaluation/check_tf.py
 
+test-adapters: $(STAMP) ## the adapters under the real mteb and X-ARES, in .venv-adapters on top of .venv
+	@echo "test-adapters: .venv-adapters with mteb and xares (minutes)"
+	@$(BIN)/python -m venv --clear --without-pip .venv-adapters
+	@$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> "$$(.venv-adapters/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside_venv.pth"
+	@.venv-adapters/bin/python -m pip install $(PIP_FLAGS) "mteb>=2" "xares>=0.1.3"
+	@.venv-adapters/bin/python tests/hear_m2d/check_adapters.py
+
 bench: $(STAMP) ## the speed tables: embedding and pretraining
 	@$(BIN)/python benchmarks/embed.py
 	@$(BIN)/python benchmarks/pretrain.py
 
 clean: ## remove builds, caches and the side environments; .venv and results stay
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .venv-newest .venv-tf
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .venv-newest .venv-tf .venv-adapters
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:

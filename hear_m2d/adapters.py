@@ -211,4 +211,5 @@ def fingerprint(model: HearModel) -> str:
 
 def _unit(embeddings: Any) -> Tensor:
     """Return embeddings (n, size) or (size,) of length 1, as (n, size)."""
-    return nn.functional.normalize(torch.atleast_2d(torch.as_tensor(embeddings).float()), dim=-1)
+    found = torch.as_tensor(embeddings).float()
+    return nn.functional.normalize(found[None] if found.ndim == 1 else found, dim=-1)

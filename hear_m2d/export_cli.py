@@ -54,7 +54,8 @@ def export(model: str, kind: str, out: Path | None, force: bool, options: dict[s
             f"--format torch needs nothing more"
         )
     import hear_m2d
-    from hear_m2d.export import TOLERANCE, check_target, export_onnx, export_torch
+    from hear_m2d.export import check_target, export_onnx, export_torch
+    from hear_m2d.export_check import TOLERANCE
 
     out = out or Path(Path(model).name).with_suffix(SUFFIXES[kind])
     check_target(out, force=force)  # before a large checkpoint is read

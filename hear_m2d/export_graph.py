@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from hear_m2d.frontend import LOG_EPS, LogMelSpectrogram
 from hear_m2d.model import HearModel
 
+_check: Any = torch._check  # a promise to the tracer; torch leaves it untyped
+
 
 def size_from(value: Tensor, *, least: int = 1) -> int:
     """Read a number of the graph back as a size, which is at least so much."""
@@ -26,7 +28,7 @@ def size_from(value: Tensor, *, least: int = 1) -> int:
         with warnings.catch_warnings():  # torch 2.6 needs it, later ones say that it will go
             warnings.simplefilter("ignore", FutureWarning)
             older(number)
-    torch._check(number >= least)
+    _check(number >= least)
     return number
 
 
@@ -99,7 +101,7 @@ class ExportableModel(nn.Module):
         window = n.clamp(max=longest)
         count = torch.div(n + window - 1, window, rounding_mode="floor")
         columns, in_window, windows = size_from(n), size_from(window), size_from(count)
-        torch._check(in_window <= longest)
+        _check(in_window <= longest)
 
         frame = torch.arange(windows * in_window * wide)
         x = x.index_select(2, torch.minimum(frame, frames - 1)) * (frame < frames)  # 0 is the mean

@@ -8,9 +8,12 @@ of synthetic sounds on this disk; their scores must be well above chance.
 import io
 import json
 import os
+import re
+import subprocess
 import sys
 import tarfile
 import tempfile
+from contextlib import redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +22,7 @@ import soundfile
 import torch
 
 from hear_m2d.adapters import MtebEncoder, XaresEncoder, decode_with_soundfile
+from hear_m2d.checkpoint import save_checkpoint
 from hear_m2d.config import ModelConfig
 from hear_m2d.encoder import EncoderConfig
 from hear_m2d.model import HearModel
@@ -83,22 +87,12 @@ def check_mteb(model: HearModel, place: Path) -> float:
 
         def load_data(self, **kwargs: object) -> None:
             """Read the files with soundfile into arrays, channels first, as mteb has them."""
-            splits = {}
-            for split in ("train", "test"):
-                rows = []
+            splits: dict[str, list[dict[str, object]]] = {"train": [], "test": []}
+            for split, rows in splits.items():
                 for path, kind in sounds(place / "mteb" / split, split):
-                    samples, rate = soundfile.read(path, dtype="float32")
-                    rows.append(
-                        {
-                            "audio": {"array": samples.T.tolist(), "sampling_rate": rate},
-                            "label": CLASSES.index(kind),
-                        }
-                    )
-                splits[split] = rows
-            # A column of arrays has one shape: mono files become one channel.
-            for row in (row for rows in splits.values() for row in rows):
-                array = row["audio"]["array"]
-                row["audio"]["array"] = array if isinstance(array[0], list) else [array]
+                    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+                    audio = {"array": samples.T.tolist(), "sampling_rate": rate}
+                    rows.append({"audio": audio, "label": CLASSES.index(kind)})
             self.dataset = DatasetDict({split: Dataset.from_list(rows) for split, rows in splits.items()})
             self.data_loaded = True
 
@@ -150,10 +144,63 @@ def check_xares(model: HearModel, place: Path, frames: str) -> tuple[float, floa
     return float(task.run_mlp()[0]), float(task.run_knn()[0])
 
 
+ENCODER_FILE = """
+import webdataset
+
+import hear_m2d
+from hear_m2d import adapters
+
+webdataset.torch_audio = adapters.decode_with_soundfile
+
+
+class HearM2dEncoder(adapters.XaresEncoder):
+    def __init__(self):
+        super().__init__(hear_m2d.load_model("checkpoint.safetensors"))
+"""
+TASK_FILE = """
+from xares.task import TaskConfig
+
+
+def synthetic_config(encoder):
+    return TaskConfig(
+        name="synthetic",
+        encoder=encoder,
+        label_processor=lambda facts: CLASSES.index(facts["kind"]),
+        output_dim=len(CLASSES),
+        epochs=10,
+        batch_size_train=12,
+        learning_rate=1e-2,
+        eval_weight=1,
+        private=True,
+    )
+"""
+
+
+def check_xares_command(model: HearModel, place: Path) -> float:
+    """Run X-ARES as its users do, from an encoder's file and a task's; return the accuracy of its MLP."""
+    place.mkdir()
+    save_checkpoint(place / "checkpoint.safetensors", model)
+    (place / "hear_m2d_encoder.py").write_text(ENCODER_FILE)
+    (place / "synthetic_task.py").write_text(f"CLASSES = {CLASSES!r}\n{TASK_FILE}")
+    audio = place / "env" / "synthetic"
+    audio.mkdir(parents=True)
+    for split in PER_CLASS:
+        write_tar(audio, split, place / "sounds")
+    (audio / ".audio_tar_ready").touch()
+    files = ("hear_m2d_encoder.py", "synthetic_task.py")
+    command = [sys.executable, "-m", "xares.run", *files, "--max-jobs", "0", "--from-stage", "1"]
+    environment = os.environ | {"PYTHONPATH": str(place)}
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False, env=environment)
+    found = re.search(r"Weighted Average MLP Score for All Datasets: ([\d.]+)", done.stdout)
+    assert found, f"no score from {' '.join(command)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    return float(found[1])
+
+
 def main() -> None:
-    """Check mteb, then X-ARES with columns and with timestamps."""
+    """Check mteb, then X-ARES with columns and with timestamps, then X-ARES's own command."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_DATASETS_OFFLINE"] = "1"
+    os.environ["TQDM_DISABLE"] = "1"
     names = ("mteb", "xares", "torch", "datasets", "webdataset")
     say(", ".join(f"{name} {version(name)}" for name in names))
     torch.manual_seed(0)
@@ -164,8 +211,10 @@ def main() -> None:
         place = Path(name)
         scores["mteb, linear"] = check_mteb(model, place)
         for frames in ("columns", "timestamps"):
-            mlp, knn = check_xares(model, place, frames)
+            with redirect_stdout(io.StringIO()):  # its log
+                mlp, knn = check_xares(model, place, frames)
             scores |= {f"X-ARES, {frames}, MLP": mlp, f"X-ARES, {frames}, kNN": knn}
+        scores["python -m xares.run, MLP"] = check_xares_command(model, place / "command")
     for what, score in scores.items():
         say(f"{what:<28} accuracy {score:.3f} (chance {CHANCE:.3f})")
     poor = [what for what, score in scores.items() if not score > 2 * CHANCE]
