@@ -200,8 +200,9 @@ class HearModel(nn.Module, SharedModel):
             raise ValueError("this checkpoint has no audio projector: it is no M2D-CLAP")
         width = self.config.encoder.width
         clips = self._last_columns(check_audio(audio))  # each (time_patches, freq_patches * width)
-        vectors = [self.projector(columns.reshape(1, -1, width)) for columns in clips]
-        return torch.cat(vectors)
+        dtype = next(self.projector.parameters()).dtype
+        vectors = [self.projector(columns.reshape(1, -1, width).to(dtype)) for columns in clips]
+        return torch.cat(vectors).float()
 
     def standardised(self, batch: Tensor) -> Tensor:
         """Return (log-mel - mean) / std of whole clips, (batch, mels, frames).

@@ -88,6 +88,14 @@ def test_clips_of_any_lengths_give_one_row_each_as_if_alone(clap, noise):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
 
 
+def test_a_model_cast_as_a_whole_still_projects(clap, noise):
+    with torch.no_grad():
+        expected = clap.project(noise(2, 16000))
+        found = clap.to(torch.bfloat16).project(noise(2, 16000))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, atol=0.2, rtol=0.1)
+
+
 def test_gradients_reach_the_projector_and_the_encoder(clap, noise):
     clap.project(noise(2, 16000)).square().sum().backward()
     for name, parameter in clap.named_parameters():
