@@ -15,7 +15,7 @@ from hear_m2d.encoder import EncoderConfig, initialise
 from hear_m2d.pretrain.decoder import DecoderConfig
 from hear_m2d.pretrain.m2d import M2D, token_meters
 from hear_m2d.pretrain.masking import Mask, take
-from hear_m2d.pretrain.objective import Outcome
+from hear_m2d.pretrain.objective import Outcome, at_least_float32
 from hear_m2d.pretrain.teacher import Teacher, to_columns
 
 
@@ -119,7 +119,7 @@ class M2DX(M2D):
             (batch, columns, rows * width).
         """
         visible = z[:, -mask.visible.shape[1] :]  # without the class token
-        shuffled = torch.cat([visible.float(), predicted.float()], dim=1)
+        shuffled = torch.cat([at_least_float32(visible), at_least_float32(predicted)], dim=1)
         return to_columns(take(shuffled, mask.restore()), rows=self.encoder.config.grid[0])
 
     def compare_offline(self, answer: Tensor, target: Tensor) -> Tensor:
@@ -131,5 +131,5 @@ class M2DX(M2D):
         """
         if self.offline != "labels":
             return self.compare(answer, target)
-        logits = answer.float().mean(1)  # (batch, classes): the mean over columns
-        return nn.functional.binary_cross_entropy_with_logits(logits, target.float())
+        logits = at_least_float32(answer).mean(1)  # (batch, classes): the mean over columns
+        return nn.functional.binary_cross_entropy_with_logits(logits, target.to(logits.dtype))
