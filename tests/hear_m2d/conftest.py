@@ -10,11 +10,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from hear_m2d.checkpoint import save_checkpoint
 from hear_m2d.config import ModelConfig, Options
+from hear_m2d.embed_model import ModelSpec
 from hear_m2d.encoder import EncoderConfig
 from hear_m2d.frontend import FrontendConfig
 from hear_m2d.model import HearModel
@@ -168,3 +171,42 @@ def hub(tmp_path: Path) -> Iterator[SimpleNamespace]:
     yield SimpleNamespace(python=python, requests=requests, stop=stop, address=address, folder=folder)
     stop()
     process.stdout.close()
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    """Ten clips: formats, rates, channels, lengths below and above a window; and three that are no sound."""
+    folder = tmp_path / "sounds"
+    generator = np.random.default_rng(0)
+    for index in range(10):
+        rate, channels = [16000, 22050, 8000][index % 3], [1, 2, 4][index % 3]
+        wave = 0.1 * generator.standard_normal((int(rate * (0.02 + 0.3 * index)), channels))
+        path = folder / f"{'ab'[index % 2]}/{index}.{['wav', 'flac', 'ogg'][index % 3]}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, wave, rate)
+    soundfile.write(folder / "a/0.flac", 0.1 * generator.standard_normal(16000), 16000)  # beside a/0.wav
+    (folder / "a/bad.wav").write_bytes(b"no sound")
+    (folder / "b/empty.mp3").touch()
+    whole = (folder / "a/6.wav").read_bytes()
+    (folder / "b/cut.wav").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+@pytest.fixture
+def spec(checkpoint_path: Path) -> ModelSpec:
+    """A narrow model that embeds both ways, on the CPU."""
+    return ModelSpec(str(checkpoint_path), what="both", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Every file of a folder but the lock: ``contents(folder)``, bytes by relative name."""
+
+    def read(folder):
+        return {
+            path.relative_to(folder).as_posix(): path.read_bytes()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != ".lock"
+        }
+
+    return read
