@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from hear_m2d.cli import PartCommand
-
-if TYPE_CHECKING:
-    from hear_m2d.pretrain.dataset import LogMelData
 
 INSTALL = "pip install 'hear-m2d[pretrain]'"
 
@@ -65,11 +62,30 @@ def prepare(audio_dir: Path, out: Path, sample_rate: int, workers: int | None) -
 @click.option("--epochs", type=click.IntRange(min=1), help="Train this many passes over the clips.")
 @click.option("--batch-size", type=click.IntRange(min=1), help="Clips per step.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of weights, crops and masks.")
-@click.option("--precision", type=click.Choice(["auto", "float32", "bfloat16"]), help="Of the network.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "float32", "bfloat16", "float64"]), help="Of the network."
+)
+@click.option("--compile", "compile_blocks", is_flag=True, help="Have torch compile the networks.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
+@click.option(
+    "--at-once",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Most clips in one forward pass, where memory is short.  [default: a process's share of the batch]",
+)
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Loader processes.")
 @click.option("--log-every", type=click.IntRange(min=1), default=10, show_default=True, help="Steps.")
 @click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps.")
+@click.option(
+    "--keep-last", type=click.IntRange(min=1), default=2, show_default=True, help="States to keep, newest."
+)
+@click.option(
+    "--keep-every",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Keep the states at multiples of so many steps for good.  [default: none]",
+)
+@click.option("--force", is_flag=True, help="Continue the run in OUT with other settings than it began with.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and stop.")
 def pretrain(
     recipe_name: str,
@@ -81,15 +97,21 @@ def pretrain(
     batch_size: int | None,
     seed: int | None,
     precision: str | None,
+    compile_blocks: bool,
     device: str,
+    at_once: int,
     workers: int,
     log_every: int,
     save_every: int,
+    keep_last: int,
+    keep_every: int,
+    force: bool,
     dry_run: bool,
 ) -> None:
     """Pretrain a network and write OUT/checkpoint.safetensors.
 
-    The same command continues a run that was interrupted. Options override the recipe's fields.
+    The same command continues a run that was interrupted. Options override the recipe's fields. Under
+    torchrun, accelerate launch or srun its processes share each batch.
     """
     from hear_m2d.pretrain.recipe import load_recipe
 
@@ -97,6 +119,7 @@ def pretrain(
         raise click.UsageError("give one of --minutes, --steps and --epochs")
     recipe = load_recipe(recipe_name)
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "precision": precision}
+    given["compile"] = compile_blocks or None
     changed = {name: value for name, value in given.items() if value is not None}
     if steps is not None or epochs is not None:
         changed |= {"steps": steps, "epochs": epochs}
@@ -107,22 +130,41 @@ def pretrain(
         click.echo(f"peak learning rate = {recipe.learning_rate:g}")
         return
 
+    from hear_m2d.pretrain.dataset import LogMelData
+    from hear_m2d.pretrain.processes import STOPPED, OtherProcessFailedError, StoppedError, join, leave
     from hear_m2d.pretrain.run import RunFolder
     from hear_m2d.pretrain.train import train
 
-    RunFolder(out).known()  # an --out that is taken is refused before any audio is prepared
-    checkpoint = train(
-        recipe,
-        _open_data(data_dir, out, recipe.sample_rate),
-        out,
-        device=device,
-        minutes=minutes,
-        log_every=log_every,
-        save_every=save_every,
-        workers=workers,
-        progress=True,
-    )
-    click.echo(f"checkpoint: {checkpoint}")
+    processes = join()
+    try:
+        with processes.one_fate():
+            # An --out that is taken is refused before any audio is prepared.
+            processes.on_main(RunFolder(out).known)
+            prepared = processes.on_main(lambda: _prepared(data_dir, out, recipe.sample_rate))
+            checkpoint = train(
+                recipe,
+                processes.together(lambda: LogMelData(prepared)),
+                out,
+                minutes=minutes,
+                force=force,
+                device=device,
+                log_every=log_every,
+                save_every=save_every,
+                keep_last=keep_last,
+                keep_every=keep_every,
+                workers=workers,
+                at_once=at_once,
+                progress=True,
+            )
+        leave()
+    except OtherProcessFailedError:
+        raise SystemExit(1) from None  # that process says why
+    except StoppedError as stopped:
+        if processes.is_main:
+            click.echo(str(stopped), err=True)
+        raise SystemExit(STOPPED) from None
+    if processes.is_main:
+        click.echo(f"checkpoint: {checkpoint}")
 
 
 @click.command(cls=PartCommand, needs=("matplotlib", "accelerate"), install=INSTALL)
@@ -138,12 +180,12 @@ def visualize(run: Path, audio: tuple[Path, ...], out: Path, seed: int) -> None:
         click.echo(f"wrote {picture}")
 
 
-def _open_data(folder: Path, out: Path, sample_rate: int) -> LogMelData:
-    """Open a prepared folder, or prepare a folder of audio into the run's own."""
-    from hear_m2d.pretrain.dataset import LogMelData, is_prepared
+def _prepared(folder: Path, out: Path, sample_rate: int) -> Path:
+    """Return a prepared folder; a folder of audio is prepared into the run's own."""
+    from hear_m2d.pretrain.dataset import is_prepared
     from hear_m2d.pretrain.prepare import prepare as run
 
     if is_prepared(folder):
-        return LogMelData(folder)
+        return folder
     run(folder, out / "data", sample_rate=sample_rate, progress=True)
-    return LogMelData(out / "data")
+    return out / "data"

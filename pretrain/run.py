@@ -1,11 +1,11 @@
-"""A run's folder: what is being trained, the training state, the log; safe to interrupt at any moment.
+"""A run's folder: what is being trained, the training states, the log; safe to interrupt at any moment.
 
-run.json                what this run is: recipe, data, steps
-metrics.jsonl           one line per logged step
-tensorboard/            the same, for TensorBoard
-state.safetensors       weights, optimiser moments and step, to resume from
-checkpoint.safetensors  the encoder, for load_model
-objective.safetensors   the rest: predictor or decoder, target network
+run.json                  what this run is: recipe, data, steps, and its history
+metrics.jsonl             one line per logged step
+tensorboard/              the same, for TensorBoard
+state-<step>.safetensors  weights, optimiser moments and step, to resume from
+checkpoint.safetensors    the encoder, for load_model
+objective.safetensors     the rest: predictor or decoder, target network
 """
 
 from __future__ import annotations
@@ -14,15 +14,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from hear_m2d.checkpoint import read_tensors, write_tensors
+from hear_m2d.checkpoint import write_tensors
 from hear_m2d.files import atomic_write_text, visible_names
 from hear_m2d.pretrain.objective import Objective
 
-STATE_KEY = "hear_m2d_state"
 OBJECTIVE_KEY = "hear_m2d_objective"
+TEXTS = ("description",)  # fields of a recipe that change nothing
 
 
 class RunFolder:
@@ -36,7 +33,6 @@ class RunFolder:
         self.folder = folder
         self.record = folder / "run.json"
         self.metrics = folder / "metrics.jsonl"
-        self.state = folder / "state.safetensors"
         self.checkpoint = folder / "checkpoint.safetensors"
         self.objective = folder / "objective.safetensors"
 
@@ -64,67 +60,62 @@ class RunFolder:
             raise ValueError(f"{self.record} is not of a pretraining run: give an empty --out")
         return record
 
-    def begin(self, record: dict[str, Any]) -> None:
+    def begin(self, record: dict[str, Any], *, step: int = 0, force: bool = False) -> None:
         """Write ``run.json``, or check that the run here is the same.
 
+        Args:
+            record: What is asked for.
+            step: Where the run is.
+            force: Continue with other settings; what changed, and when, is recorded under ``history``. A
+                checkpoint that is there already is kept under its step's name.
+
         Raises:
-            ValueError: Another run is here; the differing fields are named.
+            ValueError: Another run is here, or one that is further than it shall go.
         """
         known = self.known()
         if known is None:
-            atomic_write_text(self.record, json.dumps(record, indent=2) + "\n")
+            self._write({**record, "history": []})
             return
-        if different := differences(known, record):
+        history = known.pop("history", [])
+        changed = changes(known, record)
+        if not changed:
+            return
+        if not force:
+            told = [f"{name} is {before!r} there, {now!r} now" for name, (before, now) in changed.items()]
             raise ValueError(
-                f"{self.folder} holds another run: {'; '.join(different)}. "
-                f"Give another --out, or the same settings"
+                f"{self.folder} holds another run: {'; '.join(told)}. Give another --out, the same "
+                f"settings, or --force to continue it with these"
             )
+        if step > record["steps"]:
+            raise ValueError(f"{self.folder} is at step {step} already: it cannot end at {record['steps']}")
+        # First, so that the run is unfinished before it is longer.
+        for path in (self.checkpoint, self.objective):
+            if path.exists():
+                path.replace(path.with_name(f"{path.stem}-{known['steps']}{path.suffix}"))
+        entry = {"step": step, "changed": {name: list(pair) for name, pair in changed.items()}}
+        self._write({**record, "history": [*history, entry]})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        atomic_write_text(self.record, json.dumps(record, indent=2) + "\n")
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def cut_log(self, step: int) -> None:
-        """Drop the lines after a step, which a resumed run writes again."""
+    def cut_log(self, step: int) -> float | None:
+        """Drop the lines after a step, which a resumed run writes again; return the first line's loss."""
         if not self.metrics.exists():
-            return
-        kept = []
+            return None
+        kept: list[dict[str, Any]] = []
         for line in self.metrics.read_text().splitlines():
             try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
+                if (entry := json.loads(line))["step"] <= step:
+                    kept.append(entry)
             except ValueError:
                 continue  # a line cut short when the process was killed
-        atomic_write_text(self.metrics, "".join(kept))
-
-    def save_state(self, objective: Objective, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Write everything that the next step depends on; randomness is a function of the step."""
-        tensors = {f"model.{name}": value for name, value in objective.state_dict().items()}
-        for name, moments in _moments(objective, optimizer).items():
-            tensors |= {f"optimizer.{name}.{key}": value for key, value in moments.items()}
-        tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        write_tensors(self.state, tensors, {STATE_KEY: {"step": step}})
-
-    def load_state(self, objective: Objective, optimizer: torch.optim.Optimizer) -> int:
-        """Restore :meth:`save_state` and return its step; 0 where nothing was saved."""
-        if not self.state.exists():
-            return 0
-        tensors, facts = read_tensors(self.state, STATE_KEY)
-        weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
-        try:
-            objective.load_state_dict(weights)
-        except RuntimeError as error:
-            raise ValueError(f"{self.state} is of another network: {error}") from error
-        for name, parameter in objective.named_parameters():
-            prefix = f"optimizer.{name}."
-            found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-            if found:
-                optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device)
-                    for key, value in found.items()
-                }
-        return int(facts["step"])
+        atomic_write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
+        return float(kept[0]["loss"]) if kept else None
 
     def save_objective(self, objective: Objective, record: dict[str, Any]) -> None:
         """Write what the checkpoint leaves out."""
@@ -132,21 +123,13 @@ class RunFolder:
         write_tensors(self.objective, tensors, {OBJECTIVE_KEY: record})
 
 
-def differences(known: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return "field: known there, asked now" for each field that differs."""
-    found = []
+def changes(known: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the fields that differ, with the value there and the value asked for."""
+    found: dict[str, tuple[Any, Any]] = {}
     for key in sorted(known.keys() | asked.keys()):
         here, now = known.get(key), asked.get(key)
         if isinstance(here, dict) and isinstance(now, dict):
-            found += differences(here, now, f"{prefix}{key}.")
-        elif here != now:
-            found.append(f"{prefix}{key} is {here!r} there, {now!r} now")
+            found |= changes(here, now, f"{prefix}{key}.")
+        elif here != now and not (prefix == "recipe." and key in TEXTS):
+            found[f"{prefix}{key}"] = here, now
     return found
-
-
-def _moments(objective: Objective, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-    return {
-        name: dict(optimizer.state[parameter])
-        for name, parameter in objective.named_parameters()
-        if parameter in optimizer.state
-    }

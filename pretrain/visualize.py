@@ -17,11 +17,11 @@ from hear_m2d.checkpoint import build_model, read_checkpoint, read_tensors
 from hear_m2d.encoder import patchify, unpatchify
 from hear_m2d.files import atomic_write
 from hear_m2d.model import HearModel
+from hear_m2d.pretrain.batches import mask_noise
 from hear_m2d.pretrain.build import build_objective
 from hear_m2d.pretrain.msm_mae import MSMMAE
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.run import OBJECTIVE_KEY, RunFolder
-from hear_m2d.pretrain.train import mask_noise
 
 
 def draw_reconstructions(run: Path, audio: Sequence[Path], out: Path, *, seed: int = 0) -> Iterator[Path]:

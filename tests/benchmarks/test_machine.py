@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hear_m2d.encoder import EncoderConfig, SpectrogramEncoder
 from hear_m2d.operations import encoder_operations
+from hear_m2d.pretrain.batches import mask_noise
 from hear_m2d.pretrain.build import build_objective
 from hear_m2d.pretrain.operations import operations_per_clip
 from hear_m2d.pretrain.recipe import Recipe
-from hear_m2d.pretrain.train import mask_noise
 
 
 @pytest.fixture

@@ -15,11 +15,13 @@ import hear_m2d
 from hear_m2d.checkpoint import read_tensors
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.files import hold_folder
+from hear_m2d.pretrain.batches import mask_noise
 from hear_m2d.pretrain.dataset import LogMelData
 from hear_m2d.pretrain.prepare import prepare
 from hear_m2d.pretrain.recipe import Recipe
-from hear_m2d.pretrain.run import STATE_KEY, RunFolder
-from hear_m2d.pretrain.train import mask_noise, train
+from hear_m2d.pretrain.run import RunFolder
+from hear_m2d.pretrain.state import STATE_KEY, States
+from hear_m2d.pretrain.train import train
 
 TINY = Recipe(
     objective="m2d",
@@ -66,7 +68,8 @@ def losses(out):
 
 
 def weights(out):
-    return read_tensors(out / "state.safetensors", STATE_KEY)[0]
+    states = States(out)
+    return read_tensors(states.path(states.steps()[-1]), STATE_KEY)[0]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -218,15 +221,15 @@ def test_what_a_killed_save_left_behind_is_no_obstacle_and_is_removed(data, tmp_
 KILLED = """
 import dataclasses, sys
 from pathlib import Path
-import hear_m2d.pretrain.run as run
+from hear_m2d.pretrain.state import States
 from hear_m2d.pretrain.dataset import LogMelData
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.train import train
-save = run.RunFolder.save_state
+save = States.save
 def told(self, objective, optimizer, step):
     save(self, objective, optimizer, step)
     print(step, flush=True)
-run.RunFolder.save_state = told
+States.save = told
 recipe = Recipe(**eval(sys.argv[3]))
 train(recipe, LogMelData(Path(sys.argv[1])), Path(sys.argv[2]), device="cpu", log_every=1, save_every=2)
 """

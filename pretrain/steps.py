@@ -1,0 +1,146 @@
+"""One training step, and what it needs: the optimiser, the processes' common gradient, compiled blocks.
+
+Nothing in a step waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from hear_m2d.pretrain.objective import Objective, Outcome
+from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.schedules import decay_groups
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step leaves behind, on the device.
+
+    Attributes:
+        loss: Mean over this process's clips.
+        norm: The gradient's norm before clipping, of the whole batch.
+        meters: Scalars to log, means over this process's clips.
+    """
+
+    loss: Tensor
+    norm: Tensor
+    meters: dict[str, Tensor]
+
+
+class Trainer:
+    """An objective with its optimiser, ready to take steps.
+
+    Args:
+        objective: On its device, with the weights' precision.
+        recipe: What to train and how.
+        device: Where.
+        precision: ``float32``, ``bfloat16`` or ``float64``.
+        at_once: Most clips in one forward pass; 0 takes the process's whole share of a batch.
+        log_to: A folder for TensorBoard's files.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        recipe: Recipe,
+        *,
+        device: torch.device,
+        precision: str,
+        at_once: int = 0,
+        log_to: Path | None = None,
+    ) -> None:
+        self.recipe, self.objective, self.at_once = recipe, objective, at_once
+        self.optimizer = make_optimizer(objective, recipe)
+        self.accelerator = make_accelerator(device, log_to)
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        if recipe.compile:
+            compile_blocks(objective)
+        self._stepper: Any = None
+
+    def step(self, batch: dict[str, Tensor], *, rate: float) -> Step:
+        """Take one step: forward, backward, clip, update. The momentum update is the caller's.
+
+        Args:
+            batch: ``x``, standardised log-mel, (clips, 1, mels, frames); ``noise``, uniform,
+                (clips, patches); and what the objective's offline target is made of.
+            rate: Learning rate.
+        """
+        if self._stepper is None:  # not before: the weights that a resumed run loads are those to be shared
+            self._stepper, self._optimizer = self.accelerator.prepare(self.objective, self.optimizer)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        clips = len(batch["x"])
+        count = -(-clips // self.at_once) if self.at_once else 1
+        split = {name: tensor.tensor_split(count) for name, tensor in batch.items()}
+        parts = [{name: split[name][index] for name in split} for index in range(count)]
+        losses, meters = [], []
+        for index, part in enumerate(parts):
+            share = len(part["x"]) / clips
+            whole = index == len(parts) - 1
+            with nullcontext() if whole else self.accelerator.no_sync(self._stepper):
+                outcome = self._forward(part)
+                self.accelerator.backward(outcome.loss * share if share != 1 else outcome.loss)
+            losses.append(outcome.loss.detach() * share)
+            meters.append({name: value.detach() * share for name, value in outcome.meters.items()})
+            del outcome  # its activations, before the next part makes its own
+        norm = self.accelerator.clip_grad_norm_(self._stepper.parameters(), self.recipe.clip_grad or math.inf)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return Step(
+            loss=torch.stack(losses).sum(),
+            norm=norm,
+            meters={name: torch.stack([part[name] for part in meters]).sum() for name in meters[0]},
+        )
+
+    def _forward(self, part: dict[str, Tensor]) -> Outcome:
+        with self.autocast:
+            # Outside of the synchronised module: a teacher is no part of what is trained.
+            with torch.no_grad():
+                target = self.objective.offline_target(part)
+            outcome: Outcome = self._stepper(part["x"], part["noise"], target)
+        return outcome
+
+
+def make_accelerator(device: torch.device, log_to: Path | None = None) -> Accelerator:
+    """Return an accelerator for this process's device; ``log_to`` is a folder for TensorBoard's files."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # accelerate takes the current one
+    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the last run's settings otherwise
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",  # the step's own autocast: accelerate's would copy every output to float32
+        log_with="tensorboard" if log_to else None,
+        project_dir=log_to,
+        # The buffers are constants.
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ],
+    )
+
+
+def make_optimizer(objective: Objective, recipe: Recipe) -> torch.optim.AdamW:
+    """Return the recipe's AdamW, fused."""
+    groups = decay_groups(objective, recipe.weight_decay)
+    betas = (recipe.beta1, recipe.beta2)
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, fused=True)
+
+
+def compile_blocks(objective: Objective) -> None:
+    """Have torch compile the transformer blocks on their first call.
+
+    Block by block, for fixed shapes: what is compiled for the first of a network serves its others, and every
+    step after the first finds it done.
+    """
+    for name, module in objective.named_modules():
+        if isinstance(module, nn.ModuleList) and name.endswith("blocks"):
+            for block in module:
+                block.compile(dynamic=False)
