@@ -109,7 +109,10 @@ def resize_positions(table: Tensor, grid: tuple[int, int], columns: int) -> Tens
 
 def transformer_blocks(width: int, *, depth: int, heads: int, mlp_ratio: float = 4.0) -> nn.ModuleList:
     """Return ``depth`` pre-norm blocks of timm: joint qkv with bias, exact GELU, LayerNorm eps 1e-6."""
-    from timm.models.vision_transformer import Block  # heavy: imported where an encoder is built
+    # Heavy, so imported where an encoder is built; and never on a caller's meta device, where torch 2.6
+    # cannot import its compiler.
+    with torch.device("cpu"):
+        from timm.models.vision_transformer import Block
 
     norm: Any = partial(nn.LayerNorm, eps=1e-6)
     return nn.ModuleList(

@@ -146,6 +146,13 @@ def test_a_dataset_may_hold_a_model(checkpoint_path, tmp_path):
     assert (done.stdout, done.returncode) == ("alike\n", 0), done.stderr
 
 
+def test_the_first_load_of_a_process_works(checkpoint_path):
+    """With torch 2.6 it failed: timm was imported on the meta device."""
+    code = f"import hear_m2d; print(hear_m2d.load_model({str(checkpoint_path)!r}).sample_rate)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "16000\n", done.stderr
+
+
 @pytest.mark.parametrize("kind", ["ours", "published"])
 def test_inference_mode_changes_no_number_on_load_or_on_use(kind, checkpoint_path, published_paths, noise):
     path = checkpoint_path if kind == "ours" else published_paths[0]
