@@ -62,7 +62,7 @@ class ExportableLogMel(nn.Module):
         half, size, hop = self.config.n_fft // 2, self.config.n_fft, self.config.hop_length
         samples = torch.full((), audio.shape[1], dtype=torch.int64)
         length = samples.clamp(min=half + 1)  # zeros are appended to audio too short for a reflection
-        frames = torch.div(length + 2 * half - size, hop, rounding_mode="floor") + 1
+        frames = torch.floor_divide(length + 2 * half - size, hop) + 1
         place = (torch.arange((size_from(frames) - 1) * hop + size) - half).abs()
         place = length - 1 - (length - 1 - place).abs()  # reflected at both ends
         extended = audio.index_select(1, torch.minimum(place, samples - 1)) * (place < samples)
@@ -97,9 +97,9 @@ class ExportableModel(nn.Module):
 
         # A clip has n columns; its windows have as many each, or the model's input length if that is less:
         # audio shorter than one window costs its own length only.
-        n = torch.div(frames + wide - 1, wide, rounding_mode="floor")
+        n = torch.floor_divide(frames + wide - 1, wide)
         window = n.clamp(max=longest)
-        count = torch.div(n + window - 1, window, rounding_mode="floor")
+        count = torch.floor_divide(n + window - 1, window)
         columns, in_window, windows = size_from(n), size_from(window), size_from(count)
         _check(in_window <= longest)
 

@@ -144,19 +144,6 @@ def check_xares(model: HearModel, place: Path, frames: str) -> tuple[float, floa
     return float(task.run_mlp()[0]), float(task.run_knn()[0])
 
 
-ENCODER_FILE = """
-import webdataset
-
-import hear_m2d
-from hear_m2d import adapters
-
-webdataset.torch_audio = adapters.decode_with_soundfile
-
-
-class HearM2dEncoder(adapters.XaresEncoder):
-    def __init__(self):
-        super().__init__(hear_m2d.load_model("checkpoint.safetensors"))
-"""
 TASK_FILE = """
 from xares.task import TaskConfig
 
@@ -176,11 +163,19 @@ def synthetic_config(encoder):
 """
 
 
+def documented_encoder() -> str:
+    """Return the encoder's file as docs/harnesses.md has it."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "harnesses.md"
+    found = re.search(r"```python\n(# hear_m2d_encoder\.py\n.*?)```", page.read_text(), re.DOTALL)
+    assert found, f"no encoder's file in {page}"
+    return found[1]
+
+
 def check_xares_command(model: HearModel, place: Path) -> float:
     """Run X-ARES as its users do, from an encoder's file and a task's; return the accuracy of its MLP."""
     place.mkdir()
     save_checkpoint(place / "checkpoint.safetensors", model)
-    (place / "hear_m2d_encoder.py").write_text(ENCODER_FILE)
+    (place / "hear_m2d_encoder.py").write_text(documented_encoder())
     (place / "synthetic_task.py").write_text(f"CLASSES = {CLASSES!r}\n{TASK_FILE}")
     audio = place / "env" / "synthetic"
     audio.mkdir(parents=True)
