@@ -13,7 +13,7 @@ HEAREVAL := heareval==2021.1.3
 VALIDATOR := hearvalidator==2021.0.6
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format test-slow test-newest test-tf test-adapters bench wheel clean
+.PHONY: help install demo test check format test-slow test-full test-newest test-lowest test-tf test-adapters bench wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -31,6 +31,9 @@ test: check ## check, then the tests (ARGS="-k name" for some)
 test-slow: $(STAMP) ## the tests that take minutes, and no others
 	@$(BIN)/pytest -m slow $(ARGS)
 
+test-full: $(STAMP) ## every full size once, with its seconds (minutes; several GB of memory)
+	@$(BIN)/pytest -m full --durations=0 --durations-min=1 $(ARGS)
+
 check: $(STAMP) ## ruff (lint and format) and mypy --strict
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -43,18 +46,30 @@ format: $(STAMP) ## let ruff rewrite what it can
 wheel: $(STAMP) ## build the wheel into dist/
 	@$(BIN)/python tests/house/build_wheel.py dist
 
+# $(call core_alone,NAME,WHAT,PACKAGES): the wheel with those PACKAGES in a clean .venv-NAME; it embeds, passes
+# the core's tests, and the official validator accepts it.
+define core_alone
+	@echo "test-$(1): building the wheel"
+	@rm -rf build/$(1)
+	@$(BIN)/python tests/house/build_wheel.py build/$(1)
+	@echo "test-$(1): a clean .venv-$(1) with the wheel and $(2) (minutes)"
+	@$(BIN)/python -m venv --clear .venv-$(1)
+	@.venv-$(1)/bin/python -m pip install $(PIP_FLAGS) "$(PIP_MIN)"
+	@.venv-$(1)/bin/python -m pip install $(PIP_FLAGS) build/$(1)/*.whl $(3)
+	@.venv-$(1)/bin/python -I tests/house/core_alone.py embed build/$(1)/untrained.safetensors
+	@echo "test-$(1): the core's tests"
+	@.venv-$(1)/bin/python -m pip install $(PIP_FLAGS) pytest hypothesis
+	@.venv-$(1)/bin/python -I tests/house/core_alone.py tests build/$(1)/untrained.safetensors
+	@echo "test-$(1): adding $(VALIDATOR) without its dependencies"
+	@.venv-$(1)/bin/python -m pip install $(PIP_FLAGS) --no-deps --ignore-requires-python "$(VALIDATOR)"
+	@.venv-$(1)/bin/python -I tests/house/core_alone.py validate build/$(1)/untrained.safetensors
+endef
+
 test-newest: $(STAMP) ## the wheel alone, in a clean environment, beside the newest torch
-	@echo "test-newest: building the wheel"
-	@rm -rf build/newest
-	@$(BIN)/python tests/house/build_wheel.py build/newest
-	@echo "test-newest: a clean .venv-newest with the wheel and what pip takes today (minutes)"
-	@$(BIN)/python -m venv --clear .venv-newest
-	@.venv-newest/bin/python -m pip install $(PIP_FLAGS) "$(PIP_MIN)"
-	@.venv-newest/bin/python -m pip install $(PIP_FLAGS) build/newest/*.whl
-	@.venv-newest/bin/python -I tests/house/newest.py embed build/newest/untrained.safetensors
-	@echo "test-newest: adding $(VALIDATOR) without its dependencies"
-	@.venv-newest/bin/python -m pip install $(PIP_FLAGS) --no-deps --ignore-requires-python "$(VALIDATOR)"
-	@.venv-newest/bin/python -I tests/house/newest.py validate build/newest/untrained.safetensors
+	$(call core_alone,newest,what pip takes today)
+
+test-lowest: $(STAMP) ## the same with the lowest allowed version of each requirement
+	$(call core_alone,lowest,the lowest versions it allows,$$($(BIN)/python tests/house/lowest.py))
 
 test-tf: $(STAMP) ## the harness where tensorflow is installed, in .venv-tf on top of .venv
 	@echo "test-tf: .venv-tf with tensorflow-cpu (minutes)"
