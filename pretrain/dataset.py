@@ -6,148 +6,27 @@ the numbers alone: a run that resumes at step n, with any number of loader proce
 
 from __future__ import annotations
 
-import json
+import hashlib
+import math
+import struct
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from hear_m2d.frontend import FrontendConfig
+# Whoever trains needs both halves, and finds them here.
+from hear_m2d.pretrain.prepared import LogMelData as LogMelData
+from hear_m2d.pretrain.prepared import Prepared
+from hear_m2d.pretrain.prepared import is_prepared as is_prepared
+from hear_m2d.pretrain.prepared import open_data as open_data
+from hear_m2d.pretrain.prepared import require_frontend as require_frontend
 
-DATA_FORMAT = 1
-DATA_FILE, PLAN_FILE = "data.json", "plan.json"
 Key = tuple[int, int]  # (epoch, clip)
-
-
-class LogMelData:
-    """A folder written by ``hear-m2d prepare``, opened: shards of float16 log-mel, memory-mapped.
-
-    Args:
-        folder: The folder.
-
-    Attributes:
-        frontend: Every number of the log-mel.
-        mean: Over every bin of every frame of the set.
-        std: Likewise.
-        hours: Hours of audio.
-        summary: What ``data.json`` says.
-        lengths: Frames of each clip, (clips,).
-
-    Raises:
-        ValueError: It is no such folder, not finished, damaged, or of another format.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        self.summary = read_summary(self.folder)
-        try:
-            self.frontend = FrontendConfig(**self.summary["frontend"])
-            self.mean, self.std = float(self.summary["mean"]), float(self.summary["std"])
-            self.hours = float(self.summary["hours"])
-            shards = [
-                (str(shard["file"]), shard["clips"], shard["bytes"]) for shard in self.summary["shards"]
-            ]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.folder / DATA_FILE} is damaged: {error}. Prepare it anew.") from error
-        self._values: list[NDArray[np.float16]] = []  # one flat view for each record batch
-        lengths, starts, batches = [], [], []
-        for name, expected, size in shards:
-            clips = 0
-            for batch in _open_shard(self.folder / name, size):
-                logmel = batch.column("logmel")
-                frames = batch.column("frames").to_numpy()
-                lengths.append(frames)
-                starts.append(logmel.offsets.to_numpy()[:-1])
-                batches.append(np.full(len(frames), len(self._values)))
-                self._values.append(logmel.values.to_numpy())
-                clips += len(frames)
-            if clips != expected:
-                raise ValueError(
-                    f"{self.folder / name} holds {clips} clips where {DATA_FILE} says {expected}: "
-                    f"the folder is damaged. Prepare it anew."
-                )
-        self.lengths: NDArray[np.int64] = np.concatenate(lengths).astype(np.int64)
-        self._starts: NDArray[np.int64] = np.concatenate(starts).astype(np.int64)
-        self._batches: NDArray[np.int64] = np.concatenate(batches).astype(np.int64)
-
-    def __len__(self) -> int:
-        """Return the number of clips."""
-        return len(self.lengths)
-
-    def __reduce__(self) -> tuple[type[LogMelData], tuple[Path]]:
-        return LogMelData, (self.folder,)  # a loader process that is spawned maps the files itself
-
-    def frames(self, index: int) -> int:
-        """Return the length of a clip."""
-        return int(self.lengths[index])
-
-    def logmel(self, index: int) -> NDArray[np.float16]:
-        """Return a clip's log-mel, (mels, frames): a read-only view of the file."""
-        frames, start = int(self.lengths[index]), int(self._starts[index])
-        flat = self._values[self._batches[index]][start : start + frames * self.frontend.n_mels]
-        view: NDArray[np.float16] = flat.reshape(frames, self.frontend.n_mels).T
-        return view
-
-
-def is_prepared(folder: Path) -> bool:
-    """Return whether ``hear-m2d prepare`` wrote here, finished or not; a data set may own a data.json too."""
-    for name, key in ((DATA_FILE, "frontend"), (PLAN_FILE, "format")):
-        try:
-            found = json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(found, dict) and key in found:
-            return True
-    return any(folder.glob("shard-*.arrow")) if folder.is_dir() else False
-
-
-def read_summary(folder: Path) -> dict[str, Any]:
-    """Return what a prepared folder says about itself.
-
-    Args:
-        folder: The folder.
-
-    Raises:
-        ValueError: It is not a finished one of this format.
-    """
-    path = folder / DATA_FILE
-    if not path.is_file():
-        if (folder / PLAN_FILE).is_file():
-            raise ValueError(f"{folder} is half prepared. The same `hear-m2d prepare` command finishes it.")
-        raise ValueError(
-            f"{folder} is no prepared folder, it has no {DATA_FILE}. "
-            f"Type: hear-m2d prepare AUDIO_DIR {folder}"
-        )
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        number = summary["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}. Prepare the folder anew.") from error
-    if number != DATA_FORMAT:
-        raise ValueError(
-            f"{path} has format {number}; this version reads {DATA_FORMAT}. Prepare the folder anew."
-        )
-    return cast(dict[str, Any], summary)
-
-
-def _open_shard(path: Path, size: int) -> Iterator[Any]:
-    """Yield the record batches of a shard, without copying."""
-    if not path.is_file() or (actual := path.stat().st_size) != size:
-        what = f"has {actual} bytes instead of {size}" if path.is_file() else "is missing"
-        raise ValueError(f"{path} {what}: the folder is damaged. Prepare it anew.")
-    try:
-        reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        for index in range(reader.num_record_batches):
-            yield reader.get_batch(index)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path} is damaged: {error}. Prepare the folder anew.") from error
 
 
 def crop(
@@ -165,29 +44,48 @@ def crop(
     Returns:
         (mels, frames).
     """
-    part = logmel[:, start : start + frames]
-    # Copied frame after frame, as it lies on disk; torch turns float16 into float32 twice as fast as numpy.
-    copied = torch.from_numpy(np.array(part.T)).float().sub_(mean).mul_(1.0 / std)
-    out = np.zeros((logmel.shape[0], frames), np.float32)
-    out[:, : part.shape[1]] = copied.numpy().T
+    out = np.empty((logmel.shape[0], frames), np.float32)
+    crop_into(out, logmel, start, mean, std)
     return out
+
+
+def crop_into(
+    out: NDArray[np.float32], logmel: NDArray[np.floating[Any]], start: int, mean: float, std: float
+) -> None:
+    """Do what :func:`crop` does, into an array (mels, frames)."""
+    part = logmel[:, start : start + out.shape[1]]
+    # Copied frame after frame, as it lies on disk; torch turns float16 into float32 twice as fast as numpy,
+    # and numpy turns the axes twice as fast as torch.
+    copied = torch.from_numpy(np.array(part.T)).float().sub_(mean).mul_(1.0 / std)
+    out[:, : part.shape[1]] = copied.numpy().T
+    out[:, part.shape[1] :] = 0
 
 
 class Crops(Dataset[dict[str, Tensor]]):
     """Random crops: the item of (epoch, clip) is a function of (seed, epoch, clip) only.
 
-    An item is a dict of tensors: ``x``, the standardised crop, (1, mels, frames).
+    An item is a dict of tensors: ``x``, the standardised crop, (1, mels, frames); where asked for,
+    ``target``, the clip's labels, (classes,).
 
     Args:
         data: The opened shards.
         frames: Length of a crop; shorter clips are padded with the mean.
         seed: Of the run.
+        labels: Give each item its labels.
+
+    Raises:
+        ValueError: A crop has no frames; labels are asked for and the data has none.
     """
 
-    def __init__(self, data: LogMelData, frames: int = 208, seed: int = 0) -> None:
+    def __init__(self, data: Prepared, frames: int = 208, seed: int = 0, *, labels: bool = False) -> None:
         if frames < 1:
             raise ValueError(f"a crop has at least 1 frame, not {frames}")
-        self.data, self.frames, self.seed = data, frames, seed
+        if labels and not data.labels:
+            raise ValueError(
+                f"{data.folder} has no labels: prepare it from a list with a column `label` "
+                f"(docs/data.md has the other ways)"
+            )
+        self.data, self.frames, self.seed, self.labels = data, frames, seed, labels
 
     def __len__(self) -> int:
         """Return the number of clips, which is that of items in an epoch."""
@@ -197,13 +95,59 @@ class Crops(Dataset[dict[str, Tensor]]):
         """Return the first frame of a crop: uniform over all starts that stay inside the clip."""
         epoch, clip = key
         starts = max(self.data.frames(clip) - self.frames + 1, 1)
-        return int(np.random.default_rng((self.seed, epoch, clip)).integers(starts))
+        return draw(starts, self.seed, epoch, clip)
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
         """Return the item of (epoch, clip)."""
-        logmel = self.data.logmel(key[1])
-        x = crop(logmel, self.start(key), self.frames, self.data.mean, self.data.std)
-        return {"x": torch.from_numpy(x)[None]}
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[Key]) -> Items:
+        """Return several items at once, side by side in memory: :func:`collate` has nothing left to do."""
+        x = _shared((len(keys), 1, self.data.frontend.n_mels, self.frames))
+        for out, key in zip(x.numpy(), keys, strict=True):
+            crop_into(out[0], self.data.logmel(key[1]), self.start(key), self.data.mean, self.data.std)
+        whole = {"x": x}
+        if self.labels:
+            whole["target"] = torch.stack([self.data.multi_hot(clip) for _, clip in keys])
+        return Items(whole)
+
+
+class Items(list[dict[str, Tensor]]):
+    """Items that lie side by side in memory already.
+
+    Args:
+        whole: All of them, stacked.
+    """
+
+    def __init__(self, whole: dict[str, Tensor]) -> None:
+        self.whole = whole
+        count = len(whole["x"])
+        super().__init__({name: values[index] for name, values in whole.items()} for index in range(count))
+
+
+def collate(items: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Stack items, for ``DataLoader(collate_fn=…)``; what lies side by side already is not copied again."""
+    if isinstance(items, Items):
+        return items.whole
+    stacked: dict[str, Tensor] = default_collate(items)
+    return stacked
+
+
+def _shared(shape: tuple[int, ...]) -> Tensor:
+    """Return a new tensor; in a loader process it lies in shared memory, so that nothing is copied later."""
+    if get_worker_info() is None:
+        return torch.empty(shape)
+    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape), device="cpu")
+    return torch.empty(0).set_(storage, 0, shape)
+
+
+def draw(choices: int, *words: int) -> int:
+    """Return a number from 0 to ``choices - 1``, uniform, as a function of the words.
+
+    A hash, because it is asked for once a crop: making a generator of numpy takes ten times as long.
+    """
+    digest = hashlib.blake2b(struct.pack(f"<{len(words)}Q", *words), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % choices
 
 
 def epoch_order(n_clips: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -238,6 +182,26 @@ def batch_keys(step: int, *, batch_size: int, n_clips: int, seed: int) -> list[K
         epoch, place = divmod(position, n_clips)
         keys.append((epoch, int(_cached_order(n_clips, seed, epoch)[place])))
     return keys
+
+
+def step_batches(
+    data: Prepared, first_step: int, last_step: int, *, batch_size: int, seed: int
+) -> StepBatches:
+    """Return the batches of some steps, in the order that suits where the data is.
+
+    Args:
+        data: Local or remote.
+        first_step: As for :class:`StepBatches`, like the rest.
+        last_step: One past the last.
+        batch_size: Clips in a batch, over all processes.
+        seed: Of the run.
+    """
+    if isinstance(data, LogMelData):
+        return StepBatches(first_step, last_step, batch_size=batch_size, n_clips=len(data), seed=seed)
+    from hear_m2d.pretrain.remote import RemoteData, WindowBatches
+
+    assert isinstance(data, RemoteData)
+    return WindowBatches(data, first_step, last_step, batch_size=batch_size, seed=seed)
 
 
 class StepBatches:

@@ -1,43 +1,41 @@
-"""Audio files → shards of float16 log-mel in Arrow's file format, with the set's own statistics.
+"""Audio → shards of float16 log-mel in Arrow's file format, with the set's own statistics.
 
-The sorted list of files is cut into shards before anything is decoded, so a shard's bytes follow from its
-own files alone: however many workers there are, and wherever a run was interrupted, the result is the same.
+The listed items are cut into shards before anything is decoded, so a shard's bytes follow from its own items
+alone: however many workers or machines there are, and wherever a run was interrupted, the result is the same.
 While work goes on ``plan.json`` says what is being made and ``shard-00000.json`` that a shard is whole; at
 the end ``data.json`` takes their place. A folder without ``data.json`` is never taken for a prepared one.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import hashlib
-import io
 import json
 import math
 import multiprocessing
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from hear_m2d._checkout import installed_version
-from hear_m2d.audio import AUDIO_SUFFIXES, find_audio
 from hear_m2d.errors import WorkFailedError
-from hear_m2d.files import atomic_write_text
+from hear_m2d.files import atomic_write_text, hold_folder, visible_names
 from hear_m2d.frontend import FrontendConfig
-from hear_m2d.pretrain.dataset import DATA_FILE, DATA_FORMAT, PLAN_FILE, LogMelData, read_summary
-from hear_m2d.pretrain.shards import ShardJob, Skipped, make_shard, printable
+from hear_m2d.pretrain.assemble import REPORT_FILE, assemble
+from hear_m2d.pretrain.prepared import DATA_FILE, DATA_FORMAT, PLAN_FILE, LogMelData, read_summary
+from hear_m2d.pretrain.shards import ShardJob, facts_path, make_shard
+from hear_m2d.pretrain.sources import Source, open_source
 
-REPORT_FILE = "skipped.csv"
-_SHARD_FILES = (64, 4096)  # fewest and most files in a shard
+_SHARD_ITEMS = (64, 1024)  # fewest (but for bytes and seams) and most items in a shard
+_SHARD_SOURCE_BYTES = 512 << 20  # of files: so that a shard of long ones is not the work of a day
 _SHARDS = 256  # how many to aim at between those
-_POOL_FROM_FILES = 400  # below, starting worker processes costs more than it saves
+_POOL_FROM_ITEMS = 400  # below, starting worker processes costs more than it saves
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Summary:
     """What was prepared.
 
     Attributes:
-        clips: Clips in the shards; a long file gives several.
+        clips: Clips that are trained on; a long file gives several.
         hours: Hours of audio in them.
         mean: Over every bin of every frame.
         std: Likewise.
@@ -63,6 +61,19 @@ class Summary:
     already: bool = False
 
 
+@dataclass(frozen=True)
+class Made:
+    """What one job of an array came to; the set is finished by the command without ``--shard``.
+
+    Attributes:
+        shards: How many are this job's.
+        missing: How many of the whole set are not made yet.
+    """
+
+    shards: int
+    missing: int
+
+
 def prepare(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -70,20 +81,22 @@ def prepare(
     sample_rate: int = 16000,
     max_clip_s: float = 30.0,
     workers: int | None = None,
+    ray: str | None = None,
     progress: bool = False,
 ) -> Summary:
-    """Prepare a folder of audio for pretraining; continue where an interrupted run stopped.
+    """Prepare audio for pretraining; continue where an interrupted run, or the jobs of an array, stopped.
 
     Files that are corrupt, truncated, empty, silent (:func:`~hear_m2d.pretrain.shards.is_silent`), shorter
-    than one analysis window or not readable are left out and listed in ``OUT/skipped.csv``. A file longer
-    than ``max_clip_s`` is cut into equal pieces; a silent piece is left out too.
+    than one analysis window, not readable, or equal to an earlier one when decoded, are left out and listed
+    in ``OUT/skipped.csv``. A file longer than ``max_clip_s`` is cut into equal pieces; silent pieces go.
 
     Args:
-        source: A folder of audio files, or one file.
+        source: What :func:`~hear_m2d.pretrain.sources.open_source` takes.
         out: The folder to write.
         sample_rate: Of the front end; files of other rates are resampled.
         max_clip_s: Longest clip, seconds.
         workers: Processes; by default up to 4, and none of its own for a small set.
+        ray: The address of a Ray cluster that does the work instead: ``auto``, ``local`` or ``HOST:PORT``.
         progress: Show a progress bar.
 
     Returns:
@@ -91,110 +104,216 @@ def prepare(
 
     Raises:
         ValueError: No usable audio was found, or ``out`` holds something else.
+        WorkFailedError: A worker died.
     """
-    source, out = Path(source), Path(out)
+    task = list_work(source, out, sample_rate=sample_rate, max_clip_s=max_clip_s)
+    if task.is_finished():
+        LogMelData(task.out)  # raises where a shard is damaged
+        return dataclasses.replace(_summary(task.out, read_summary(task.out)), already=True)
+    with hold_folder(task.out):
+        task.begin()
+        _make_all(task, range(len(task.cuts)), workers=workers, ray=ray, progress=progress)
+        summary = assemble(task.out, task.plan, task.source.problems)
+    return _summary(task.out, summary)
+
+
+def prepare_shard(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    shard: tuple[int, int],
+    sample_rate: int = 16000,
+    max_clip_s: float = 30.0,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Made:
+    """Make the i-th of n parts of the shards, as one job of an array; any number may run at the same time.
+
+    Args:
+        source: As for :func:`prepare`, like the rest.
+        out: The folder to write, which every job sees.
+        shard: (i, n), 1 ≤ i ≤ n.
+        sample_rate: Of the front end.
+        max_clip_s: Longest clip, seconds.
+        workers: Processes.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: As for :func:`prepare`; or there is no such part.
+    """
+    number, count = shard
+    if not 1 <= number <= count:
+        raise ValueError(f"--shard {number}/{count}: there are parts 1/{count} to {count}/{count}")
+    task = list_work(source, out, sample_rate=sample_rate, max_clip_s=max_clip_s)
+    mine = range(number - 1, len(task.cuts), count)
+    if task.is_finished():
+        return Made(len(mine), 0)
+    task.begin()
+    _make_all(task, mine, workers=workers, progress=progress)
+    return Made(len(mine), len(task.todo(range(len(task.cuts)))))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A listed source, cut into shards.
+
+    Attributes:
+        source: The source.
+        out: The folder to write.
+        plan: What is to be made: equal plans mean equal shards.
+        cuts: First and last-plus-one item of each shard.
+    """
+
+    source: Source
+    out: Path
+    plan: dict[str, Any]
+    cuts: tuple[tuple[int, int], ...]
+
+    def is_finished(self) -> bool:
+        """Return whether ``out`` holds this very set; raise where it holds another or other things."""
+        out = self.out
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"{out} is a file; the shards need a folder")
+        found = next((out / name for name in (DATA_FILE, PLAN_FILE) if (out / name).is_file()), None)
+        if found is None:
+            if other := visible_names(out):
+                raise ValueError(
+                    f"{out} holds other files ({', '.join(other[:3])}); give a new or an empty folder"
+                )
+            return False
+        try:
+            there = json.loads(found.read_text(encoding="utf-8"))
+            differing = [key for key in self.plan if there.get(key) != self.plan[key]]
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{found} is damaged: {error}. Remove {out}, or give a new folder.") from error
+        if differing:
+            told = "; ".join(f"{key}: there {there.get(key)}, asked {self.plan[key]}" for key in differing)
+            raise ValueError(f"{out} was prepared otherwise ({told}). Give a new folder.")
+        return found.name == DATA_FILE
+
+    def begin(self) -> None:
+        """Say in the folder what is being made."""
+        if not (self.out / PLAN_FILE).is_file():
+            atomic_write_text(self.out / PLAN_FILE, json.dumps(self.plan, indent=2) + "\n")
+
+    def todo(self, indices: Sequence[int]) -> list[int]:
+        """Return which of these shards are not made yet."""
+        there = {name for name in os.listdir(self.out) if name.endswith(".json")}  # noqa: PTH208
+        return [index for index in indices if facts_path(self.out, index).name not in there]
+
+    def job(self, index: int) -> ShardJob:
+        """Return what a worker needs to make a shard."""
+        frontend = FrontendConfig(**self.plan["frontend"])
+        return ShardJob(
+            index, self.source.part(*self.cuts[index]), self.out, frontend, self.plan["max_clip_s"]
+        )
+
+    def items(self, indices: Sequence[int]) -> int:
+        """Return how many items these shards have."""
+        return sum(last - first for first, last in (self.cuts[index] for index in indices))
+
+
+def list_work(
+    source: str | os.PathLike[str], out: str | os.PathLike[str], *, sample_rate: int, max_clip_s: float
+) -> Task:
+    """List a source and cut it into shards; nothing is written.
+
+    Raises:
+        ValueError: There is no audio, or a setting is out of range.
+    """
     frontend = FrontendConfig.for_rate(sample_rate)
-    if max_clip_s < 1:
+    if not 1 <= max_clip_s < math.inf:
         raise ValueError(f"the longest clip must be at least 1 second, not {max_clip_s}")
-    paths = find_audio(source)
-    if not paths:
-        raise ValueError(f"{source} holds no audio: no file ends in {' '.join(sorted(AUDIO_SUFFIXES))}")
-    root = source if source.is_dir() else source.parent
-    names = [path.relative_to(root).as_posix() for path in paths]
-    plan = _plan(source, names, paths, frontend=frontend, max_clip_s=max_clip_s)
-    if _is_finished(out, plan):
-        LogMelData(out)  # raises where a shard is damaged
-        return dataclasses.replace(_summary(out, read_summary(out)), already=True)
-    atomic_write_text(out / PLAN_FILE, json.dumps(plan, indent=2) + "\n")
-    jobs = [
-        ShardJob(index, tuple(names[a:b]), tuple(paths[a:b]), out, frontend, max_clip_s)
-        for index, (a, b) in enumerate(_cuts(len(paths)))
-    ]
-    todo = [job for job in jobs if not job.facts.is_file()]
-    with tqdm(total=len(paths), unit="file", desc="prepare", disable=not progress) as bar:
-        bar.update(len(paths) - sum(len(job.names) for job in todo))
-        for done in _make_all(todo, _workers(workers, todo)):
-            bar.update(len(done.names))
-    return _finish(source, out, plan, jobs)
-
-
-def _plan(
-    source: Path, names: list[str], paths: list[Path], *, frontend: FrontendConfig, max_clip_s: float
-) -> dict[str, Any]:
-    """Describe the work; equal descriptions mean equal shards."""
-    sizes = [path.stat().st_size for path in paths]
-    listing = hashlib.sha256()
-    for name, size in zip(names, sizes, strict=True):
-        listing.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
-    return {
+    listed = open_source(source)
+    cuts = tuple(cut(listed.sizes, listed.seams))
+    plan = {
         "format": DATA_FORMAT,
         "frontend": dataclasses.asdict(frontend),
-        "max_clip_s": max_clip_s,
-        "source": {
-            "name": source.resolve().name,
-            "files": len(paths),
-            "bytes": sum(sizes),
-            "sha256_of_names_and_sizes": listing.hexdigest(),
-        },
+        "max_clip_s": float(max_clip_s),
+        "source": listed.facts(),
+        "jobs": len(cuts),
     }
+    return Task(listed, Path(out), plan, cuts)
 
 
-def _is_finished(out: Path, plan: dict[str, Any]) -> bool:
-    """Return whether ``out`` holds this very set; raise where it holds another or other things."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; the shards need a folder")
-    found = next((out / name for name in (DATA_FILE, PLAN_FILE) if (out / name).is_file()), None)
-    if found is None:
-        if out.is_dir() and (other := sorted(path.name for path in out.iterdir() if path.name[0] != ".")):
-            raise ValueError(
-                f"{out} holds other files ({', '.join(other[:3])}); give a new or an empty folder"
-            )
-        return False
-    try:
-        there = json.loads(found.read_text(encoding="utf-8"))
-        differing = [key for key in plan if there.get(key) != plan[key]]
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{found} is damaged: {error}. Remove {out}, or give a new folder.") from error
-    if differing:
-        told = "; ".join(f"{key}: there {there.get(key)}, asked {plan[key]}" for key in differing)
-        raise ValueError(f"{out} was prepared otherwise ({told}). Give a new folder.")
-    return found.name == DATA_FILE
+def cut(sizes: NDArray[np.int64], seams: NDArray[np.int64] | None = None) -> Iterator[tuple[int, int]]:
+    """Yield the first and the last-plus-one item of each shard: a function of the listing alone.
+
+    Args:
+        sizes: Bytes of each item.
+        seams: Items at which to cut where that can be: what lies between two is read at one go.
+    """
+    fewest, most = _SHARD_ITEMS
+    wanted = min(max(math.ceil(len(sizes) / _SHARDS), fewest), most)
+    ends = np.cumsum(sizes)
+    first = 0
+    while first < len(sizes):
+        before = int(ends[first - 1]) if first else 0
+        held = int(np.searchsorted(ends, before + _SHARD_SOURCE_BYTES, "right"))
+        last = min(max(held, first + 1), first + (most if seams is not None else wanted), len(sizes))
+        if seams is not None and last < len(sizes):
+            # The first seam that gives enough items, else the last that there is, else none.
+            inside = seams[(seams > first) & (seams <= last)]
+            enough = inside[inside - first >= wanted]
+            last = int(enough[0] if len(enough) else inside[-1] if len(inside) else last)
+        yield first, last
+        first = last
 
 
-def _cuts(n_files: int) -> Iterator[tuple[int, int]]:
-    """Yield the first and the last-plus-one file of each shard: a function of the number of files."""
-    fewest, most = _SHARD_FILES
-    size = min(max(math.ceil(n_files / _SHARDS), fewest), most)
-    for first in range(0, n_files, size):
-        yield first, min(first + size, n_files)
+def _make_all(
+    task: Task, indices: Sequence[int], *, workers: int | None, ray: str | None = None, progress: bool
+) -> None:
+    """Make those of some shards that are not made yet."""
+    todo = task.todo(indices)
+    with tqdm(total=task.items(indices), unit="file", desc="prepare", disable=not progress) as bar:
+        bar.update(task.items(indices) - task.items(todo))
+        if ray is not None:
+            from hear_m2d.pretrain.prepare_ray import make_on_ray
+
+            made = make_on_ray(task, todo, address=ray)
+        elif count := _workers(workers, todo, task.items(todo)):
+            made = _make_in_pool(task, todo, count)
+        else:
+            made = _make_here(task, todo)
+        for index in made:
+            bar.update(task.items([index]))
 
 
-def _workers(asked: int | None, todo: list[ShardJob]) -> int:
+def _workers(asked: int | None, todo: Sequence[int], items: int) -> int:
     """Return how many processes to start; 0 means to do the work in this one."""
     if asked is not None:
         return 0 if asked <= 1 else min(asked, len(todo))
-    if sum(len(job.names) for job in todo) < _POOL_FROM_FILES:
+    if items < _POOL_FROM_ITEMS:
         return 0
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     wanted = min(processors, 4, len(todo))
     return wanted if wanted > 1 else 0
 
 
-def _make_all(jobs: list[ShardJob], workers: int) -> Iterator[ShardJob]:
-    """Make the shards, and yield each job when it is done."""
-    if not workers:
-        for job in jobs:
-            make_shard(job)
-            yield job
-        return
+def _make_here(task: Task, todo: Sequence[int]) -> Iterator[int]:
+    for index in todo:
+        make_shard(task.job(index))
+        yield index
+
+
+def _make_in_pool(task: Task, todo: Sequence[int], workers: int) -> Iterator[int]:
+    """Make the shards in processes, and yield each one's number when it is done."""
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
+    waiting = iter(todo)
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         try:
-            running = {pool.submit(make_shard, job): job for job in jobs}
-            for future in as_completed(running):
-                future.result()
-                yield running[future]
+            running: dict[Any, int] = {}
+            while True:
+                # Few are handed over ahead: each holds the names of its items once more.
+                while len(running) < 2 * workers and (index := next(waiting, None)) is not None:
+                    running[pool.submit(make_shard, task.job(index))] = index
+                if not running:
+                    return
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    yield running.pop(future)
         except BrokenProcessPool as error:
             raise WorkFailedError(
                 "a worker process died, perhaps for lack of memory. The same command continues; "
@@ -203,58 +322,6 @@ def _make_all(jobs: list[ShardJob], workers: int) -> Iterator[ShardJob]:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-def _finish(source: Path, out: Path, plan: dict[str, Any], jobs: list[ShardJob]) -> Summary:
-    """Add the shards' facts up, and put ``data.json`` in the place of the notes."""
-    facts = [json.loads(job.facts.read_text(encoding="utf-8")) for job in jobs]
-    skipped: list[Skipped] = [tuple(entry) for fact in facts for entry in fact["skipped"]]
-    counts = dict(sorted(Counter(reason for _, reason, _ in skipped).items()))
-    frames = sum(fact["frames"] for fact in facts)
-    if not frames:
-        _remove(out, jobs, shards=True)
-        told = ", ".join(f"{count} {reason}" for reason, count in counts.items())
-        raise ValueError(
-            f"{source} holds no usable audio: of {len(skipped)} files that look like it, {told} "
-            f"(the first: {skipped[0][0]}, {skipped[0][1]}: {skipped[0][2]})"
-        )
-    values = frames * plan["frontend"]["n_mels"]
-    mean = math.fsum(fact["sum"] for fact in facts) / values
-    variance = math.fsum(fact["squares"] for fact in facts) / values - mean**2
-    summary = plan | {
-        "version": installed_version(),
-        "clips": sum(fact["shard"]["clips"] for fact in facts),
-        "frames": frames,
-        "hours": sum(fact["samples"] for fact in facts) / plan["frontend"]["sample_rate"] / 3600,
-        "mean": mean,
-        "std": math.sqrt(variance),
-        "skipped": counts,
-        "shards": [fact["shard"] for fact in facts],
-    }
-    _write_report(out / REPORT_FILE, skipped)
-    atomic_write_text(out / DATA_FILE, json.dumps(summary, indent=2) + "\n")
-    _remove(out, jobs, shards=False)
-    return _summary(out, summary)
-
-
-def _write_report(path: Path, skipped: Iterable[Skipped]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("file", "reason", "detail"))
-    writer.writerows([printable(value) for value in row] for row in skipped)
-    atomic_write_text(path, text.getvalue())
-
-
-def _remove(out: Path, jobs: list[ShardJob], *, shards: bool) -> None:
-    """Remove the notes, what an interrupted write left, and the shards themselves if asked to."""
-    for job in jobs:
-        job.facts.unlink(missing_ok=True)
-        if shards:
-            job.shard.unlink(missing_ok=True)
-    for rest in [out / PLAN_FILE, *out.glob(".shard-*.tmp")]:
-        rest.unlink(missing_ok=True)
-    if shards and not any(out.iterdir()):
-        out.rmdir()
 
 
 def _summary(out: Path, data: dict[str, Any]) -> Summary:

@@ -16,7 +16,7 @@ from hear_m2d.frontend import FrontendConfig, LogMelSpectrogram
 from hear_m2d.pretrain import prepare as module
 from hear_m2d.pretrain.cli import prepare as command
 from hear_m2d.pretrain.dataset import LogMelData
-from hear_m2d.pretrain.prepare import prepare
+from hear_m2d.pretrain.prepare import cut, prepare
 from hear_m2d.pretrain.shards import is_silent
 
 
@@ -50,12 +50,12 @@ def audio_dir(tmp_path):
 @pytest.fixture
 def small_shards(monkeypatch):
     """Two files to a shard, two clips to a batch."""
-    monkeypatch.setattr(module, "_SHARD_FILES", (2, 2))
+    monkeypatch.setattr(module, "_SHARD_ITEMS", (2, 2))
     monkeypatch.setattr("hear_m2d.pretrain.shards._BATCH_VALUES", 20_000)
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if not p.name.startswith(".")}
 
 
 def test_usable_files_are_prepared_and_the_others_counted_and_named(audio_dir, tmp_path):
@@ -74,6 +74,7 @@ def test_usable_files_are_prepared_and_the_others_counted_and_named(audio_dir, t
     assert sorted(contents(tmp_path / "out")) == ["data.json", "shard-00000.arrow", "skipped.csv"]
     data = json.loads((tmp_path / "out" / "data.json").read_text())
     assert data["source"]["files"] == 10
+    assert data["lengths"] == [[51, 1], [101, 1], [151, 1], [201, 1]]
     assert data["frontend"] == vars(FrontendConfig())
     assert str(tmp_path) not in json.dumps(data)
 
@@ -161,7 +162,7 @@ def test_a_full_disk_is_reported_and_loses_nothing(audio_dir, tmp_path, small_sh
     with pytest.raises(OSError, match="No space left"):
         prepare(audio_dir, tmp_path / "out")
     monkeypatch.undo()
-    monkeypatch.setattr(module, "_SHARD_FILES", (2, 2))
+    monkeypatch.setattr(module, "_SHARD_ITEMS", (2, 2))
     assert prepare(audio_dir, tmp_path / "out").clips == 4
 
 
@@ -218,14 +219,14 @@ def test_silence_is_what_does_not_move(wave, silent):
 
 
 def test_an_unreadable_file_is_skipped(audio_dir, tmp_path, monkeypatch):
-    import hear_m2d.pretrain.shards as shards
+    import hear_m2d.pretrain.sources as sources
 
     def refused(path, rate):
-        if path.name == "a.wav":
-            raise PermissionError(13, "Permission denied", str(path))
+        if path.endswith("a.wav"):
+            raise PermissionError(13, "Permission denied", path)
         return read_audio(path, rate)
 
-    monkeypatch.setattr(shards, "read_audio", refused)
+    monkeypatch.setattr(sources, "read_audio", refused)
     assert prepare(audio_dir, tmp_path / "out").skipped["unreadable"] == 1
 
 
@@ -240,8 +241,21 @@ def test_a_dead_worker_is_reported_as_failed_work(audio_dir, tmp_path, small_sha
 
 
 def test_the_number_of_shards_follows_from_the_number_of_files():
-    assert [len(list(module._cuts(n))) for n in (1, 64, 65, 100_000, 2_000_000)] == [1, 1, 2, 256, 489]
-    assert list(module._cuts(130)) == [(0, 64), (64, 128), (128, 130)]
+    counts = [len(list(cut(np.full(n, 1000)))) for n in (0, 1, 64, 65, 100_000, 2_000_000)]
+    assert counts == [0, 1, 1, 2, 256, 1954]
+    assert list(cut(np.full(130, 1000))) == [(0, 64), (64, 128), (128, 130)]
+
+
+def test_a_shard_of_large_files_holds_fewer_of_them_but_at_least_one():
+    gigabyte = 1 << 30
+    sizes = np.array([gigabyte, gigabyte // 4, gigabyte // 4, 5, gigabyte, 7])
+    assert list(cut(sizes)) == [(0, 1), (1, 3), (3, 4), (4, 5), (5, 6)]
+
+
+def test_shards_of_a_table_end_where_its_row_groups_end():
+    seams = np.array([50, 100, 150, 3000])
+    found = list(cut(np.full(3200, 10), seams))
+    assert found == [(0, 100), (100, 150), (150, 1174), (1174, 2198), (2198, 3200)]
 
 
 def test_the_command_says_what_was_prepared_and_where_the_report_is(audio_dir, tmp_path):
