@@ -1,6 +1,6 @@
-"""The wheel and its requirements alone: `python -I tests/house/core_alone.py embed|tests|validate CHECKPOINT`.
+"""The wheel and its requirements, alone: `python -I tests/house/core_alone.py WHAT CHECKPOINT`.
 
-Runs in an environment that holds nothing else of ours (`make test-newest`, `make test-lowest`). `embed`
+Runs in an environment that holds nothing else of ours (`make test-newest`, `make test-lowest`). WHAT: `embed`
 writes an untrained checkpoint and embeds sound with it; `tests` runs the core's tests that need no extra;
 `validate` runs the official validator, which may say nothing but its standing note on rounding.
 """
