@@ -14,6 +14,7 @@ from hear_m2d.pretrain.m2d_x import M2DX
 from hear_m2d.pretrain.msm_mae import MSMMAE
 from hear_m2d.pretrain.objective import Objective
 from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.teacher import with_offline
 
 # What a recipe trains, by where its offline target comes from: the kind of its checkpoint.
 KINDS = {"": "m2d", "teacher": "m2d_x", "labels": "m2d_as", "features": "m2d_s"}
@@ -48,6 +49,40 @@ def build_objective(recipe: Recipe) -> Objective:
             offline_weight=recipe.offline_weight,
             **common,
         )
+
+
+def begin_objective(
+    recipe: Recipe,
+    *,
+    mean: float,
+    std: float,
+    target_shape: tuple[int, ...] | None = None,
+    resumed: bool = False,
+) -> tuple[Recipe, Objective]:
+    """Return the recipe, its open fields filled in, and its objective as a run begins with it.
+
+    That is fresh, or with the weights of ``init``; and with its teacher, where it has one.
+
+    Args:
+        recipe: What to train.
+        mean: Of the data.
+        std: Likewise.
+        target_shape: Of one item's ``target``; None where the data carries none.
+        resumed: The weights will come from a saved state: ``init`` need not be there any more.
+
+    Raises:
+        FileNotFoundError: No such checkpoint.
+        ValueError: ``init``, the teacher or the data's targets do not fit the recipe.
+    """
+    from hear_m2d.pretrain.warm_start import warm_start
+
+    recipe, teacher = with_offline(recipe, mean=mean, std=std, target_shape=target_shape)
+    objective = build_objective(recipe)
+    if recipe.init and not resumed:
+        warm_start(objective, recipe)
+    if isinstance(objective, M2DX):
+        objective.teacher = teacher
+    return recipe, objective
 
 
 def hear_model(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hear_m2d.cli import PartCommand
+
+if TYPE_CHECKING:
+    from hear_m2d.pretrain.recipe import Recipe
 
 INSTALL = "pip install 'hear-m2d[pretrain]'"
 
@@ -50,11 +54,19 @@ def prepare(audio_dir: Path, out: Path, sample_rate: int, workers: int | None) -
 @click.option(
     "--data",
     "data_dir",
-    required=True,
     type=click.Path(path_type=Path),
     help="A folder that `hear-m2d prepare` wrote, or a folder of audio, which is prepared first.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The run's folder.")
+@click.option("--out", type=click.Path(path_type=Path), help="The run's folder.")
+@click.option("--init", help="Continue from this checkpoint's weights: a path, address or name.")
+@click.option("--teacher", help="M2D-X: the frozen network.  [default: that of --init]")
+@click.option(
+    "--noise",
+    "noise_dir",
+    type=click.Path(path_type=Path),
+    help="A folder that `hear-m2d prepare` wrote, to be mixed in.",
+)
+@click.option("--noise-ratio", type=click.FloatRange(0, 1, max_open=True), help="Share of the noise.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train about this long here.")
 @click.option(
     "--steps", type=click.IntRange(min=0), help="Train this many steps; 0 writes the untrained network."
@@ -86,11 +98,15 @@ def prepare(audio_dir: Path, out: Path, sample_rate: int, workers: int | None) -
     help="Keep the states at multiples of so many steps for good.  [default: none]",
 )
 @click.option("--force", is_flag=True, help="Continue the run in OUT with other settings than it began with.")
-@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and stop.")
+@click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what it takes, and stop.")
 def pretrain(
     recipe_name: str,
-    data_dir: Path,
-    out: Path,
+    data_dir: Path | None,
+    out: Path | None,
+    init: str | None,
+    teacher: str | None,
+    noise_dir: Path | None,
+    noise_ratio: float | None,
     minutes: float | None,
     steps: int | None,
     epochs: int | None,
@@ -119,16 +135,18 @@ def pretrain(
         raise click.UsageError("give one of --minutes, --steps and --epochs")
     recipe = load_recipe(recipe_name)
     given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "precision": precision}
+    given |= {"init": init, "teacher": teacher, "noise_ratio": noise_ratio}
     given["compile"] = compile_blocks or None
     changed = {name: value for name, value in given.items() if value is not None}
     if steps is not None or epochs is not None:
         changed |= {"steps": steps, "epochs": epochs}
     recipe = dataclasses.replace(recipe, **changed)
     if dry_run:
-        for name, value in recipe.to_json().items():
-            click.echo(f"{name} = {value}")
-        click.echo(f"peak learning rate = {recipe.learning_rate:g}")
+        for line in _dry_run(recipe, data_dir, device):
+            click.echo(line)
         return
+    if data_dir is None or out is None:
+        raise click.UsageError("give --data and --out; only --dry-run does without them")
 
     from hear_m2d.pretrain.dataset import LogMelData
     from hear_m2d.pretrain.processes import STOPPED, OtherProcessFailedError, StoppedError, join, leave
@@ -145,6 +163,7 @@ def pretrain(
                 recipe,
                 processes.together(lambda: LogMelData(prepared)),
                 out,
+                noise=processes.together(lambda: None if noise_dir is None else LogMelData(noise_dir)),
                 minutes=minutes,
                 force=force,
                 device=device,
@@ -178,6 +197,21 @@ def visualize(run: Path, audio: tuple[Path, ...], out: Path, seed: int) -> None:
 
     for picture in draw_reconstructions(run, audio, out, seed=seed):
         click.echo(f"wrote {picture}")
+
+
+def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str]:
+    """Yield what a run would take; of a folder that is not prepared nobody knows how many clips it gives."""
+    from hear_m2d.device import pick_device
+    from hear_m2d.pretrain.dataset import LogMelData, is_prepared
+    from hear_m2d.pretrain.plan import describe_plan, make_plan
+
+    clips = None
+    if data_dir is not None:
+        if not data_dir.exists():
+            raise click.UsageError(f"{data_dir} does not exist")
+        clips = len(LogMelData(data_dir)) if is_prepared(data_dir) else None
+    place = pick_device(device)
+    yield from describe_plan(recipe, make_plan(recipe, clips=clips, device=place), place)
 
 
 def _prepared(folder: Path, out: Path, sample_rate: int) -> Path:

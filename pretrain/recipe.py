@@ -97,7 +97,7 @@ class Recipe:
         beta2: AdamW's.
         clip_grad: Largest global gradient norm; 0 does not clip.
         compile: Have torch compile the networks.
-        precision: ``auto`` is bfloat16 where the device computes in it, else float32; ``float64`` is for tests.
+        precision: ``auto`` is bfloat16 where the device computes in it, else float32; ``float64``: for tests.
         seed: Of weights, crops, masks and noise.
         reproduces: What it was published as.
         published_clips: Clips of the set that it was published with; 0 where none was.
@@ -290,7 +290,7 @@ def load_recipe(name: str | os.PathLike[str]) -> Recipe:
     """Read a recipe by the name of a shipped one, or from a TOML file.
 
     A file with ``base = "m2d_base"`` names only what differs from that recipe (shipped, or a path beside the
-    file); its ``deviations`` and ``ours`` are added to the base's.
+    file); its ``deviations`` are added to the base's.
 
     Raises:
         ValueError: No such recipe (the nearest names are shown), not TOML, or a field that does not fit.
@@ -319,9 +319,8 @@ def _read_fields(name: str | os.PathLike[str], above: tuple[Path, ...] = ()) -> 
     if path.resolve() in above:
         raise ValueError(f"{path}: its base leads back to itself")
     below, _ = _read_fields(base, (*above, path.resolve()))
-    for name in ("deviations", "ours"):
-        if isinstance(added := fields.get(name, []), list) and isinstance(below.get(name, []), list):
-            fields[name] = [*below.get(name, []), *added]
+    if isinstance(added := fields.get("deviations"), list):
+        fields["deviations"] = [*below.get("deviations", []), *added]
     if {"steps", "epochs"} & fields.keys():  # one replaces the other
         below = {key: value for key, value in below.items() if key not in ("steps", "epochs")}
     return {**below, **fields}, path

@@ -56,7 +56,7 @@ class Teacher:
         """
         self.encoder.to(clean.device)
         config = self.encoder.config
-        x = clean * self.scale + self.shift
+        x = clean.to(self.encoder.norm.weight.dtype) * self.scale + self.shift
         found = []
         for window in x.split(config.grid[1] * config.patch_size[1], dim=-1):
             short = -window.shape[-1] % config.patch_size[1]

@@ -24,8 +24,9 @@ from hear_m2d.device import native_bfloat16
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.files import hold_folder, remove_leftovers
 from hear_m2d.pretrain.batches import batches
-from hear_m2d.pretrain.build import build_objective, hear_model
+from hear_m2d.pretrain.build import begin_objective, hear_model
 from hear_m2d.pretrain.dataset import Crops, LogMelData, StepBatches
+from hear_m2d.pretrain.mixing import with_noise
 from hear_m2d.pretrain.objective import Objective
 from hear_m2d.pretrain.pace import steps_of_epochs, steps_within
 from hear_m2d.pretrain.processes import Processes, StoppedError, StopRequest, join, process_device
@@ -70,6 +71,7 @@ def train(
     data: LogMelData,
     out: Path,
     *,
+    noise: LogMelData | None = None,
     minutes: float | None = None,
     force: bool = False,
     **habits: Any,
@@ -80,6 +82,7 @@ def train(
         recipe: What to train and how.
         data: Prepared log-mels.
         out: The run's folder.
+        noise: Prepared noise, where the recipe mixes some in.
         minutes: Choose the number of steps so that the run takes about this long here; the recipe's
             length is then ignored.
         force: Continue the run in ``out`` although it was begun with other settings.
@@ -97,7 +100,7 @@ def train(
     """
     processes, settings, run = join(), Habits(**habits), RunFolder(out)
     with processes.one_fate(), StopRequest(processes).heard() as stop, _held(run, processes):
-        return _train(run, recipe, data, processes, stop, settings, minutes=minutes, force=force)
+        return _train(run, recipe, data, noise, processes, stop, settings, minutes=minutes, force=force)
 
 
 @contextmanager
@@ -119,6 +122,7 @@ def _train(
     run: RunFolder,
     recipe: Recipe,
     data: LogMelData,
+    noise: LogMelData | None,
     processes: Processes,
     stop: StopRequest,
     settings: Habits,
@@ -142,13 +146,30 @@ def _train(
         precision = "bfloat16" if native_bfloat16(place) else "float32"
     dtype = torch.float64 if precision == "float64" else torch.float32
 
+    # What it hears.
+    items = with_noise(Crops(data, frames=recipe.input_frames, seed=recipe.seed), noise, recipe.noise_ratio)
+    target = items[0, 0].get("target") if recipe.offline in ("labels", "features") else None
+
+    # Where it was.
+    states = States(out, keep_last=settings.keep_last, keep_every=settings.keep_every)
+    first = processes.on_main(states.newest)
+
     # The network and its optimiser.
     def trainer(objective: Objective, log_to: Path | None = None) -> Trainer:
         return Trainer(
             objective, recipe, device=place, precision=precision, at_once=settings.at_once, log_to=log_to
         )
 
-    objective = build_objective(recipe).to(place, dtype)
+    recipe, objective = processes.together(
+        lambda: begin_objective(
+            recipe,
+            mean=data.mean,
+            std=data.std,
+            target_shape=None if target is None else tuple(target.shape),
+            resumed=bool(first),
+        )
+    )
+    objective.to(place, dtype)
 
     # How long: a run that is resumed keeps the number of steps that its minutes came to.
     known = processes.on_main(run.known)
@@ -160,15 +181,14 @@ def _train(
         trial = trainer(copy.deepcopy(objective))
         steps = steps_within(minutes * 60, trial, recipe, processes)
 
-    # Where it was.
-    states = States(out, keep_last=settings.keep_last, keep_every=settings.keep_every)
-    first = processes.on_main(states.newest)
     record = {
         "recipe": recipe.to_json(),
         "minutes": minutes,
         "steps": steps,
         "data": {"clips": len(data), "hours": round(data.hours, 4), "mean": data.mean, "std": data.std},
     }
+    if noise is not None:
+        record["noise"] = {"clips": len(noise), "hours": round(noise.hours, 4), "mean": noise.mean}
     processes.on_main(lambda: run.begin(record, step=first, force=force))
     if processes.on_main(run.checkpoint.exists):
         processes.say("%s is already trained for %d steps", out, steps)
@@ -189,7 +209,7 @@ def _train(
     accelerator = training.accelerator
     accelerator.init_trackers("tensorboard")
     stream = batches(
-        Crops(data, frames=recipe.input_frames, seed=recipe.seed),
+        items,
         StepBatches(first, steps, batch_size=recipe.batch_size, n_clips=len(data), seed=recipe.seed),
         share=share,
         patches=math.prod(recipe.encoder_config.grid),

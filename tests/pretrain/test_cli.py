@@ -84,21 +84,63 @@ def test_a_data_json_among_the_audio_is_not_taken_for_prepared_data(run, audio_f
 
 
 def test_dry_run_prints_the_recipe_and_touches_nothing(run, recipe, tmp_path):
-    code, printed, _ = run(
-        "pretrain",
-        "--recipe",
-        recipe,
-        "--data",
-        tmp_path / "none",
-        "--out",
-        tmp_path / "run",
-        "--dry-run",
-        "--seed",
-        5,
-    )
+    out = tmp_path / "run"
+    code, printed, _ = run("pretrain", "--recipe", recipe, "--out", out, "--dry-run", "--seed", 5)
     assert code == 0
     assert "seed = 5" in printed
-    assert not (tmp_path / "run").exists()
+    assert "learned parameters: " in printed
+    assert not out.exists()
+
+
+def test_dry_run_needs_neither_data_nor_a_run_and_training_both(run, recipe, tmp_path):
+    code, printed, _ = run("pretrain", "--recipe", recipe, "--dry-run", "--device", "cpu")
+    assert code == 0
+    assert "steps: 3 of 4 clips" in printed
+    for given in (["--data", tmp_path], ["--out", tmp_path / "run"]):
+        code, _, said = run("pretrain", "--recipe", recipe, *given)
+        assert code == 2
+        assert "give --data and --out" in said
+    code, _, said = run("pretrain", "--recipe", recipe, "--data", tmp_path / "none", "--dry-run")
+    assert code == 2
+    assert "none does not exist" in said
+
+
+def test_dry_run_counts_the_steps_of_the_data(run, audio_folder, recipe, tmp_path):
+    run("prepare", audio_folder, tmp_path / "data")
+    asked = ["--epochs", 5, "--batch-size", 2, "--dry-run"]
+    code, printed, _ = run("pretrain", "--recipe", recipe, "--data", tmp_path / "data", *asked)
+    assert code == 0
+    assert "steps: 15 of 2 clips: 5 epochs of 6 clips (of the data)" in printed
+
+
+def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_as_teacher(
+    run, audio_folder, recipe, tmp_path
+):
+    first, second, noise = tmp_path / "first", tmp_path / "second", tmp_path / "noise"
+    small = recipe.read_text().replace("msm_mae", "m2d").replace("norm_pix_loss = false\n", "")
+    recipe.write_text(small)
+    run("pretrain", "--recipe", recipe, "--data", audio_folder, "--out", first)
+    run("prepare", audio_folder, noise)
+    further = tmp_path / "further.toml"
+    further.write_text('base = "mine.toml"\noffline = "teacher"\nnoise_ratio = 0.3\nbase_lr = 1e-9\n')
+    command = ["pretrain", "--recipe", further, "--data", audio_folder, "--out", second]
+    checkpoint = first / "checkpoint.safetensors"
+    code, _, said = run(*command, "--init", checkpoint)
+    assert code == 2
+    assert "noise_ratio = 0.3 needs noise: give --noise FOLDER" in said
+    code, _, said = run(*command, "--init", checkpoint, "--noise", noise)
+    assert code == 0, said
+    lines = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] == pytest.approx(lines[-1]["loss_online"] + lines[-1]["loss_offline"])
+    old, new = (hear_m2d.load_model(out / "checkpoint.safetensors") for out in (first, second))
+    assert new.config.kind == "m2d_x"
+    # So low a rate leaves the weights where they were.
+    for name, tensor in old.encoder.state_dict().items():
+        np.testing.assert_allclose(new.encoder.state_dict()[name], tensor, atol=1e-6)
+    command = ["pretrain", "--recipe", further, "--data", audio_folder, "--out", tmp_path / "third"]
+    code, _, said = run(*command, "--noise", noise)
+    assert code == 2
+    assert "give --teacher CHECKPOINT, or --init CHECKPOINT" in said
 
 
 def test_options_override_the_recipe(run, audio_folder, recipe, tmp_path):
