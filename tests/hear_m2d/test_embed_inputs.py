@@ -36,9 +36,10 @@ def test_two_folders_with_the_same_names_give_different_names(tree):
 def test_files_folders_patterns_and_a_list_go_together_and_each_file_counts_once(tree):
     (tree / "clips.txt").write_text("a/1.wav\n\nb/1.wav\r\n")
     (tree / "b/link.wav").symlink_to(tree / "a/2.flac")
-    found = collect_inputs([tree / "a/1.wav", tree / "a", f"{tree}/*/[12].*"], tree / "clips.txt")
+    given = [tree / "a/1.wav", tree / "a", tree / "b", f"{tree}/*/[12].*"]
+    found = collect_inputs(given, tree / "clips.txt")
     assert names(found) == ["a/1.wav", "a/2.flac", "a/deep/3.ogg", "b/1.wav"]
-    assert found.duplicates == 5  # a/1.wav three times more, a/2.flac and b/1.wav once
+    assert found.duplicates == 7  # a/1.wav three times more, a/2.flac, by its link too, and b/1.wav twice
 
 
 def test_a_pattern_takes_audio_and_folders_only_and_its_fixed_part_is_the_root(tree):

@@ -60,6 +60,17 @@ def test_what_is_done_is_not_done_again(sounds, spec, tmp_path, contents):
     assert contents(tmp_path / "out") == before | {"a/4.flac.scene.npy": (tmp_path / "zero.npy").read_bytes()}
 
 
+def test_a_batch_that_was_being_written_is_done_again_whole(sounds, spec, tmp_path, contents):
+    """Otherwise the rest of it would share its passes with other clips than before."""
+    inputs = collect_inputs([sounds])
+    embed_files(inputs, spec, tmp_path / "out", workers=0)
+    before = contents(tmp_path / "out")
+    (tmp_path / "out/.pending.json").write_text('{"names": ["a/6.wav", "b/7.flac"]}')
+    summary = embed_files(inputs, spec, tmp_path / "out", workers=0)
+    assert summary.clips == 2
+    assert contents(tmp_path / "out").keys() == before.keys()
+
+
 @pytest.mark.parametrize("kind", ["npy", "parquet"])
 def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(
     sounds, spec, tmp_path, kind, monkeypatch, child, contents
