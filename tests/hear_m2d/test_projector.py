@@ -73,6 +73,12 @@ def test_the_vector_equals_a_slow_reference(clap, config, noise):
         torch.testing.assert_close(vector, expected.float(), atol=2e-5, rtol=0)
 
 
+def test_the_hidden_features_are_those_of_the_config():
+    for hidden in range(60, 80):
+        config = dataclasses.replace(SEMANTIC, hidden=hidden)
+        assert make_projector(64, config).blocks[1].mlp.fc1.out_features == hidden
+
+
 def test_the_semantic_norms_have_pytorchs_eps():
     projector = make_projector(64, SEMANTIC)
     norms = [part for part in projector.modules() if isinstance(part, torch.nn.LayerNorm)]

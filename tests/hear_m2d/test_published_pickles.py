@@ -80,6 +80,7 @@ REFUSED = {
     "fractions.Fraction": __import__("fractions").Fraction(1, 2),
     "torch.nn.modules.linear.Linear": torch.nn.Linear(1, 1),
     "getattr": Path.stat,
+    "print": print,  # named, not called
 }
 
 
@@ -101,7 +102,7 @@ def rewritten(path, pickled):
     path.write_bytes(out.getvalue())
 
 
-LONG_TUPLES = b"N\x85q\x00" + b"".join(b"h\x00h\x00\x86q\x00" for _ in range(60))  # 2^60 leaves
+LONG_TUPLES = b"N\x85q\x000" + b"h\x00h\x00\x86q\x000" * 60 + b"h\x00"  # 2^60 leaves
 HOSTILE = {
     "a key that takes for ever to hash": b"\x80\x02}" + LONG_TUPLES + b"Ns.",
     "a set of such": b"\x80\x04\x8f(" + LONG_TUPLES + b"\x90.",
