@@ -133,8 +133,16 @@ class Processes:
         except Exception as error:
             if isinstance(error, RuntimeError) and not isinstance(error, WorkFailedError):
                 self._ask_the_others(error)
-            self.store.set(FAILED, str(self.rank))
+            if self._first_to_fail() != self.rank:
+                raise OtherProcessFailedError("another process of the run failed") from error
             raise
+
+    def _first_to_fail(self) -> int:
+        """Return which process failed first: the one that tells why."""
+        try:
+            return int(self.store.compare_set(FAILED, "", str(self.rank)))
+        except dist.DistError:  # the process that kept the store is gone
+            return self.rank
 
     def _ask_the_others(self, error: RuntimeError) -> None:
         """Tell an error of this process from the silence of another one."""
