@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hear_m2d.pretrain.dataset import Crops, Key, LogMelData
+from hear_m2d.pretrain.dataset import Crops, Items, Key, LogMelData, draw
 
 FLOOR = torch.finfo(torch.float32).eps  # of the mixed power
 
@@ -36,11 +36,10 @@ def noise_place(lengths: NDArray[np.int64], frames: int, *, seed: int, key: Key)
         seed: Of the run.
         key: Epoch and clip of the item.
     """
-    # Four words ending in 2: three words are a crop's, four ending in 1 an epoch's order.
-    random = np.random.default_rng((seed, *key, 2))
-    clip = int(random.integers(len(lengths)))
+    # Words of their own: a crop's start is drawn from (seed, epoch, clip).
+    clip = draw(len(lengths), seed, *key, 1)
     length = int(lengths[clip])
-    return clip, int(random.integers(length - frames + 1 if length >= frames else length))
+    return clip, draw(length - frames + 1 if length >= frames else length, seed, *key, 2)
 
 
 def with_noise(crops: Crops, noise: LogMelData | None, ratio: float) -> Dataset[dict[str, Tensor]]:
@@ -86,10 +85,14 @@ class MixedCrops(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, key: Key) -> dict[str, Tensor]:
         """Return the item of (epoch, clip)."""
-        item = self.crops[key]
-        clean, std = item["x"], self.crops.data.std
-        mixed = mix_log_mel(clean * std, self._noise(key), self.ratio) / std
-        return {**item, "x": mixed, "clean": clean}
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[Key]) -> Items:
+        """Return several items, side by side in memory."""
+        whole = self.crops.__getitems__(keys).whole
+        clean, std = whole["x"], self.crops.data.std
+        noise = torch.stack([self._noise(key) for key in keys])
+        return Items({**whole, "x": mix_log_mel(clean * std, noise, self.ratio) / std, "clean": clean})
 
     def _noise(self, key: Key) -> Tensor:
         """Return the noise of an item minus its set's mean, (1, mels, frames)."""

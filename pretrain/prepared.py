@@ -118,6 +118,7 @@ class OpenShard:
     def __init__(self, path: Path, facts: ShardFacts) -> None:
         self.values: list[NDArray[np.float16]] = []  # one flat view for each record batch
         self._label_columns: list[Any] = []
+        self._origins: list[tuple[Any, Any]] = []
         lengths, starts, batches, rows = [], [], [], []
         for batch in _open_shard(path, facts.bytes):
             logmel = batch.column("logmel")
@@ -128,6 +129,7 @@ class OpenShard:
             rows.append(np.arange(len(frames)))
             self.values.append(logmel.values.to_numpy())
             self._label_columns.append(batch.column("label") if "label" in batch.schema.names else None)
+            self._origins.append((batch.column("file"), batch.column("start_s")))
         clips = sum(map(len, lengths))
         if clips != facts.clips:
             raise ValueError(
@@ -146,6 +148,12 @@ class OpenShard:
         """Return a clip's label."""
         column = self._label_columns[self.batches[clip]]
         return (column[int(self.rows[clip])].as_py() or "") if column is not None else ""
+
+    def origin(self, clip: int) -> tuple[str, float]:
+        """Return the name of a clip's file, and where in it the clip begins, seconds."""
+        files, starts = self._origins[self.batches[clip]]
+        row = int(self.rows[clip])
+        return files[row].as_py(), starts[row].as_py()
 
     def logmel(self, clip: int, mels: int) -> NDArray[np.float16]:
         """Return a clip's log-mel, (mels, frames)."""
@@ -198,6 +206,11 @@ class LogMelData(Prepared):
         """Return a clip's label as the source has it."""
         shard, clip = self._place(index)
         return shard.label(clip)
+
+    def origin(self, index: int) -> tuple[str, float]:
+        """Return the name of a clip's file, and where in it the clip begins, seconds."""
+        shard, clip = self._place(index)
+        return shard.origin(clip)
 
     def count_shorter(self, frames: int) -> int:
         """Return how many clips are shorter than a crop of that many frames."""

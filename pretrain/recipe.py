@@ -44,7 +44,15 @@ KINDS = {
     "patch_size": "it is two whole numbers, [mel bins, frames]",
     "tuple": "it is a list of texts",
 }
-OFFLINE = ("online_weight", "offline_weight", "offline", "teacher", "teacher_statistics", "offline_features")
+OFFLINE = (
+    "online_weight",
+    "offline_weight",
+    "offline",
+    "teacher",
+    "teacher_statistics",
+    "offline_features",
+    "feature_frames",
+)
 M2D_ONLY = ("loss", "target_init", "target_input", "momentum_start", "momentum_end", *OFFLINE)
 # For people: nothing is trained differently by them.
 PAGE = ("description", "reproduces", "published_clips", "published_hours", "deviations", "ours")
@@ -80,6 +88,7 @@ class Recipe:
         online_weight: M2D-X: of M2D's own loss.
         offline_weight: M2D-X: of the offline loss.
         offline_features: M2D-X: classes, or features of a column's target; 0: as many as there are.
+        feature_frames: M2D-S: frames of the spectrogram that one stored feature vector stands for.
         teacher: M2D-X: a path or name of the frozen network; empty: that of ``init``.
         teacher_statistics: M2D-X: the teacher hears spectrograms standardised with the ``student`` data's
             mean and standard deviation, as published, or with its ``own``.
@@ -130,6 +139,7 @@ class Recipe:
     online_weight: float = 1.0
     offline_weight: float = 1.0
     offline_features: int = 0
+    feature_frames: int = 2
     teacher: str = ""
     teacher_statistics: str = "student"
     noise_ratio: float = 0.0
@@ -183,6 +193,7 @@ class Recipe:
             "online_weight": self.online_weight >= 0,
             "offline_weight": self.offline_weight >= 0,
             "offline_features": self.offline_features >= 0,
+            "feature_frames": self.feature_frames > 0,
             "noise_ratio": 0 <= self.noise_ratio < 1,
             "published_clips": self.published_clips >= 0,
             "seed": 0 <= self.seed < 2**63,
@@ -195,6 +206,10 @@ class Recipe:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is out of range")
         if self.teacher and self.offline != "teacher":
             raise ValueError(f'teacher = {self.teacher!r} teaches only where offline = "teacher"')
+        if self.offline == "features" and self.patch_size[1] % self.feature_frames:
+            raise ValueError(
+                f"feature_frames = {self.feature_frames} does not divide the {self.patch_size[1]} of a column"
+            )
         patches = math.prod(self.encoder_config.grid)
         if not 0 < visible_count(patches, self.mask_ratio) < patches:
             raise ValueError(

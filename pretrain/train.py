@@ -25,8 +25,8 @@ from hear_m2d.errors import WorkFailedError
 from hear_m2d.files import hold_folder, remove_leftovers
 from hear_m2d.pretrain.batches import batches
 from hear_m2d.pretrain.build import begin_objective, hear_model
-from hear_m2d.pretrain.dataset import Crops, LogMelData, StepBatches
-from hear_m2d.pretrain.mixing import with_noise
+from hear_m2d.pretrain.dataset import LogMelData, StepBatches
+from hear_m2d.pretrain.items import training_items
 from hear_m2d.pretrain.objective import Objective
 from hear_m2d.pretrain.pace import steps_of_epochs, steps_within
 from hear_m2d.pretrain.processes import Processes, StoppedError, StopRequest, join, process_device
@@ -72,6 +72,7 @@ def train(
     out: Path,
     *,
     noise: LogMelData | None = None,
+    features: Path | None = None,
     minutes: float | None = None,
     force: bool = False,
     **habits: Any,
@@ -83,6 +84,7 @@ def train(
         data: Prepared log-mels.
         out: The run's folder.
         noise: Prepared noise, where the recipe mixes some in.
+        features: A folder of stored features, where the recipe learns from them.
         minutes: Choose the number of steps so that the run takes about this long here; the recipe's
             length is then ignored.
         force: Continue the run in ``out`` although it was begun with other settings.
@@ -100,7 +102,9 @@ def train(
     """
     processes, settings, run = join(), Habits(**habits), RunFolder(out)
     with processes.one_fate(), StopRequest(processes).heard() as stop, _held(run, processes):
-        return _train(run, recipe, data, noise, processes, stop, settings, minutes=minutes, force=force)
+        return _train(
+            run, recipe, data, noise, features, processes, stop, settings, minutes=minutes, force=force
+        )
 
 
 @contextmanager
@@ -123,6 +127,7 @@ def _train(
     recipe: Recipe,
     data: LogMelData,
     noise: LogMelData | None,
+    features: Path | None,
     processes: Processes,
     stop: StopRequest,
     settings: Habits,
@@ -147,7 +152,7 @@ def _train(
     dtype = torch.float64 if precision == "float64" else torch.float32
 
     # What it hears.
-    items = with_noise(Crops(data, frames=recipe.input_frames, seed=recipe.seed), noise, recipe.noise_ratio)
+    items = training_items(recipe, data, noise=noise, features=features)
     target = items[0, 0].get("target") if recipe.offline in ("labels", "features") else None
 
     # Where it was.

@@ -67,6 +67,7 @@ def test_a_file_that_is_not_toml_is_named(tmp_path):
         ("offline_features", 2.5),
         ("teacher", "somebody.pth"),  # without offline = "teacher"
         ("teacher_statistics", "mine"),
+        ("feature_frames", 0),
         ("beta2", 1.0),
         ("base_lr", float("nan")),
         ("deviations", "none"),
