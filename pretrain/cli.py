@@ -66,6 +66,11 @@ def prepare(audio_dir: Path, out: Path, sample_rate: int, workers: int | None) -
     type=click.Path(path_type=Path),
     help="A folder that `hear-m2d prepare` wrote, to be mixed in.",
 )
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path),
+    help="M2D-S: a folder with NAME.npy for each file of the data.",
+)
 @click.option("--noise-ratio", type=click.FloatRange(0, 1, max_open=True), help="Share of the noise.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train about this long here.")
 @click.option(
@@ -106,6 +111,7 @@ def pretrain(
     init: str | None,
     teacher: str | None,
     noise_dir: Path | None,
+    features: Path | None,
     noise_ratio: float | None,
     minutes: float | None,
     steps: int | None,
@@ -164,6 +170,7 @@ def pretrain(
                 processes.together(lambda: LogMelData(prepared)),
                 out,
                 noise=processes.together(lambda: None if noise_dir is None else LogMelData(noise_dir)),
+                features=features,
                 minutes=minutes,
                 force=force,
                 device=device,
