@@ -14,7 +14,9 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,7 +94,7 @@ def embed_on_ray(
             bar.update(before)
             notes = []
             if todo:
-                with _cluster(address) as ray:
+                with cluster_at(address) as ray:
                     for note in _make(ray, shards, todo, spec, workers or 1):
                         notes.append(note)
                         bar.update(note["files"])
@@ -241,7 +243,7 @@ class ShardEmbedder:
 
 
 @contextmanager
-def _cluster(address: str) -> Iterator[Any]:
+def cluster_at(address: str) -> Iterator[Any]:
     """Connect to Ray, quietly; leave it as it was."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that this call starts reports to nobody
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs to its own files; here come sentences
@@ -252,8 +254,10 @@ def _cluster(address: str) -> Iterator[Any]:
     started = not ray.is_initialized()
     if started:
         try:
+            if match := re.fullmatch(r"([^/:]+):(\d+)", address):  # Ray itself would try for minutes
+                socket.create_connection((match[1], int(match[2])), timeout=10).close()
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, OverflowError, ValueError, RuntimeError) as error:
             told = " ".join(str(error).split())
             raise ValueError(f"no Ray cluster answers at {address!r}: {told}") from error
     context = ray.data.DataContext.get_current()
@@ -291,10 +295,10 @@ def _make(
         for row in found.iter_rows():
             yield json.loads(row["note"])
     except (ray.exceptions.RayError, RuntimeError) as error:
-        raise WorkFailedError(_sentence(error)) from error
+        raise WorkFailedError(sentence_of(error)) from error
 
 
-def _sentence(error: BaseException) -> str:
+def sentence_of(error: BaseException) -> str:
     """Return what an error on the cluster comes down to: the last line of its innermost traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"the work on the cluster failed: {lines[-1] if lines else type(error).__name__}"

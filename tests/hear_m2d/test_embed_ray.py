@@ -100,3 +100,12 @@ def test_a_cluster_that_loses_a_node_half_way_gives_the_rows_of_one_machine(
     assert all(name.startswith("part-") and name.endswith(".parquet") for name in left)
     with pytest.raises(ValueError, match="finished already"):
         embed_on_ray(inputs, spec, out, address="auto", shard_clips=2)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:999999"])
+def test_a_cluster_that_is_not_there_is_told(sounds, checkpoint_path, tmp_path, address):
+    from hear_m2d.embed_ray import embed_on_ray
+
+    spec = ModelSpec(str(checkpoint_path), device="cpu")
+    with pytest.raises(ValueError, match=f"no Ray cluster answers at '{address}': "):
+        embed_on_ray(collect_inputs([sounds]), spec, tmp_path / "out", address=address)
