@@ -13,7 +13,7 @@ HEAREVAL := heareval==2021.1.3
 VALIDATOR := hearvalidator==2021.0.6
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format test-slow test-full test-newest test-lowest test-tf test-adapters bench wheel clean
+.PHONY: help install demo test check format test-slow test-kill test-full test-newest test-lowest test-tf test-adapters bench wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -30,6 +30,9 @@ test: check ## check, then the tests (ARGS="-k name" for some)
 
 test-slow: $(STAMP) ## the tests that take minutes, and no others
 	@$(BIN)/pytest -m slow $(ARGS)
+
+test-kill: $(STAMP) ## pretraining killed at 20 moments, and with each file operation of a save failing
+	@$(BIN)/pytest -m kill $(ARGS)
 
 test-full: $(STAMP) ## every full size once, with its seconds (minutes; several GB of memory)
 	@$(BIN)/pytest -m full --durations=0 --durations-min=1 $(ARGS)

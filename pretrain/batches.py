@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from hear_m2d.pretrain.dataset import Key, StepBatches
+from hear_m2d.pretrain.dataset import Key, StepBatches, collate
 
 
 def mask_noise(seed: int, step: int, batch: int, patches: int) -> Tensor:
@@ -80,6 +80,7 @@ def batches(
         items,
         batch_sampler=Shares(steps, share),
         num_workers=workers,
+        collate_fn=collate,
         pin_memory=on_gpu,
         worker_init_fn=partial(_begin_worker, lock=lock),
         generator=torch.Generator(),  # else it draws from the caller's random state

@@ -122,4 +122,7 @@ class States:
         old = [step for step in self.steps() if step <= newest][: -self.keep_last]
         for step in old:
             if not (self.keep_every and step % self.keep_every == 0):
-                self.path(step).unlink(missing_ok=True)
+                try:
+                    self.path(step).unlink(missing_ok=True)
+                except OSError as error:  # it is in the way of nothing but space
+                    logger.warning("%s cannot be removed: %s", self.path(step), error)

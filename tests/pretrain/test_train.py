@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -216,36 +213,3 @@ def test_what_a_killed_save_left_behind_is_no_obstacle_and_is_removed(data, tmp_
     (tmp_path / "run" / ".DS_Store").write_text("")
     train(dataclasses.replace(TINY, steps=1), data, tmp_path / "run", device="cpu")
     assert sorted(p.name for p in (tmp_path / "run").glob(".*")) == [".DS_Store", ".lock"]
-
-
-KILLED = """
-import dataclasses, sys
-from pathlib import Path
-from hear_m2d.pretrain.state import States
-from hear_m2d.pretrain.dataset import LogMelData
-from hear_m2d.pretrain.recipe import Recipe
-from hear_m2d.pretrain.train import train
-save = States.save
-def told(self, objective, optimizer, step):
-    save(self, objective, optimizer, step)
-    print(step, flush=True)
-States.save = told
-recipe = Recipe(**eval(sys.argv[3]))
-train(recipe, LogMelData(Path(sys.argv[1])), Path(sys.argv[2]), device="cpu", log_every=1, save_every=2)
-"""
-
-
-def test_a_run_that_is_killed_continues_bit_for_bit(data, tmp_path):
-    recipe = dataclasses.replace(TINY, steps=60)
-    train(recipe, data, tmp_path / "whole", device="cpu", log_every=1)
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", KILLED, data.folder, tmp_path / "cut", repr(recipe.to_json())]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | threads) as process:
-        while process.stdout.readline().strip() != "6":
-            assert process.poll() is None
-        process.kill()
-    assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
-    train(recipe, data, tmp_path / "cut", device="cpu", log_every=1)
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(whole[name], cut[name]) for name in whole)
