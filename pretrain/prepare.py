@@ -198,15 +198,14 @@ class Task:
 
     def todo(self, indices: Sequence[int]) -> list[int]:
         """Return which of these shards are not made yet."""
-        there = {name for name in os.listdir(self.out) if name.endswith(".json")}  # noqa: PTH208
+        there = set(visible_names(self.out))
         return [index for index in indices if facts_path(self.out, index).name not in there]
 
-    def job(self, index: int) -> ShardJob:
-        """Return what a worker needs to make a shard."""
+    def job(self, index: int, out: Path | None = None) -> ShardJob:
+        """Return what a worker needs to make a shard; ``out`` is the folder as the worker sees it."""
         frontend = FrontendConfig(**self.plan["frontend"])
-        return ShardJob(
-            index, self.source.part(*self.cuts[index]), self.out, frontend, self.plan["max_clip_s"]
-        )
+        part = self.source.part(*self.cuts[index])
+        return ShardJob(index, part, out or self.out, frontend, self.plan["max_clip_s"])
 
     def items(self, indices: Sequence[int]) -> int:
         """Return how many items these shards have."""
