@@ -60,13 +60,20 @@ class Plan:
         return None if self.steps is None else self.steps * batch * self.operations / rate / 3600
 
 
-def make_plan(recipe: Recipe, *, clips: int | None = None, device: torch.device | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe,
+    *,
+    clips: int | None = None,
+    device: torch.device | None = None,
+    teacher: EncoderConfig | None = None,
+) -> Plan:
     """Count what a run of the recipe will take.
 
     Args:
         recipe: What would be trained.
         clips: Of the data; by default those that the recipe was published with.
         device: Where; the CPU by default. It decides the precision that ``auto`` means.
+        teacher: Sizes of M2D-X's teacher, where the recipe names none.
 
     Raises:
         ValueError: A named teacher is no checkpoint, or does not fit.
@@ -75,12 +82,13 @@ def make_plan(recipe: Recipe, *, clips: int | None = None, device: torch.device 
     precision = recipe.precision
     if precision == "auto":
         precision = "bfloat16" if native_bfloat16(device) else "float32"
-    teacher = None
-    if recipe.offline == "teacher" and (name := recipe.teacher or recipe.init):
+    if recipe.offline != "teacher":
+        teacher = None
+    elif name := recipe.teacher or recipe.init:
         teacher = read_weights(name).config.encoder
         check_teacher(recipe, teacher, name)
-        if not recipe.offline_features:
-            recipe = dataclasses.replace(recipe, offline_features=teacher.column_width)
+    if recipe.offline == "teacher" and teacher is not None and not recipe.offline_features:
+        recipe = dataclasses.replace(recipe, offline_features=teacher.column_width)
     clips = clips or recipe.published_clips or None
     steps = recipe.steps
     if steps is None and clips is not None:
@@ -128,12 +136,12 @@ def memory(recipe: Recipe, *, precision: str, teacher: EncoderConfig | None = No
     masked = patches - visible
     clip = config.depth * _block(config.width, extra + visible, config.mlp_ratio, value)
     clip += recipe.decoder_depth * _block(recipe.decoder_width, extra + patches, 4.0, value)
-    clip += exact * math.prod(config.input_size) * 2  # the clip, and its patches
-    clip += exact * config.width * patches * 2  # tokens with positions, and those gathered
+    clip += (exact + value) * math.prod(config.input_size)  # the clip, and its patches
+    clip += value * config.width * patches * 2  # tokens with positions, and those gathered
     features = config.width if recipe.objective == "m2d" else math.prod(config.patch_size)
-    clip += exact * masked * features * 6  # predictions and targets, standardised and compared
+    clip += exact * masked * features * 3  # predictions and targets, standardised and compared
     if recipe.offline:
-        clip += exact * config.grid[1] * (2 * config.column_width + 6 * recipe.offline_features)
+        clip += exact * config.grid[1] * (2 * config.column_width + 3 * recipe.offline_features)
     if teacher is not None:
         state += 4 * (12 * teacher.width**2 * teacher.depth)
     return state, clip

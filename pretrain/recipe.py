@@ -55,7 +55,15 @@ OFFLINE = (
 )
 M2D_ONLY = ("loss", "target_init", "target_input", "momentum_start", "momentum_end", *OFFLINE)
 # For people: nothing is trained differently by them.
-PAGE = ("description", "reproduces", "published_clips", "published_hours", "deviations", "ours")
+PAGE = (
+    "description",
+    "reproduces",
+    "published_clips",
+    "published_hours",
+    "published_scores",
+    "deviations",
+    "ours",
+)
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,7 @@ class Recipe:
         reproduces: What it was published as.
         published_clips: Clips of the set that it was published with; 0 where none was.
         published_hours: Training time as published, with the hardware.
+        published_scores: What the published weights reach, and where that stands.
         deviations: Where it trains otherwise than published.
         ours: Fields whose values were never published, or are not certain.
     """
@@ -161,6 +170,7 @@ class Recipe:
     reproduces: str = ""
     published_clips: int = 0
     published_hours: str = ""
+    published_scores: str = ""
     deviations: tuple[str, ...] = ()
     ours: tuple[str, ...] = ()
 
