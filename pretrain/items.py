@@ -121,7 +121,7 @@ class FeatureCrops(Crops):
 
     def _read(self, path: Path) -> NDArray[np.floating]:
         try:
-            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+            vectors: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise ValueError(f"{path} is missing: each file of the data needs its features") from None
         except (ValueError, OSError) as error:

@@ -25,7 +25,7 @@ def operations_per_clip(recipe: Recipe, teacher: EncoderConfig | None = None) ->
     visible = visible_count(patches, recipe.mask_ratio)
     masked = patches - visible
     width, extra = encoder.width, int(encoder.class_token)
-    online = 2 * patches * pixels * width
+    online: float = 2 * patches * pixels * width
     online += block_operations(width, extra + visible, depth=encoder.depth)
     online += 2 * (extra + visible) * width * decoder.width
     online += block_operations(decoder.width, extra + patches, depth=decoder.depth)

@@ -58,7 +58,7 @@ class Teacher:
         config = self.encoder.config
         x = clean.to(self.encoder.norm.weight.dtype) * self.scale + self.shift
         found = []
-        for window in x.split(config.grid[1] * config.patch_size[1], dim=-1):
+        for window in torch.split(x, config.grid[1] * config.patch_size[1], dim=-1):
             short = -window.shape[-1] % config.patch_size[1]
             tokens = self.encoder(nn.functional.pad(window, (0, short)))
             found.append(to_columns(tokens, rows=config.grid[0]))
