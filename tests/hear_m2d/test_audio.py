@@ -93,6 +93,13 @@ def test_channels_are_averaged(tmp_path):
     np.testing.assert_allclose(read_audio(tmp_path / "x.wav", 16000), 0.125)
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_the_average_is_numpys_to_the_bit(tmp_path, channels):
+    wave = np.random.default_rng(0).standard_normal((5000, channels)).astype(np.float32)
+    soundfile.write(tmp_path / "x.wav", wave, 16000, subtype="FLOAT")
+    np.testing.assert_array_equal(read_audio(tmp_path / "x.wav", 16000), wave.mean(axis=1))
+
+
 def test_a_file_longer_than_a_block_is_read_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("hear_m2d.audio._BLOCK", 1000)
     wave = tone(16000)
