@@ -115,7 +115,10 @@ def write_page(out: Path, *, facts: dict[str, Any]) -> Path:
         about_metrics=table.ABOUT,
         problems=table.problems(results),
         curves=curves(out),
-        pictures=[(path.stem, picture(path)) for path in sorted((out / "pictures").glob("*.png"))],
+        pictures=[
+            (path.parent.name, picture(path))
+            for path in sorted((out / "pictures").glob("*/reconstruction.png"))
+        ],
         harness=results["m2d"]["harness"],
         environment=results["m2d"]["environment"],
         **facts,

@@ -152,7 +152,8 @@ def make(settings: Settings, out: Path) -> tuple[Path, list[str]]:
 
     demo.headline(6, "pictures and page")
     examples = [out / "examples" / name for name in corpus.examples]
-    demo.command("visualize", out / "msm_mae", *examples, "--out", out / "pictures")
+    only = ("--no-attention", "--no-sound")  # the page shows reconstructions
+    demo.command("visualize", out / "msm_mae", *examples, "--out", out / "pictures", *only)
     facts: dict[str, Any] = {
         "corpus": corpus.about,
         "hardware": hardware(),

@@ -87,11 +87,16 @@ def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(mel >= 15.0, 1000.0 * np.exp((mel - 15.0) * (math.log(6.4) / 27.0)), mel * 200.0 / 3.0)
 
 
+def mel_edges(config: FrontendConfig) -> NDArray[np.float64]:
+    """Return hertz, (mels + 2,): bin i rises from edge i, is centred on edge i + 1, falls to i + 2."""
+    low, high = _hz_to_mel(np.array([config.f_min, config.f_max]))
+    return _mel_to_hz(np.linspace(low, high, config.n_mels + 2))
+
+
 def mel_filters(config: FrontendConfig) -> Tensor:
     """Return the area-normalised triangular filter bank, (mels, n_fft // 2 + 1), float32."""
     bins = np.linspace(0.0, config.sample_rate / 2, config.n_fft // 2 + 1)
-    low, high = _hz_to_mel(np.array([config.f_min, config.f_max]))
-    edges = _mel_to_hz(np.linspace(low, high, config.n_mels + 2))
+    edges = mel_edges(config)
     rising = (bins[None, :] - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
     falling = (edges[2:, None] - bins[None, :]) / (edges[2:] - edges[1:-1])[:, None]
     triangles = np.maximum(0.0, np.minimum(rising, falling))

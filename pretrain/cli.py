@@ -11,6 +11,7 @@ import click
 
 from hear_m2d.cli import PartCommand
 from hear_m2d.pretrain.prepare_cli import prepare as prepare  # the entry points name this module
+from hear_m2d.pretrain.visualize_cli import visualize as visualize  # likewise
 
 if TYPE_CHECKING:
     from hear_m2d.pretrain.recipe import Recipe
@@ -160,19 +161,6 @@ def pretrain(
         raise SystemExit(STOPPED) from None
     if processes.is_main:
         click.echo(f"checkpoint: {checkpoint}")
-
-
-@click.command(cls=PartCommand, needs=("matplotlib", "accelerate"), install=INSTALL)
-@click.argument("run", type=click.Path(path_type=Path))
-@click.argument("audio", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the pictures.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the masks.")
-def visualize(run: Path, audio: tuple[Path, ...], out: Path, seed: int) -> None:
-    """Draw what an MSM-MAE run paints into masked patches: one PNG per AUDIO file."""
-    from hear_m2d.pretrain.visualize import draw_reconstructions
-
-    for picture in draw_reconstructions(run, audio, out, seed=seed):
-        click.echo(f"wrote {picture}")
 
 
 def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str]:

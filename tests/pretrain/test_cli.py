@@ -1,8 +1,7 @@
-"""`hear-m2d pretrain` and `visualize` as typed: from a folder of audio to a checkpoint and a picture."""
+"""`hear-m2d pretrain` as typed: from a folder of audio to a checkpoint."""
 
 import json
 
-import matplotlib.image
 import numpy as np
 import pytest
 import soundfile
@@ -63,18 +62,6 @@ def test_one_command_leads_from_a_folder_of_audio_to_a_checkpoint(run, audio_fol
     assert f"checkpoint: {out}" in printed
     assert hear_m2d.load_model(out / "checkpoint.safetensors").scene_embedding_size == 160
     assert "broken.wav" in (out / "data" / "skipped.csv").read_text()
-
-
-def test_a_picture_for_each_file(run, audio_folder, recipe, tmp_path):
-    out = tmp_path / "run"
-    run("pretrain", "--recipe", recipe, "--data", audio_folder, "--out", out)
-    code, _, _ = run(
-        "visualize", out, audio_folder / "clip0.wav", audio_folder / "clip1.wav", "--out", tmp_path / "p"
-    )
-    assert code == 0
-    pictures = [matplotlib.image.imread(tmp_path / "p" / f"clip{i}.png") for i in range(2)]
-    assert pictures[0].shape[1] > 800
-    assert not np.array_equal(pictures[0], pictures[1])
 
 
 def test_a_data_json_among_the_audio_is_not_taken_for_prepared_data(run, audio_folder, recipe, tmp_path):
@@ -177,9 +164,3 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert last.startswith("error: ")
     assert says in last
     assert "Traceback" not in error
-
-
-def test_pictures_of_an_unfinished_run_are_refused(run, audio_folder, tmp_path):
-    code, _, error = run("visualize", tmp_path, audio_folder / "clip0.wav", "--out", tmp_path / "p")
-    assert code == 2
-    assert "not a finished run" in error
