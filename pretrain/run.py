@@ -60,40 +60,53 @@ class RunFolder:
             raise ValueError(f"{self.record} is not of a pretraining run: give an empty --out")
         return record
 
-    def begin(self, record: dict[str, Any], *, step: int = 0, force: bool = False) -> None:
-        """Write ``run.json``, or check that the run here is the same.
+    def changed(
+        self, record: dict[str, Any], *, step: int = 0, force: bool = False
+    ) -> dict[str, tuple[Any, Any]]:
+        """Return what differs between the run here and what is asked for: nothing, unless forced.
 
         Args:
             record: What is asked for.
             step: Where the run is.
-            force: Continue with other settings; what changed, and when, is recorded under ``history``. A
-                checkpoint that is there already is kept under its step's name.
+            force: Whether it may differ.
 
         Raises:
             ValueError: Another run is here, or one that is further than it shall go.
         """
         known = self.known()
         if known is None:
-            self._write({**record, "history": []})
-            return
-        history = known.pop("history", [])
+            return {}
+        known.pop("history", None)
         changed = changes(known, record)
-        if not changed:
-            return
-        if not force:
+        if changed and not force:
             told = [f"{name} is {before!r} there, {now!r} now" for name, (before, now) in changed.items()]
             raise ValueError(
                 f"{self.folder} holds another run: {'; '.join(told)}. Give another --out, the same "
                 f"settings, or --force to continue it with these"
             )
-        if step > record["steps"]:
+        if changed and step > record["steps"]:
             raise ValueError(f"{self.folder} is at step {step} already: it cannot end at {record['steps']}")
-        # First, so that the run is unfinished before it is longer.
-        for path in (self.checkpoint, self.objective):
-            if path.exists():
-                path.replace(path.with_name(f"{path.stem}-{known['steps']}{path.suffix}"))
-        entry = {"step": step, "changed": {name: list(pair) for name, pair in changed.items()}}
-        self._write({**record, "history": [*history, entry]})
+        return changed
+
+    def begin(self, record: dict[str, Any], changed: dict[str, tuple[Any, Any]], *, step: int = 0) -> None:
+        """Write ``run.json``, or what changed in it.
+
+        Args:
+            record: What is asked for.
+            changed: What :meth:`changed` returned; recorded under ``history``. A checkpoint that is there
+                already is kept, under its number of steps.
+            step: Where the run is.
+        """
+        known = self.known()
+        if known is None:
+            self._write({**record, "history": []})
+        elif changed:
+            # First, so that the run is unfinished before it is longer.
+            for path in (self.checkpoint, self.objective):
+                if path.exists():
+                    path.replace(path.with_name(f"{path.stem}-{known['steps']}{path.suffix}"))
+            entry = {"step": step, "changed": {name: list(pair) for name, pair in changed.items()}}
+            self._write({**record, "history": [*known.get("history", []), entry]})
 
     def _write(self, record: dict[str, Any]) -> None:
         atomic_write_text(self.record, json.dumps(record, indent=2) + "\n")

@@ -25,7 +25,7 @@ from hear_m2d.errors import WorkFailedError
 from hear_m2d.files import hold_folder, remove_leftovers
 from hear_m2d.pretrain.batches import batches
 from hear_m2d.pretrain.build import begin_objective, hear_model
-from hear_m2d.pretrain.dataset import LogMelData, StepBatches
+from hear_m2d.pretrain.dataset import LogMelData, step_batches
 from hear_m2d.pretrain.items import training_items
 from hear_m2d.pretrain.objective import Objective
 from hear_m2d.pretrain.pace import steps_of_epochs, steps_within
@@ -194,14 +194,17 @@ def _train(
     }
     if noise is not None:
         record["noise"] = {"clips": len(noise), "hours": round(noise.hours, 4), "mean": noise.mean}
-    processes.on_main(lambda: run.begin(record, step=first, force=force))
-    if processes.on_main(run.checkpoint.exists):
+    changed = processes.on_main(lambda: run.changed(record, step=first, force=force))
+    if not changed and processes.on_main(run.checkpoint.exists):
         processes.say("%s is already trained for %d steps", out, steps)
         return run.checkpoint
     training = trainer(objective, out)
     if first:
         processes.together(lambda: states.load(objective, training.optimizer, first))
         processes.say("continuing %s at step %d of %d", out, first, steps)
+    for name, (before, now) in changed.items():
+        processes.say("%s was %r, and is %r from here on", name, before, now)
+    processes.on_main(lambda: run.begin(record, changed, step=first))
     first_loss = processes.on_main(lambda: run.cut_log(first))
     processes.say(
         "%s: %d clips (%.2f h), %d steps of %d clips, %s on %s, %d processes, learning rate %.3g",
@@ -215,7 +218,7 @@ def _train(
     accelerator.init_trackers("tensorboard")
     stream = batches(
         items,
-        StepBatches(first, steps, batch_size=recipe.batch_size, n_clips=len(data), seed=recipe.seed),
+        step_batches(data, first, steps, batch_size=recipe.batch_size, seed=recipe.seed),
         share=share,
         patches=math.prod(recipe.encoder_config.grid),
         device=place,

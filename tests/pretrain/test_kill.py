@@ -41,9 +41,9 @@ FIELDS = {
     "precision": "float32",
 }
 
-# A run that ends itself, or meets an error, at a chosen moment. Moments are counted: "log 5" is its fifth line
-# in the log, "file 3" the third operation on a file while states are written: open, write, half of it written,
-# fsync, chmod, replace; open, fsync and close of the folder; unlink of an old state.
+# A run that ends itself, or meets an error, at a chosen moment. Moments are counted: "log 5" is its fifth
+# line in the log, "file 3" the third operation on a file while states are written: open, write, half of it
+# written, fsync, chmod, replace; open, fsync and close of the folder; unlink of an old state.
 SCRIPT = """
 import errno, json, os, signal, sys
 from pathlib import Path

@@ -121,6 +121,49 @@ def test_the_folder_of_another_run_is_refused_with_the_differing_field(data, tmp
         train(dataclasses.replace(TINY, steps=1, mask_ratio=0.6), data, tmp_path / "run", device="cpu")
 
 
+def test_a_description_that_was_reworded_is_no_other_run(data, tmp_path):
+    train(dataclasses.replace(TINY, steps=1), data, tmp_path / "run", device="cpu")
+    again = dataclasses.replace(TINY, steps=1, description="The same in other words.")
+    assert train(again, data, tmp_path / "run", device="cpu").exists()
+
+
+def test_force_continues_with_other_settings_and_records_what_changed(data, tmp_path):
+    out = tmp_path / "run"
+    train(TINY, data, out, device="cpu", log_every=1)
+    before = losses(out)
+    longer = dataclasses.replace(TINY, steps=16, base_lr=0.01)
+    with pytest.raises(
+        ValueError, match=r"base_lr is 0\.03 there, 0\.01 now.*steps is 12 there, 16 now.*--force"
+    ):
+        train(longer, data, out, device="cpu", log_every=1)
+    assert (out / "checkpoint.safetensors").exists()
+    checkpoint = train(longer, data, out, device="cpu", log_every=1, force=True)
+    assert losses(out)[:12] == before
+    assert len(losses(out)) == 16
+    record = json.loads((out / "run.json").read_text())
+    assert record["recipe"]["base_lr"] == 0.01
+    assert record["history"] == [
+        {
+            "step": 12,
+            "changed": {"recipe.base_lr": [0.03, 0.01], "recipe.steps": [12, 16], "steps": [12, 16]},
+        }
+    ]
+    assert hear_m2d.load_model(checkpoint).config.training["steps"] == 16
+    assert hear_m2d.load_model(out / "checkpoint-12.safetensors").config.training["steps"] == 12
+    assert train(longer, data, out, device="cpu") == checkpoint  # the new settings are now the run's own
+
+
+def test_a_run_cannot_be_forced_to_end_before_where_it_is_or_into_another_network(data, tmp_path):
+    train(TINY, data, tmp_path / "run", device="cpu")
+    with pytest.raises(ValueError, match="at step 12 already: it cannot end at 5"):
+        train(dataclasses.replace(TINY, steps=5), data, tmp_path / "run", device="cpu", force=True)
+    record = (tmp_path / "run" / "run.json").read_text()
+    with pytest.raises(ValueError, match="network of other sizes"):
+        train(dataclasses.replace(TINY, width=64), data, tmp_path / "run", device="cpu", force=True)
+    assert (tmp_path / "run" / "run.json").read_text() == record
+    assert (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
 def test_a_folder_of_something_else_is_refused(data, tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(ValueError, match=r"thesis\.tex"):
@@ -175,6 +218,34 @@ def test_a_loss_that_breaks_stops_the_run_and_keeps_the_last_good_state(data, tm
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
     state = weights(tmp_path / "run")
     assert all(tensor.isfinite().all() for name, tensor in state.items() if name.startswith("optimizer."))
+
+
+def test_a_loss_that_diverges_stops_the_run(data, tmp_path):
+    recipe = dataclasses.replace(OBJECTIVES["msm_mae"], base_lr=300.0, clip_grad=0.0, steps=200, warmup=0.0)
+    with pytest.raises(
+        WorkFailedError, match=r"the loss is .* at the first line of the log: the run stopped"
+    ):
+        train(recipe, data, tmp_path / "run", device="cpu", log_every=1)
+    assert all(np.isfinite(losses(tmp_path / "run")))
+
+
+def test_the_log_says_so_where_no_state_was_saved_before_the_loss_broke(data, tmp_path):
+    recipe = dataclasses.replace(TINY, base_lr=1e30, clip_grad=0.0, steps=30)
+    with pytest.raises(WorkFailedError, match="no state was saved yet"):
+        train(recipe, data, tmp_path / "run", device="cpu", log_every=10)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_give_the_losses_of_eager_ones_and_are_compiled_once(data, tmp_path):
+    from torch._dynamo.utils import counters
+
+    train(TINY, data, tmp_path / "eager", device="cpu", log_every=1)
+    torch._dynamo.reset()
+    counters.clear()
+    train(dataclasses.replace(TINY, compile=True), data, tmp_path / "run", device="cpu", log_every=1)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(tmp_path / "eager"), rtol=0, atol=1e-5)
+    # The encoder's, the target's (without gradients) and the predictor's blocks; nothing more in later steps.
+    assert counters["stats"]["unique_graphs"] == 3
 
 
 def test_data_of_another_front_end_is_refused(data, tmp_path):
