@@ -2,22 +2,28 @@
 
 import copy
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
-from hear_m2d.checkpoint import save_checkpoint
+from hear_m2d.checkpoint import read_tensors, save_checkpoint
 from hear_m2d.config import ModelConfig
 from hear_m2d.encoder import EncoderConfig
 from hear_m2d.frontend import FrontendConfig
 from hear_m2d.model import HearModel
 from hear_m2d.pretrain.build import build_objective, hear_model
+from hear_m2d.pretrain.dataset import LogMelData
 from hear_m2d.pretrain.decoder import DecoderConfig
 from hear_m2d.pretrain.m2d_x import M2DX
 from hear_m2d.pretrain.masking import random_mask
+from hear_m2d.pretrain.prepare import prepare
 from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.state import STATE_KEY
 from hear_m2d.pretrain.teacher import Teacher, with_offline
+from hear_m2d.pretrain.train import train
 
 
 @pytest.fixture
@@ -258,3 +264,35 @@ def test_a_student_may_be_taught_by_its_own_recipe_twice_as_wide():
     teacher = Teacher(model, mean=0.0, std=1.0)
     assert teacher.features == 640
     assert teacher.columns(torch.randn(1, 1, 80, 48)).shape == (1, 6, 640)
+
+
+def test_a_run_with_a_teacher_continues_exactly_and_needs_its_init_no_more(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "audio").mkdir()
+    for number in range(5):
+        sound = 0.1 * rng.standard_normal(12000)
+        soundfile.write(tmp_path / "audio" / f"{number}.wav", sound, 16000)
+    prepare(tmp_path / "audio", tmp_path / "data")
+    data = LogMelData(tmp_path / "data")
+    init = save_teacher(tmp_path / "init.safetensors")
+    recipe = recipe_of(
+        offline="teacher", teacher=save_teacher(tmp_path / "teacher.safetensors", std=2.0), init=init,
+        noise_ratio=0.3, steps=4, batch_size=2, base_lr=0.1, precision="float32",
+    )  # fmt: skip
+    train(recipe, data, tmp_path / "whole", noise=data, save_every=2, keep_last=9, device="cpu")
+    (tmp_path / "killed").mkdir()
+    for name in ("run.json", "metrics.jsonl", "state-2.safetensors"):
+        shutil.copy(tmp_path / "whole" / name, tmp_path / "killed" / name)
+    (tmp_path / "init.safetensors").unlink()
+    train(recipe, data, tmp_path / "killed", noise=data, save_every=2, keep_last=9, device="cpu")
+    whole, killed = (
+        read_tensors(tmp_path / run / "state-4.safetensors", STATE_KEY)[0] for run in ("whole", "killed")
+    )
+    assert whole.keys() == killed.keys()
+    assert "model.offline_predictor.weight" in whole
+    assert not any("teacher" in name for name in whole)
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    started = (
+        build_objective(dataclasses.replace(recipe, offline_features=320)).encoder.blocks[0].attn.qkv.weight
+    )
+    assert not torch.allclose(whole["model.encoder.blocks.0.attn.qkv.weight"], started, atol=0.1)
