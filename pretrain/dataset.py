@@ -137,8 +137,10 @@ def _shared(shape: tuple[int, ...]) -> Tensor:
     """Return a new tensor; in a loader process it lies in shared memory, so that nothing is copied later."""
     if get_worker_info() is None:
         return torch.empty(shape)
-    storage = torch.UntypedStorage._new_shared(4 * math.prod(shape), device="cpu")
-    return torch.empty(0).set_(storage, 0, shape)
+    storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(  # type: ignore[no-untyped-call]
+        4 * math.prod(shape), device="cpu"
+    )
+    return torch.empty(0).set_(storage).view(shape)
 
 
 def draw(choices: int, *words: int) -> int:

@@ -11,21 +11,15 @@ from hear_m2d.cli import PartCommand
 INSTALL = "pip install 'hear-m2d[pretrain]'"
 
 
-class _Part(click.ParamType):
-    """i/n: which part of how many."""
-
-    name = "i/n"
-
-    def convert(
-        self, value: str | tuple[int, int], param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            number, count = map(int, value.split("/"))
-        except ValueError:
-            self.fail(f"{value!r} is no part: give i/n, such as 3/64", param, ctx)
-        return number, count
+def _part(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    """Read i/n: which part of how many."""
+    if value is None:
+        return None
+    try:
+        number, count = map(int, value.split("/"))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no part: give i/n, such as 3/64") from None
+    return number, count
 
 
 @click.command(cls=PartCommand, needs=("pyarrow",), install=INSTALL)
@@ -48,7 +42,9 @@ class _Part(click.ParamType):
 @click.option(
     "--workers", type=click.IntRange(min=1), help="Processes.  [default: up to 4, 1 for a small set]"
 )
-@click.option("--shard", type=_Part(), help="Make the i-th of n parts only, as one job of an array.")
+@click.option(
+    "--shard", metavar="I/N", callback=_part, help="Make the i-th of n parts only, as one job of an array."
+)
 @click.option("--ray", metavar="ADDRESS", help="Work on a Ray cluster: auto, local or HOST:PORT.")
 @click.option("--dry-run", is_flag=True, help="List the source, say what would be made, and stop.")
 def prepare(

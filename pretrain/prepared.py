@@ -264,8 +264,8 @@ def is_prepared(folder: Path) -> bool:
 
     An address is taken for one that it wrote.
     """
-    if address_of(folder):
-        return True
+    if address := address_of(folder):
+        return not address.startswith("hf://")  # which is a source
     for name, key in ((DATA_FILE, "frontend"), (PLAN_FILE, "format")):
         try:
             found = json.loads((folder / name).read_text(encoding="utf-8"))

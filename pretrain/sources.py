@@ -107,8 +107,8 @@ def open_source(source: str | os.PathLike[str]) -> Source:
     from hear_m2d.pretrain.tables import hub_source, parquet_source
 
     text = os.fspath(source)
-    if text.startswith("hf://"):
-        return hub_source(text)
+    if address := re.match(r"hf:/+(.+)", text):  # a path object keeps one slash of two
+        return hub_source(f"hf://{address[1]}")
     path = Path(text)
     if not path.exists() and _MAGIC.search(text):
         root, files = _matches(text)
@@ -273,7 +273,7 @@ class _Members:
         try:
             with tarfile.open(path, "r:") as tar:
                 while (member := tar.next()) is not None:
-                    tar.members = []  # it would keep them all
+                    tar.members = []  # type: ignore[attr-defined]  # it would keep them all
                     stem, suffix = _stem(member.name)
                     if not member.isreg() or member.issparse() or Path(member.name).name.startswith("."):
                         continue
