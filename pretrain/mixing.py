@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hear_m2d.pretrain.dataset import Crops, Items, Key, LogMelData, draw
+from hear_m2d.pretrain.dataset import Crops, Items, Key, LogMelData, crop_into, draw
 
 FLOOR = torch.finfo(torch.float32).eps  # of the mixed power
 
@@ -24,7 +24,8 @@ def mix_log_mel(clean: Tensor, noise: Tensor, ratio: float) -> Tensor:
         noise: Log-mel minus the mean of the noise's set, likewise.
         ratio: Share of the noise: 0 is the clean clip, 1 the noise alone.
     """
-    return (ratio * noise.exp() + (1 - ratio) * clean.exp()).clamp(min=FLOOR).log()
+    mixed = clean.exp().mul_(1 - ratio).add_(noise.exp(), alpha=ratio)
+    return mixed.clamp_(min=FLOOR).log_()
 
 
 def noise_place(lengths: NDArray[np.int64], frames: int, *, seed: int, key: Key) -> tuple[int, int]:
@@ -91,12 +92,18 @@ class MixedCrops(Dataset[dict[str, Tensor]]):
         """Return several items, side by side in memory."""
         whole = self.crops.__getitems__(keys).whole
         clean, std = whole["x"], self.crops.data.std
-        noise = torch.stack([self._noise(key) for key in keys])
-        return Items({**whole, "x": mix_log_mel(clean * std, noise, self.ratio) / std, "clean": clean})
+        mixed = mix_log_mel(clean * std, self._noise(keys), self.ratio).div_(std)
+        return Items({**whole, "x": mixed, "clean": clean})
 
-    def _noise(self, key: Key) -> Tensor:
-        """Return the noise of an item minus its set's mean, (1, mels, frames)."""
-        clip, start = noise_place(self.noise.lengths, self.crops.frames, seed=self.crops.seed, key=key)
-        logmel = self.noise.logmel(clip)  # (mels, frames of the clip)
-        frames = (start + np.arange(self.crops.frames)) % logmel.shape[1]
-        return torch.from_numpy(logmel.T[frames].T.astype(np.float32) - np.float32(self.noise.mean))[None]
+    def _noise(self, keys: list[Key]) -> Tensor:
+        """Return the noise of items minus its set's mean, (items, 1, mels, frames)."""
+        frames, mels = self.crops.frames, self.noise.frontend.n_mels
+        found = torch.empty(len(keys), 1, mels, frames)
+        for out, key in zip(found.numpy(), keys, strict=True):
+            clip, start = noise_place(self.noise.lengths, frames, seed=self.crops.seed, key=key)
+            logmel = self.noise.logmel(clip)  # (mels, frames of the clip)
+            if logmel.shape[1] < frames:  # repeated
+                logmel = logmel[:, (start + np.arange(frames)) % logmel.shape[1]]
+                start = 0
+            crop_into(out[0], logmel, start, self.noise.mean, 1.0)
+        return found

@@ -6,6 +6,7 @@ Source: M2D-X (see ``m2d_x.py``), whose published code hands the teacher the stu
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,10 @@ class Teacher:
         if statistics == "own":
             self.scale = std / model.config.std
             self.shift = (mean - model.config.mean) / model.config.std
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        """Return itself: it never changes, and a copy of an objective can do with the one."""
+        return self
 
     @property
     def features(self) -> int:
