@@ -72,6 +72,22 @@ INSTALL = "pip install 'hear-m2d[pretrain]'"
     default=0,
     help="Keep the states at multiples of so many steps for good.  [default: none]",
 )
+@click.option(
+    "--probe",
+    "probe_places",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Probe now and then: a HEAR task folder, or a CSV of files and labels; may be repeated.",
+)
+@click.option(
+    "--probe-every", default="10epochs", show_default=True, help="Epochs or steps: 5, 5epochs, 500steps."
+)
+@click.option(
+    "--probe-clips", type=click.IntRange(min=1), default=1000, show_default=True, help="Most, of each probe."
+)
+@click.option(
+    "--track", multiple=True, help="A tracker besides TensorBoard: wandb, mlflow, …; may be repeated."
+)
 @click.option("--force", is_flag=True, help="Continue the run in OUT with other settings than it began with.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what it takes, and stop.")
 def pretrain(
@@ -97,6 +113,10 @@ def pretrain(
     save_every: int,
     keep_last: int,
     keep_every: int,
+    probe_places: tuple[Path, ...],
+    probe_every: str,
+    probe_clips: int,
+    track: tuple[str, ...],
     force: bool,
     dry_run: bool,
 ) -> None:
@@ -125,8 +145,10 @@ def pretrain(
         raise click.UsageError("give --data and --out; only --dry-run does without them")
 
     from hear_m2d.pretrain.dataset import LogMelData
+    from hear_m2d.pretrain.probe import check_probes
     from hear_m2d.pretrain.processes import STOPPED, OtherProcessFailedError, StoppedError, join, leave
     from hear_m2d.pretrain.run import RunFolder
+    from hear_m2d.pretrain.trackers import check_trackers
     from hear_m2d.pretrain.train import train
 
     processes = join()
@@ -134,6 +156,12 @@ def pretrain(
         with processes.one_fate():
             # An --out that is taken is refused before any audio is prepared.
             processes.on_main(RunFolder(out).known)
+            check_trackers(track)
+            probes = processes.on_main(
+                lambda: check_probes(
+                    probe_places, every=probe_every, clips=probe_clips, sample_rate=recipe.sample_rate
+                )
+            )
             prepared = processes.on_main(lambda: _prepared(data_dir, out, recipe.sample_rate))
             checkpoint = train(
                 recipe,
@@ -151,6 +179,8 @@ def pretrain(
                 workers=workers,
                 at_once=at_once,
                 progress=True,
+                probes=probes,
+                track=track,
             )
         leave()
     except OtherProcessFailedError:
@@ -166,14 +196,15 @@ def pretrain(
 def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str]:
     """Yield what a run would take; of a folder that is not prepared nobody knows how many clips it gives."""
     from hear_m2d.device import pick_device
-    from hear_m2d.pretrain.dataset import LogMelData, is_prepared
+    from hear_m2d.pretrain.dataset import is_prepared, open_data
     from hear_m2d.pretrain.plan import describe_plan, make_plan
 
     clips = None
     if data_dir is not None:
-        if not data_dir.exists():
+        if is_prepared(data_dir):
+            clips = len(open_data(data_dir))
+        elif not data_dir.exists():
             raise click.UsageError(f"{data_dir} does not exist")
-        clips = len(LogMelData(data_dir)) if is_prepared(data_dir) else None
     place = pick_device(device)
     yield from describe_plan(recipe, make_plan(recipe, clips=clips, device=place), place)
 
