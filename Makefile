@@ -13,7 +13,7 @@ HEAREVAL := heareval==2021.1.3
 VALIDATOR := hearvalidator==2021.0.6
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format test-slow test-kill test-full test-newest test-lowest test-tf test-adapters bench wheel clean
+.PHONY: help install demo test check format test-slow test-kill test-full test-newest test-lowest test-tf test-adapters bench bench-peers wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -74,28 +74,31 @@ test-newest: $(STAMP) ## the wheel alone, in a clean environment, beside the new
 test-lowest: $(STAMP) ## the same with the lowest allowed version of each requirement
 	$(call core_alone,lowest,the lowest versions it allows,$$($(BIN)/python tests/house/lowest.py))
 
-test-tf: $(STAMP) ## the harness where tensorflow is installed, in .venv-tf on top of .venv
-	@echo "test-tf: .venv-tf with tensorflow-cpu (minutes)"
-	@$(BIN)/python -m venv --clear --without-pip .venv-tf
+# $(call beside,NAME,PACKAGES,COMMAND): PACKAGES in .venv-NAME, which also sees all of .venv; then COMMAND there.
+define beside
+	@echo ".venv-$(1): $(2), on top of .venv (minutes)"
+	@$(BIN)/python -m venv --clear --without-pip .venv-$(1)
 	@$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
-		> "$$(.venv-tf/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside_venv.pth"
-	@.venv-tf/bin/python -m pip install $(PIP_FLAGS) tensorflow-cpu
-	@.venv-tf/bin/python tests/evaluation/check_tf.py
+		> "$$(.venv-$(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside_venv.pth"
+	@.venv-$(1)/bin/python -m pip install $(PIP_FLAGS) $(2)
+	@.venv-$(1)/bin/python $(3)
+endef
 
-test-adapters: $(STAMP) ## the adapters under the real mteb and X-ARES, in .venv-adapters on top of .venv
-	@echo "test-adapters: .venv-adapters with mteb and xares (minutes)"
-	@$(BIN)/python -m venv --clear --without-pip .venv-adapters
-	@$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
-		> "$$(.venv-adapters/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside_venv.pth"
-	@.venv-adapters/bin/python -m pip install $(PIP_FLAGS) "mteb>=2" "xares>=0.1.3"
-	@.venv-adapters/bin/python tests/hear_m2d/check_adapters.py
+test-tf: $(STAMP) ## the harness where tensorflow is installed
+	$(call beside,tf,tensorflow-cpu,tests/evaluation/check_tf.py)
+
+test-adapters: $(STAMP) ## the adapters under the real mteb and X-ARES
+	$(call beside,adapters,"mteb>=2" "xares>=0.1.3",tests/hear_m2d/check_adapters.py)
 
 bench: $(STAMP) ## the speed tables: embedding and pretraining
 	@$(BIN)/python benchmarks/embed.py
 	@$(BIN)/python benchmarks/pretrain.py
 
+bench-peers: $(STAMP) ## our base model beside AST, PaSST and wav2vec 2.0
+	$(call beside,peers,transformers hear21passt,benchmarks/peers.py $(ARGS))
+
 clean: ## remove builds, caches and the side environments; .venv and results stay
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .venv-newest .venv-tf .venv-adapters
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .venv-newest .venv-lowest .venv-tf .venv-adapters .venv-peers
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
