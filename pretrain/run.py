@@ -128,7 +128,7 @@ class RunFolder:
             except ValueError:
                 continue  # a line cut short when the process was killed
         atomic_write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
-        return float(kept[0]["loss"]) if kept else None
+        return next((float(entry["loss"]) for entry in kept if "loss" in entry), None)  # probes have none
 
     def save_objective(self, objective: Objective, record: dict[str, Any]) -> None:
         """Write what the checkpoint leaves out."""

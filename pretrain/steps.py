@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from hear_m2d.pretrain.meters import clip_means, latent_meters, rankme
 from hear_m2d.pretrain.objective import Objective, Outcome
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.schedules import decay_groups
@@ -45,7 +45,6 @@ class Trainer:
         device: Where.
         precision: ``float32``, ``bfloat16`` or ``float64``.
         at_once: Most clips in one forward pass; 0 takes the process's whole share of a batch.
-        log_to: A folder for TensorBoard's files.
     """
 
     def __init__(
@@ -56,23 +55,23 @@ class Trainer:
         device: torch.device,
         precision: str,
         at_once: int = 0,
-        log_to: Path | None = None,
     ) -> None:
         self.recipe, self.objective, self.at_once = recipe, objective, at_once
         self.optimizer = make_optimizer(objective, recipe)
-        self.accelerator = make_accelerator(device, log_to)
+        self.accelerator = make_accelerator(device)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
         if recipe.compile:
             compile_blocks(objective)
         self._stepper: Any = None
 
-    def step(self, batch: dict[str, Tensor], *, rate: float) -> Step:
+    def step(self, batch: dict[str, Tensor], *, rate: float, watch: bool = False) -> Step:
         """Take one step: forward, backward, clip, update. The momentum update is the caller's.
 
         Args:
             batch: ``x``, standardised log-mel, (clips, 1, mels, frames); ``noise``, uniform,
                 (clips, patches); and what the objective's offline target is made of.
             rate: Learning rate.
+            watch: Add the meters of the encoder's output.
         """
         if self._stepper is None:  # not before: the weights that a resumed run loads are those to be shared
             self._stepper, self._optimizer = self.accelerator.prepare(self.objective, self.optimizer)
@@ -82,7 +81,8 @@ class Trainer:
         count = -(-clips // self.at_once) if self.at_once else 1
         split = {name: tensor.tensor_split(count) for name, tensor in batch.items()}
         parts = [{name: split[name][index] for name in split} for index in range(count)]
-        losses, meters = [], []
+        losses, meters, means = [], [], []
+        extra = self.objective.encoder.config.class_token
         for index, part in enumerate(parts):
             share = len(part["x"]) / clips
             whole = index == len(parts) - 1
@@ -90,16 +90,19 @@ class Trainer:
                 outcome = self._forward(part)
                 self.accelerator.backward(outcome.loss * share if share != 1 else outcome.loss)
             losses.append(outcome.loss.detach() * share)
-            meters.append({name: value.detach() * share for name, value in outcome.meters.items()})
+            found = outcome.meters
+            if watch:
+                found = {**found, **latent_meters(outcome.latent, class_token=extra)}
+                means.append(clip_means(outcome.latent, class_token=extra))
+            meters.append({name: value.detach() * share for name, value in found.items()})
             del outcome  # its activations, before the next part makes its own
         norm = self.accelerator.clip_grad_norm_(self._stepper.parameters(), self.recipe.clip_grad or math.inf)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        return Step(
-            loss=torch.stack(losses).sum(),
-            norm=norm,
-            meters={name: torch.stack([part[name] for part in meters]).sum() for name in meters[0]},
-        )
+        summed = {name: torch.stack([part[name] for part in meters]).sum() for name in meters[0]}
+        if watch:  # of all processes' clips
+            summed["rankme"] = rankme(self.accelerator.gather(torch.cat(means)))
+        return Step(loss=torch.stack(losses).sum(), norm=norm, meters=summed)
 
     def _forward(self, part: dict[str, Tensor]) -> Outcome:
         with self.autocast:
@@ -110,16 +113,14 @@ class Trainer:
         return outcome
 
 
-def make_accelerator(device: torch.device, log_to: Path | None = None) -> Accelerator:
-    """Return an accelerator for this process's device; ``log_to`` is a folder for TensorBoard's files."""
+def make_accelerator(device: torch.device) -> Accelerator:
+    """Return an accelerator for this process's device."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # accelerate takes the current one
     AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the last run's settings otherwise
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",  # the step's own autocast: accelerate's would copy every output to float32
-        log_with="tensorboard" if log_to else None,
-        project_dir=log_to,
         # The buffers are constants.
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,17 @@ from hear_m2d.pretrain.batches import batches
 from hear_m2d.pretrain.build import begin_objective, hear_model
 from hear_m2d.pretrain.dataset import LogMelData, step_batches
 from hear_m2d.pretrain.items import training_items
+from hear_m2d.pretrain.meters import device_rate, step_operations
 from hear_m2d.pretrain.objective import Objective
 from hear_m2d.pretrain.pace import steps_of_epochs, steps_within
+from hear_m2d.pretrain.probe import Probes, ProbeSettings
 from hear_m2d.pretrain.processes import Processes, StoppedError, StopRequest, join, process_device
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.run import RunFolder
 from hear_m2d.pretrain.schedules import cosine_rate, momentum_decay
 from hear_m2d.pretrain.state import States
 from hear_m2d.pretrain.steps import Step, Trainer
+from hear_m2d.pretrain.trackers import Trackers, check_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,8 @@ class Habits:
         workers: Processes that load crops beside the training, for each training process.
         at_once: Most clips in one forward pass of a process; 0 takes its whole share of a batch.
         progress: Show a progress bar.
+        probes: Labelled sets that are asked now and then.
+        track: Trackers besides TensorBoard: accelerate's names, or instances of its ``GeneralTracker``.
     """
 
     device: str = "auto"
@@ -64,6 +69,8 @@ class Habits:
     workers: int = 0
     at_once: int = 0
     progress: bool = False
+    probes: ProbeSettings = field(default_factory=ProbeSettings)
+    track: tuple[Any, ...] = ()
 
 
 def train(
@@ -155,15 +162,23 @@ def _train(
     items = training_items(recipe, data, noise=noise, features=features)
     target = items[0, 0].get("target") if recipe.offline in ("labels", "features") else None
 
+    probes = processes.together(
+        lambda: Probes(
+            settings.probes,
+            sample_rate=recipe.sample_rate,
+            epoch=len(data) // recipe.batch_size,
+            read=processes.is_main,
+        )
+    )
+    check_trackers(settings.track)
+
     # Where it was.
     states = States(out, keep_last=settings.keep_last, keep_every=settings.keep_every)
     first = processes.on_main(states.newest)
 
     # The network and its optimiser.
-    def trainer(objective: Objective, log_to: Path | None = None) -> Trainer:
-        return Trainer(
-            objective, recipe, device=place, precision=precision, at_once=settings.at_once, log_to=log_to
-        )
+    def trainer(objective: Objective) -> Trainer:
+        return Trainer(objective, recipe, device=place, precision=precision, at_once=settings.at_once)
 
     recipe, objective = processes.together(
         lambda: begin_objective(
@@ -198,14 +213,14 @@ def _train(
     if not changed and processes.on_main(run.checkpoint.exists):
         processes.say("%s is already trained for %d steps", out, steps)
         return run.checkpoint
-    training = trainer(objective, out)
+    training = trainer(objective)
     if first:
         processes.together(lambda: states.load(objective, training.optimizer, first))
         processes.say("continuing %s at step %d of %d", out, first, steps)
     for name, (before, now) in changed.items():
         processes.say("%s was %r, and is %r from here on", name, before, now)
     processes.on_main(lambda: run.begin(record, changed, step=first))
-    first_loss = processes.on_main(lambda: run.cut_log(first))
+    first_loss = processes.on_main(lambda: run.cut_log(first or -1))
     processes.say(
         "%s: %d clips (%.2f h), %d steps of %d clips, %s on %s, %d processes, learning rate %.3g",
         recipe.objective, len(data), data.hours, steps, recipe.batch_size, precision, place.type,
@@ -214,8 +229,28 @@ def _train(
     if short := int((data.lengths < recipe.input_frames).sum()):
         processes.say("%d clips are shorter than a crop and are padded with the mean", short)
 
-    accelerator = training.accelerator
-    accelerator.init_trackers("tensorboard")
+    # What is looked at meanwhile.
+    trackers = Trackers(out, settings.track, recipe.to_json()) if processes.is_main else None
+    if probes.wanted and processes.is_main:
+        logger.info(probes.describe())
+    operations = step_operations(recipe, objective)
+    measured = processes.together(lambda: device_rate(place, precision))
+    machine_rate = processes.mean([torch.tensor(measured)])[0] * processes.count
+
+    def log(line: dict[str, Any]) -> None:
+        run.log(line)
+        assert trackers is not None
+        trackers.log(line)
+
+    def ask(step: int) -> float:
+        """Probe after so many steps, and return the seconds that it took."""
+        start = time.perf_counter()
+        if probes.due(step, steps):
+            processes.on_main(
+                lambda: log(probes.ask(objective, recipe, mean=data.mean, std=data.std, step=step))
+            )
+        return time.perf_counter() - start
+
     stream = batches(
         items,
         step_batches(data, first, steps, batch_size=recipe.batch_size, seed=recipe.seed),
@@ -227,6 +262,8 @@ def _train(
         lock=out / ".lock",
     )
     objective.train()
+    if not first:
+        ask(0)
     clock, waited, logged, ready = time.perf_counter(), 0.0, first, time.perf_counter()
     bar = tqdm(
         total=steps,
@@ -246,14 +283,14 @@ def _train(
             batch = next(stream)
             waited += time.perf_counter() - ready
             rate = _rate(recipe, step, steps)
-            result = training.step(batch, rate=rate)
+            done = step + 1
+            logs = done % settings.log_every == 0 or done == steps
+            result = training.step(batch, rate=rate, watch=logs)
             # After the optimiser, so that the target follows the updated network.
             decay = momentum_decay(step, total=steps, start=recipe.momentum_start, end=recipe.momentum_end)
             objective.momentum_update(decay)
 
-            done = step + 1
             bar.update()
-            logs = done % settings.log_every == 0 or done == steps
             saves = done % settings.save_every == 0 and done < steps
             if logs or saves:  # the only place where the device is waited for
                 line = {"step": done, "lr": rate, **_read(result, processes)}
@@ -264,17 +301,18 @@ def _train(
                     line["momentum"] = decay
                 seconds = time.perf_counter() - clock
                 line["clips_per_s"] = (done - logged) * recipe.batch_size / seconds
+                line["share"] = line["clips_per_s"] * operations / machine_rate
                 line["data_wait"] = waited / seconds
                 if processes.is_main:
-                    run.log(line)
-                    accelerator.log({k: v for k, v in line.items() if k != "step"}, step=done)
+                    log(line)
                 bar.set_postfix(loss=f"{line['loss']:.4f}", clips_s=f"{line['clips_per_s']:.0f}")
                 clock, waited, logged = time.perf_counter(), 0.0, done
+            clock += ask(done)  # before it is saved: a resumed run has asked what the saved one had
             if saves:
                 processes.on_main(lambda done=done: states.save(objective, training.optimizer, done))
             ready = time.perf_counter()
-    for tracker in accelerator.trackers:
-        tracker.finish()
+    if trackers is not None:
+        trackers.finish()
 
     # The result, last: its presence says that the run is whole.
     def finish() -> None:
