@@ -138,8 +138,10 @@ def memory(recipe: Recipe, *, precision: str, teacher: EncoderConfig | None = No
     clip += recipe.decoder_depth * _block(recipe.decoder_width, extra + patches, 4.0, value)
     clip += (exact + value) * math.prod(config.input_size)  # the clip, and its patches
     clip += value * config.width * patches * 2  # tokens with positions, and those gathered
-    features = config.width if recipe.objective == "m2d" else math.prod(config.patch_size)
-    clip += exact * masked * features * 3  # predictions and targets, standardised and compared
+    # Predictions and targets: of M2D standardised and normed, of MSM-MAE their difference.
+    clip += (
+        exact * masked * (3 * config.width if recipe.objective == "m2d" else 2 * math.prod(config.patch_size))
+    )
     if recipe.offline:
         clip += exact * config.grid[1] * (2 * config.column_width + 3 * recipe.offline_features)
     if teacher is not None:

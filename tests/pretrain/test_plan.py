@@ -71,7 +71,7 @@ def test_operations_of_m2d_x_equal_those_that_torch_counts(offline):
 
 @pytest.mark.parametrize("objective", ["m2d", "msm_mae"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_memory_of_a_clip_is_within_a_quarter_of_what_the_backward_pass_keeps(objective, precision):
+def test_memory_of_a_clip_is_within_a_tenth_of_what_the_backward_pass_keeps(objective, precision):
     recipe = recipe_of(objective)
     network = build_objective(recipe)
     weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
@@ -89,10 +89,10 @@ def test_memory_of_a_clip_is_within_a_quarter_of_what_the_backward_pass_keeps(ob
         outcome = network(torch.randn(clips, 1, 80, 208), torch.rand(clips, 65))
     learned = sum(p.numel() for p in network.parameters() if p.requires_grad)
     copies = 2 * learned if precision == "bfloat16" else 0  # of the weights, which stay
-    measured = (sum(kept.values()) - copies) / clips
+    measured = (sum(kept.values()) - copies) / clips + 80 * 208 * 4  # and the clip itself
     assert outcome.loss.requires_grad
     _, estimated = memory(recipe, precision=precision)
-    assert measured / 1.25 < estimated < measured * 1.25
+    assert measured / 1.1 < estimated < measured * 1.1
 
 
 def test_memory_that_stays_is_that_of_weights_gradients_moments_and_target():
