@@ -13,6 +13,7 @@ import json
 import math
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -300,7 +301,7 @@ def _make_in_pool(task: Task, todo: Sequence[int], workers: int) -> Iterator[int
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     waiting = iter(todo)
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         try:
             running: dict[Any, int] = {}
             while True:
@@ -321,6 +322,17 @@ def _make_in_pool(task: Task, todo: Sequence[int], workers: int) -> Iterator[int
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _end_with_parent() -> None:
+    """End this worker when the command is killed; it would wait for work for ever."""
+
+    def watch() -> None:
+        if parent := multiprocessing.parent_process():
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _summary(out: Path, data: dict[str, Any]) -> Summary:

@@ -2,6 +2,12 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,6 +143,51 @@ def test_a_long_file_and_its_duplicate_cut_by_the_end_of_a_shard_stay_and_go_who
     assert len(data) == 9
     assert json.loads((tmp_path / "out" / "data.json").read_text())["skipped"] == {"duplicate": 1}
     assert sum(facts.clips for facts in data.shards) == 15
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no list of processes here")
+def test_workers_end_with_a_command_that_is_killed_and_the_next_one_finishes(audio_dir, tmp_path):
+    program = (
+        "import sys\n"
+        "from hear_m2d.pretrain import prepare as module\n"
+        "if __name__ == '__main__':\n"
+        "    module._SHARD_ITEMS = (1, 1)\n"
+        "    module.prepare(sys.argv[1], sys.argv[2], workers=2)\n"
+    )
+    (tmp_path / "run.py").write_text(program)
+    for index in range(3):
+        soundfile.write(audio_dir / f"z{index}.wav", noise(120, 100 + index), 16000)
+    command = [sys.executable, tmp_path / "run.py", audio_dir, tmp_path / "out"]
+    running = subprocess.Popen(command, start_new_session=True)
+    try:
+        while not list((tmp_path / "out").glob("shard-*.json")):
+            assert running.poll() is None
+            time.sleep(0.05)
+    finally:
+        running.kill()
+        running.wait()
+    deadline = time.monotonic() + 60
+    while (left := processes_of(running.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in left:
+        os.kill(int(process), signal.SIGKILL)
+    assert not left
+    assert not (tmp_path / "out" / "data.json").exists()
+    subprocess.run(command, check=True)
+    assert len(LogMelData(tmp_path / "out")) == 9 + 3 * 4
+
+
+def processes_of(group):
+    """The processes of a group that run, but for those that ended and nobody has asked after."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] != "Z":
+            found.append(path.parent.name)
+    return found
 
 
 def test_the_plan_does_not_grow_with_the_names(tmp_path, monkeypatch):
