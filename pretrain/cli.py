@@ -60,7 +60,11 @@ INSTALL = "pip install 'hear-m2d[pretrain]'"
     default=0,
     help="Most clips in one forward pass, where memory is short.  [default: a process's share of the batch]",
 )
-@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Loader processes.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Loader processes for each training process.  [default: 4 for a GPU, 0 for a CPU]",
+)
 @click.option("--log-every", type=click.IntRange(min=1), default=10, show_default=True, help="Steps.")
 @click.option("--save-every", type=click.IntRange(min=1), default=500, show_default=True, help="Steps.")
 @click.option(
@@ -108,7 +112,7 @@ def pretrain(
     compile_blocks: bool,
     device: str,
     at_once: int,
-    workers: int,
+    workers: int | None,
     log_every: int,
     save_every: int,
     keep_last: int,

@@ -25,11 +25,12 @@ from hear_m2d.errors import WorkFailedError
 from hear_m2d.files import hold_folder, remove_leftovers
 from hear_m2d.pretrain.batches import batches
 from hear_m2d.pretrain.build import begin_objective, hear_model
-from hear_m2d.pretrain.dataset import LogMelData, step_batches
+from hear_m2d.pretrain.dataset import LogMelData, require_frontend, step_batches
 from hear_m2d.pretrain.items import training_items
 from hear_m2d.pretrain.meters import device_rate, step_operations
 from hear_m2d.pretrain.objective import Objective
 from hear_m2d.pretrain.pace import steps_of_epochs, steps_within
+from hear_m2d.pretrain.prepared import Prepared
 from hear_m2d.pretrain.probe import Probes, ProbeSettings
 from hear_m2d.pretrain.processes import Processes, StoppedError, StopRequest, join, process_device
 from hear_m2d.pretrain.recipe import Recipe
@@ -54,7 +55,8 @@ class Habits:
         save_every: Steps between two saves of the training state.
         keep_last: How many of the newest states to keep.
         keep_every: States at multiples of so many steps are kept for good; 0 keeps none of them.
-        workers: Processes that load crops beside the training, for each training process.
+        workers: Processes that load crops beside the training, for each training process; None: four for a
+            GPU, none for a CPU.
         at_once: Most clips in one forward pass of a process; 0 takes its whole share of a batch.
         progress: Show a progress bar.
         probes: Labelled sets that are asked now and then.
@@ -66,7 +68,7 @@ class Habits:
     save_every: int = 500
     keep_last: int = 2
     keep_every: int = 0
-    workers: int = 0
+    workers: int | None = None
     at_once: int = 0
     progress: bool = False
     probes: ProbeSettings = field(default_factory=ProbeSettings)
@@ -75,7 +77,7 @@ class Habits:
 
 def train(
     recipe: Recipe,
-    data: LogMelData,
+    data: Prepared,
     out: Path,
     *,
     noise: LogMelData | None = None,
@@ -132,7 +134,7 @@ def _held(run: RunFolder, processes: Processes) -> Iterator[None]:
 def _train(
     run: RunFolder,
     recipe: Recipe,
-    data: LogMelData,
+    data: Prepared,
     noise: LogMelData | None,
     features: Path | None,
     processes: Processes,
@@ -143,12 +145,7 @@ def _train(
     force: bool,
 ) -> Path:
     out = run.folder
-    if data.frontend != recipe.frontend_config:
-        raise ValueError(
-            f"{data.folder} was prepared at {data.frontend.sample_rate} Hz, the recipe wants "
-            f"{recipe.sample_rate} Hz: type hear-m2d prepare AUDIO OUT --sample-rate {recipe.sample_rate}, "
-            f"or give the folder of audio as --data"
-        )
+    require_frontend(data, recipe.frontend_config)
 
     # The device, and what it computes in.
     share = processes.share(recipe.batch_size)
@@ -226,7 +223,7 @@ def _train(
         recipe.objective, len(data), data.hours, steps, recipe.batch_size, precision, place.type,
         processes.count, recipe.learning_rate,
     )  # fmt: skip
-    if short := int((data.lengths < recipe.input_frames).sum()):
+    if short := data.count_shorter(recipe.input_frames):
         processes.say("%d clips are shorter than a crop and are padded with the mean", short)
 
     # What is looked at meanwhile.
@@ -258,7 +255,7 @@ def _train(
         patches=math.prod(recipe.encoder_config.grid),
         device=place,
         dtype=dtype,
-        workers=settings.workers,
+        workers=(4 if place.type == "cuda" else 0) if settings.workers is None else settings.workers,
         lock=out / ".lock",
     )
     objective.train()

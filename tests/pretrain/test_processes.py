@@ -58,6 +58,18 @@ for name, (fields, habits) in json.loads(Path(sys.argv[2]).read_text()).items():
     train(Recipe(**fields), data, Path(sys.argv[3]) / name, device="cpu", log_every=1, **habits)
 """
 
+# So slow that a signal finds it at work.
+SLOWER = """
+import time
+from hear_m2d.pretrain.steps import Trainer
+step = Trainer.step
+def slow(self, batch, **options):
+    print("step", flush=True)
+    time.sleep(0.2)
+    return step(self, batch, **options)
+Trainer.step = slow
+"""
+
 # The command as typed, in which process 1 fails at its fourth step.
 FAILING = """
 import os, signal, sys
@@ -217,6 +229,27 @@ def test_a_process_that_is_killed_ends_all_with_one_sentence_and_the_run_continu
     assert len(errors) == 1
     assert "another process of the run ended" in errors[0]
     assert States(tmp_path / "run").steps() == [2]
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_saves_the_state_and_the_run_continues(alone, data, tmp_path):
+    """torchrun hands the signal on; both processes stop after the same step."""
+    script, jobs = tmp_path / "script.py", tmp_path / "jobs.json"
+    script.write_text(SLOWER + SCRIPT)
+    jobs.write_text(json.dumps({"run": (TINY.to_json(), {"save_every": 100})}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+    command += [data.folder, jobs, tmp_path]
+    words = [str(word) for word in command]
+    process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline()  # a step was taken
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    (step,) = States(tmp_path / "run").steps()
+    assert 1 <= step < 20
+    ended = torchrun(2, script, data.folder, jobs, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone / "m2d-float64"), rtol=0, atol=1e-9)
 
 
 @pytest.mark.slow
