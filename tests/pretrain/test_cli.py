@@ -130,6 +130,27 @@ def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_a
     assert "give --teacher CHECKPOINT, or --init CHECKPOINT" in said
 
 
+def test_one_command_learns_from_labels_and_one_from_stored_features(run, audio_folder, recipe, tmp_path):
+    names = [f"clip{i}.wav" for i in range(6)]
+    rows = [f"{name},{'ab'[i % 2]}" for i, name in enumerate(names)]
+    (audio_folder / "list.csv").write_text("\n".join(["file_name,label", *rows]) + "\n")
+    run("prepare", audio_folder / "list.csv", tmp_path / "data")
+    (tmp_path / "features").mkdir()
+    for name in names:
+        np.save(tmp_path / "features" / f"{name}.npy", np.random.default_rng(1).standard_normal((37, 8)))
+    recipe.write_text(recipe.read_text().replace("msm_mae", "m2d"))
+    for offline, given in [("labels", []), ("features", ["--features", tmp_path / "features"])]:
+        mine, out = tmp_path / f"{offline}.toml", tmp_path / f"run-{offline}"
+        mine.write_text(f'base = "mine.toml"\noffline = "{offline}"\n')
+        code, _, said = run("pretrain", "--recipe", mine, "--data", tmp_path / "data", "--out", out, *given)
+        assert code == 0, said
+        features = json.loads((out / "run.json").read_text())["recipe"]["offline_features"]
+        assert features == {"labels": 2, "features": 8}[offline]
+    code, _, said = run("pretrain", "--recipe", mine, "--data", tmp_path / "data", "--out", tmp_path / "x")
+    assert code == 2
+    assert "give --features FOLDER" in said
+
+
 def test_options_override_the_recipe(run, audio_folder, recipe, tmp_path):
     out = tmp_path / "run"
     code, _, _ = run(

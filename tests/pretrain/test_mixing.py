@@ -40,15 +40,19 @@ def test_mixing_equals_the_published(fixtures_dir):
 def test_an_item_is_the_mixture_of_the_crop_and_the_noise_less_their_means(folders):
     data, noise = folders
     mixed = MixedCrops(Crops(data, frames=60, seed=3), noise, ratio=0.3)
-    for key in [(0, 2), (4, 1), (1, 0)]:
+    heard = set()
+    for key in [(epoch, clip) for epoch in range(8) for clip in range(3)]:
         item = mixed[key]
         torch.testing.assert_close(item["clean"], Crops(data, frames=60, seed=3)[key]["x"])
         clip, start = noise_place(noise.lengths, 60, seed=3, key=key)
+        heard.add(clip)
         repeated = np.tile(noise.logmel(clip).astype(np.float64), (1, 4))
         a = repeated[:, start : start + 60] - noise.mean
         b = item["clean"][0].numpy().astype(np.float64) * data.std
         expected = np.log(np.maximum(0.3 * np.exp(a) + 0.7 * np.exp(b), np.finfo(np.float32).eps)) / data.std
         np.testing.assert_allclose(item["x"][0], expected, atol=1e-5)
+    assert heard == {0, 1, 2}
+    assert noise.lengths.min() < 60  # one of them is repeated
 
 
 def test_noise_follows_from_seed_epoch_and_clip(folders):
