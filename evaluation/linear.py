@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -148,7 +148,7 @@ def rounds(labelled: LabelledSet) -> list[Round]:
         ]
     if "valid" in folds:
         return [Round(where(["train"]), where(["valid"]), where(["test"]))]
-    split = split_by_class(replace(clip) for clip in labelled.clips if clip.split == "train")
+    split = split_by_class([clip for clip in labelled.clips if clip.split == "train"])
     chosen = {clip.name for clip in split if clip.split == "valid"}
     train = where(["train"])
     chooses = np.array([labelled.clips[row].name in chosen for row in train])

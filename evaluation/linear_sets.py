@@ -101,7 +101,7 @@ def spread_by_class(clips: Iterable[Clip]) -> list[Clip]:
     return [clip for _, _, clip in sorted(places, key=lambda place: place[:2])]
 
 
-def split_by_class(clips: Iterable[Clip], pattern: Sequence[str] = OUR_PATTERN) -> list[Clip]:
+def split_by_class(clips: Sequence[Clip], pattern: Sequence[str] = OUR_PATTERN) -> list[Clip]:
     """Give each clip a split, class by class, in turns; the same splits each time, whatever the order."""
     turn: dict[tuple[str, ...], int] = defaultdict(int)
     found = {}
