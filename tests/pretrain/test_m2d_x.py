@@ -296,3 +296,12 @@ def test_a_run_with_a_teacher_continues_exactly_and_needs_its_init_no_more(tmp_p
         build_objective(dataclasses.replace(recipe, offline_features=320)).encoder.blocks[0].attn.qkv.weight
     )
     assert not torch.allclose(whole["model.encoder.blocks.0.attn.qkv.weight"], started, atol=0.1)
+
+
+@pytest.mark.parametrize(("offline", "xavier"), [("teacher", True), ("labels", True), ("features", False)])
+def test_the_offline_predictor_starts_as_published(offline, xavier):
+    layer = build_objective(recipe_of(offline=offline, offline_features=8)).offline_predictor
+    assert bool((layer.bias == 0).all()) == xavier  # PyTorch's default draws the bias too
+    if xavier:
+        bound = (6 / (320 + 8)) ** 0.5
+        assert 0.95 * bound < float(layer.weight.abs().max()) <= bound
