@@ -1,8 +1,13 @@
 """A prepared set behind http://: the same items in an order of its own, whatever fetches and caches."""
 
+import json
 import multiprocessing
+import os
 import pickle
+import subprocess
+import sys
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,6 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from hear_m2d.pretrain import prepare as module
@@ -234,3 +240,36 @@ def test_the_kind_of_data_decides_the_order(address, folder):
     assert address_of("http:/host/a") == "http://host/a"
     assert address_of("s3://bucket/a") == "s3://bucket/a"
     assert address_of("/local/a:b/c") == address_of("relative/a") == ""
+
+
+@pytest.mark.slow
+def test_a_network_trains_on_a_remote_set_and_a_run_that_was_killed_ends_as_the_whole_one(address, tmp_path):
+    recipe = {"width": 16, "depth": 1, "heads": 2, "input_frames": 32, "batch_size": 4, "steps": 300}
+    recipe |= {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+    lines = [
+        'objective = "m2d"',
+        'precision = "float32"',
+        *(f"{key} = {value}" for key, value in recipe.items()),
+    ]
+    (tmp_path / "r.toml").write_text("\n".join(lines))
+    command = [sys.executable, "-c", "from hear_m2d.cli import main; main()", "pretrain", "--data", address]
+    command += ["--recipe", tmp_path / "r.toml", "--workers", "1", "--log-every", "1", "--save-every", "20"]
+
+    def start(out):
+        return subprocess.Popen(
+            [*command, "--out", tmp_path / out], env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+
+    assert start("whole").wait() == 0
+    cut = start("cut")
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 50:
+        assert cut.poll() is None
+        time.sleep(0.01)
+    cut.kill()
+    cut.wait()
+    assert not (tmp_path / "cut" / "checkpoint.safetensors").exists()
+    assert start("cut").wait() == 0
+    whole, cut = (load_file(tmp_path / out / "checkpoint.safetensors") for out in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+    assert json.loads((tmp_path / "whole" / "run.json").read_text())["data"]["clips"] == CLIPS - 1
