@@ -148,7 +148,7 @@ def pretrain(
     if data_dir is None or out is None:
         raise click.UsageError("give --data and --out; only --dry-run does without them")
 
-    from hear_m2d.pretrain.dataset import LogMelData
+    from hear_m2d.pretrain.dataset import LogMelData, open_data
     from hear_m2d.pretrain.probe import check_probes
     from hear_m2d.pretrain.processes import STOPPED, OtherProcessFailedError, StoppedError, join, leave
     from hear_m2d.pretrain.run import RunFolder
@@ -169,7 +169,7 @@ def pretrain(
             prepared = processes.on_main(lambda: _prepared(data_dir, out, recipe.sample_rate))
             checkpoint = train(
                 recipe,
-                processes.together(lambda: LogMelData(prepared)),
+                processes.together(lambda: open_data(prepared)),
                 out,
                 noise=processes.together(lambda: None if noise_dir is None else LogMelData(noise_dir)),
                 features=features,
