@@ -256,9 +256,8 @@ def test_a_network_trains_on_a_remote_set_and_a_run_that_was_killed_ends_as_the_
     command += ["--recipe", tmp_path / "r.toml", "--workers", "1", "--log-every", "1", "--save-every", "20"]
 
     def start(out):
-        return subprocess.Popen(
-            [*command, "--out", tmp_path / out], env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([*command, "--out", tmp_path / out], env=environment)
 
     assert start("whole").wait() == 0
     cut = start("cut")
