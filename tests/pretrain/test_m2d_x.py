@@ -304,4 +304,4 @@ def test_the_offline_predictor_starts_as_published(offline, xavier):
     assert bool((layer.bias == 0).all()) == xavier  # PyTorch's default draws the bias too
     if xavier:
         bound = (6 / (320 + 8)) ** 0.5
-        assert 0.95 * bound < float(layer.weight.abs().max()) <= bound
+        assert 0.95 * bound < float(layer.weight.detach().abs().max()) <= bound
