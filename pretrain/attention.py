@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hear_m2d.encoder import SpectrogramEncoder
 
 
-def attention_weights(block: nn.Module, tokens: Tensor, queries: Sequence[int] | None = None) -> Tensor:
+def attention_weights(block: Any, tokens: Tensor, queries: Sequence[int] | None = None) -> Tensor:
     """Return what a block's tokens attend to: softmax(q k / sqrt(head features)) of its own projections.
 
     Args:

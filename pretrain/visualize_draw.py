@@ -101,8 +101,7 @@ def draw_attention(
             own = float(weights[0]) if encoder.class_token else None
             on_patches = weights[int(encoder.class_token) :].reshape(rows, columns).numpy()
             shown = on_patches.repeat(high, 0).repeat(wide, 1)
-            # The square root: beside one patch that takes most, the rest would be all black.
-            strength = 0.9 * np.sqrt(shown / max(float(shown.max()), 1e-12))[..., None]
+            strength = _strength(shown, even=1 / len(weights))[..., None]
             mixed = grey[..., None] * (1 - strength) + np.array(GLOW) * strength
             axis.imshow(mixed, **_frame(shown.shape[1], frontend, start_s), interpolation="nearest")
             if query.place is not None:
@@ -139,6 +138,16 @@ def _grid(rows: int, columns: int, panel: tuple[float, float]) -> tuple[Figure, 
         },
     )  # fmt: skip
     return figure, axes
+
+
+def _strength(shares: NDArray[np.float32], *, even: float) -> NDArray[np.float64]:
+    """Scale attention to 0 … 0.9: what exceeds an even share, against the largest, but at least four of them.
+
+    The square root: beside one patch that takes most, the rest would be all black.
+    """
+    most = max(float(shares.max()), 4 * even)
+    scaled: NDArray[np.float64] = 0.9 * np.sqrt(np.clip((shares - even) / (most - even), 0, 1))
+    return scaled
 
 
 def _grey(logmel: NDArray[np.float32]) -> NDArray[np.float64]:

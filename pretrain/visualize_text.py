@@ -66,8 +66,8 @@ def _reading(source: Source, *, attention: bool, sounds: bool) -> list[str]:
         class_token = source.model.config.encoder.class_token
         said.append(
             "Attention: how strongly a query (outlined in blue) takes from each patch, in orange over the "
-            "log-mel in grey, one row a block, one column a head; all patches are visible. Colours are the "
-            "square root of the share, relative to each panel's largest, which is above it"
+            "log-mel in grey, one row a block, one column a head; all patches are visible. What exceeds an "
+            "even share is coloured (by its square root), up to the panel's largest, which is above it"
             + (", with the share that goes to the class token." if class_token else ".")
         )
     return said
