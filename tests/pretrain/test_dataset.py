@@ -2,14 +2,27 @@ import hashlib
 import json
 import multiprocessing
 import pickle
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from hear_m2d.pretrain.dataset import Crops, LogMelData, StepBatches, batch_keys, crop, epoch_order
+from hear_m2d.frontend import FrontendConfig
+from hear_m2d.pretrain.dataset import (
+    Crops,
+    LogMelData,
+    StepBatches,
+    batch_keys,
+    collate,
+    crop,
+    draw,
+    epoch_order,
+    require_frontend,
+)
 from hear_m2d.pretrain.prepare import prepare
 
 SECONDS = (0.3, 1.0, 2.0, 0.5, 1.3)  # 31, 101, 201, 51, 131 frames
@@ -191,3 +204,60 @@ def test_a_data_file_that_is_no_json_is_refused(damaged):
 def test_a_crop_without_frames_is_refused(data):
     with pytest.raises(ValueError, match="at least 1 frame"):
         Crops(data, frames=0)
+
+
+def test_items_lie_side_by_side_and_are_those_one_by_one(data):
+    crops = Crops(data, frames=40, seed=2)
+    keys = [(0, 3), (1, 0), (0, 3)]
+    items = crops.__getitems__(keys)
+    whole = collate(items)["x"]
+    assert whole.shape == (3, 1, 80, 40)
+    assert items[1]["x"].data_ptr() == whole[1].data_ptr()
+    for key, item, row in zip(keys, items, whole, strict=True):
+        assert torch.equal(crops[key]["x"], item["x"])
+        assert torch.equal(row, item["x"])
+    assert torch.equal(collate(list(items))["x"], whole)
+
+
+def test_draws_are_uniform_and_depend_on_every_word():
+    drawn = [draw(5, 0, epoch, clip) for epoch in range(100) for clip in range(100)]
+    assert np.abs(np.bincount(drawn, minlength=5) - 2000).max() < 200  # five standard deviations
+    assert len({draw(1 << 60, *words) for words in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))}) == 4
+
+
+def test_another_front_end_is_refused_and_both_are_named(data):
+    require_frontend(data, data.frontend)
+    told = r"prepared with another front end .*sample_rate: 16000 there, 32000 asked; .*--sample-rate 32000"
+    with pytest.raises(ValueError, match=told):
+        require_frontend(data, FrontendConfig.for_rate(32000))
+    with pytest.raises(ValueError, match=r"\(n_mels: 80 there, 64 asked\)"):
+        require_frontend(data, replace(data.frontend, n_mels=64))
+
+
+def test_labels_that_are_not_there_cannot_be_asked_for(data):
+    with pytest.raises(ValueError, match="has no labels: prepare it from a list with a column `label`"):
+        Crops(data, labels=True)
+
+
+def test_clips_shorter_than_a_crop_are_counted(data):
+    assert [data.count_shorter(frames) for frames in (31, 32, 102, 1000)] == [0, 1, 3, 5]
+
+
+def test_a_folder_of_the_first_format_is_read(data, tmp_path):
+    """Without labels, digests and samples in its shards, nor dropped clips and lengths in data.json."""
+    for facts in data.shards:
+        with pa.memory_map(str(data.folder / facts.file)) as file:
+            table = pa.ipc.open_file(file).read_all().select(["file", "start_s", "frames", "logmel"])
+            with (
+                pa.OSFile(str(tmp_path / facts.file), "wb") as sink,
+                pa.ipc.new_file(sink, table.schema) as writer,
+            ):
+                writer.write_table(table)
+    shards = [
+        {"file": f.file, "clips": f.clips, "bytes": (tmp_path / f.file).stat().st_size} for f in data.shards
+    ]
+    summary = {key: value for key, value in data.summary.items() if key not in ("lengths", "labels", "jobs")}
+    (tmp_path / "data.json").write_text(json.dumps(summary | {"format": 1, "shards": shards}))
+    old = LogMelData(tmp_path)
+    assert (len(old), old.labels, old.label(0), old.count_shorter(102)) == (5, (), "", 3)
+    np.testing.assert_array_equal(old.logmel(3), data.logmel(3))
