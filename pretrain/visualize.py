@@ -283,7 +283,8 @@ def _indices(asked: tuple[int, ...] | str, count: int, option: str, what: str) -
 
 def _heads(asked: tuple[int | None, ...] | str, count: int) -> list[int | None]:
     if not asked or isinstance(asked, str):
-        return [None, *_indices("all" if asked else (), count, "--heads", "heads")]
+        some = _indices("all" if asked else (), count, "--heads", "heads")
+        return [None, *some] if count > 1 else [*some]  # the mean of one head is that head
     for head in asked:
         if head is not None and not -count <= head < count:
             raise ValueError(f"--heads {head}: there are {count} heads, 0 to {count - 1}")
