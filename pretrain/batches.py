@@ -85,7 +85,7 @@ def batches(
         worker_init_fn=partial(_begin_worker, lock=lock),
         generator=torch.Generator(),  # else it draws from the caller's random state
     )
-    stream = torch.cuda.Stream(device) if on_gpu else None
+    stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
     for step, batch in zip(steps.steps, loader, strict=True):
         # Drawn for the whole batch: masks do not depend on the number of processes.
         batch["noise"] = mask_noise(steps.seed, step, steps.batch_size, patches)[share]

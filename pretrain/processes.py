@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from hear_m2d.device import pick_device
 from hear_m2d.errors import WorkFailedError
@@ -179,9 +181,9 @@ def join() -> Processes:
         )
     local = int(environment.setdefault("LOCAL_RANK", environment["RANK"]))
     if not _JOINED:
-        store, rank, _ = next(iter(dist.rendezvous("env://")))  # type: ignore[no-untyped-call]
+        store, rank, _ = next(iter(rendezvous("env://")))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=dist.PrefixStore("run", store), rank=rank, world_size=count)
+        dist.init_process_group(backend, store=PrefixStore("run", store), rank=rank, world_size=count)
         group = dist.new_group(backend="gloo", timeout=LONG)
         _JOINED.append(Processes(rank=rank, count=count, local=local, store=store, group=group))
     return _JOINED[0]

@@ -248,6 +248,9 @@ def _train(
             )
         return time.perf_counter() - start
 
+    def save(step: int) -> None:
+        processes.on_main(lambda: states.save(objective, training.optimizer, step))
+
     stream = batches(
         items,
         step_batches(data, first, steps, batch_size=recipe.batch_size, seed=recipe.seed),
@@ -273,7 +276,7 @@ def _train(
         for step in range(first, steps):
             if stop.asked():
                 if step > first:
-                    processes.on_main(lambda step=step: states.save(objective, training.optimizer, step))
+                    save(step)
                 raise StoppedError(
                     f"stopped by SIGTERM after {step} of {steps} steps: the same command continues {out}"
                 )
@@ -306,7 +309,7 @@ def _train(
                 clock, waited, logged = time.perf_counter(), 0.0, done
             clock += ask(done)  # before it is saved: a resumed run has asked what the saved one had
             if saves:
-                processes.on_main(lambda done=done: states.save(objective, training.optimizer, done))
+                save(done)
             ready = time.perf_counter()
     if trackers is not None:
         trackers.finish()
