@@ -76,23 +76,26 @@ class LabelledSet:
         return sorted({clip.split for clip in self.clips})
 
     def limited(self, clips: int) -> LabelledSet:
-        """Return the set with at most so many clips: of each split and class its share."""
+        """Return the set with at most so many clips: of each split and class its share.
+
+        Raises:
+            ValueError: So few are left that nothing can be learned or tested.
+        """
         if clips >= len(self.clips):
             return self
-        kept: set[Clip] = set()
-        for split in self.folds:
-            own = [clip for clip in self.clips if clip.split == split]
-            kept.update(spread_by_class(own)[: max(1, clips * len(own) // len(self.clips))])
-        note = f"{len(kept)} of {self.total} clips"
+        kept = set(spread_by_class(self.clips)[:clips])
         chosen = tuple(clip for clip in self.clips if clip in kept)
-        return replace(self, clips=chosen, notes=(*self.notes, note))
+        note = f"{clips} of {self.total} clips"
+        found = replace(self, clips=chosen, notes=(*self.notes, note))
+        _check(found, f"{self.name}, cut to {clips} clips,")
+        return found
 
 
 def spread_by_class(clips: Iterable[Clip]) -> list[Clip]:
-    """Order clips so that the first n hold each class in its share, whatever n; by names, not by chance."""
-    groups: dict[tuple[str, ...], list[Clip]] = defaultdict(list)
+    """Order clips so that the first n hold each split and class in its share; by names, not by chance."""
+    groups: dict[tuple[str, tuple[str, ...]], list[Clip]] = defaultdict(list)
     for clip in sorted(clips, key=_mixed):
-        groups[clip.labels].append(clip)
+        groups[clip.split, clip.labels].append(clip)
     places = [
         ((rank + 0.5) / len(group), _mixed(clip), clip)
         for group in groups.values()
@@ -135,7 +138,7 @@ def read_labelled(place: Path, sample_rate: int) -> LabelledSet:
     return found
 
 
-def _check(found: LabelledSet, place: Path) -> None:
+def _check(found: LabelledSet, place: object) -> None:
     """Raise where a set cannot train and test a classifier."""
     if found.splits == "folds":
         if len(found.folds) < 3:

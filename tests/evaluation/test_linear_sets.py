@@ -1,4 +1,4 @@
-"""Labelled sets: what is read from task folders and CSV files, what is refused, how splits and caps come about."""
+"""Labelled sets: what is read from task folders and CSV files, what is refused, how splits and caps arise."""
 
 import json
 from collections import Counter
@@ -66,7 +66,7 @@ def test_audio_at_another_rate_serves_where_there_is_none_at_the_models(tiny_tas
 
 
 def test_event_tasks_are_refused_with_a_sentence(tiny_tasks, tmp_path):
-    with pytest.raises(ValueError, match="a task of events .* give a scene task"):
+    with pytest.raises(ValueError, match=r"a task of events .* give a scene task"):
         read_labelled(tiny_tasks.events(tmp_path), 16000)
 
 
@@ -196,3 +196,9 @@ def test_a_cap_leaves_each_split_its_share_and_says_so():
     assert capped.notes == ("40 of 120 clips",)
     assert labelled.limited(40) == capped
     assert labelled.limited(500) is labelled
+
+
+def test_a_cap_that_leaves_nothing_to_learn_from_is_refused():
+    split = tuple(split_by_class(clips(x=9, y=9)))
+    with pytest.raises(ValueError, match="set, cut to 1 clips, are all of one class"):
+        LabelledSet("set", "multiclass", ("x", "y"), split, "ours", 18).limited(1)
