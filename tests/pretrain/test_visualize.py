@@ -44,7 +44,7 @@ def make_run(tmp_path):
         network = build_objective(chosen)
         record = {"recipe": chosen.to_json(), "minutes": None, "steps": 7, "data": DATA}
         folder.folder.mkdir()
-        folder.begin(record)
+        folder.record.write_text(json.dumps(record))
         if finished:
             folder.save_objective(network, record)
             summary = {"steps": 7, "seed": 0, "data": DATA}
@@ -117,6 +117,21 @@ def test_one_page_holds_pictures_and_sounds_and_fetches_nothing(run, make_run, s
     first, second = (matplotlib.image.imread(out / f"tone{i}" / "reconstruction.png") for i in (0, 1))
     assert first.shape[1] > 800
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("objective", ["msm_mae", "m2d"])
+def test_what_the_command_pretrain_left_is_drawn(run, sounds, tmp_path, objective):
+    chosen = tmp_path / "mine.toml"
+    lines = {"objective": objective, **SMALL, "steps": 2}
+    chosen.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in lines.items()))
+    words = ["--recipe", chosen, "--data", sounds, "--out", tmp_path / "run", "--log-every", 1]
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", *map(str, words)])
+    assert stop.value.code == 0
+    out = tmp_path / "out"
+    assert run(tmp_path / "run", sounds, "--out", out, "--no-sound", *ONE)[0] == 0
+    assert "Trained 2 steps of 4 clips, from 2 clips" in sentences(out / "index.html")
+    assert len(list(out.rglob("reconstruction.png"))) == (2 if objective == "msm_mae" else 0)
 
 
 def test_the_sounds_are_those_of_the_part_drawn(run, make_run, sounds, tmp_path):
