@@ -81,7 +81,7 @@ def probe(
 def _table(results: Sequence[ProbeResult]) -> list[str]:
     """Return a table with a line for each set, then what is to be said of them."""
     head = ("task", "metric", "kNN", "linear", "clips", "classes")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for result in results:
         scores = ("-" if value is None else f"{value:.3f}" for value in (result.knn, result.linear))
         rows.append((result.task, result.metric, *scores, str(result.clips), str(result.classes)))
