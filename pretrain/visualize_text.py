@@ -19,7 +19,8 @@ def facts_of_page(
     encoder, frontend = config.encoder, config.frontend
     seconds = encoder.input_size[1] * frontend.hop_ms / 1000
     sizes = {
-        "encoder": f"{encoder.depth} blocks, {encoder.width} wide, {encoder.heads} heads",
+        "encoder": f"{encoder.depth} blocks, {encoder.width} wide, "
+        f"{encoder.heads} head{'s' * (encoder.heads > 1)}",
         "input": f"{encoder.input_size[0]} mel bins × {encoder.input_size[1]} frames ({seconds:g} s) "
         f"at {frontend.sample_rate} Hz",
         "patches": f"{encoder.patch_size[0]} mel bins × {encoder.patch_size[1]} frames "
