@@ -249,8 +249,11 @@ class _TarPart:
 
 def _read_member(path: str, name: str, offset: int, size: int, sample_rate: int) -> NDArray[np.float32]:
     with open(path, "rb") as file:  # noqa: PTH123
+        left = (
+            os.fstat(file.fileno()).st_size - offset
+        )  # a header that lies must not allocate what it promises
         file.seek(offset)
-        content = file.read(size)
+        content = file.read(max(min(size, left), 0))
     return read_audio(name, sample_rate, content=content)
 
 

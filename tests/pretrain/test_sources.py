@@ -178,6 +178,17 @@ def test_a_damaged_tar_is_reported_and_the_others_are_read(tmp_path):
         open_source(tmp_path / "tars")
 
 
+def test_a_tar_whose_header_promises_terabytes_is_read_as_far_as_it_goes(tmp_path):
+    write_tar(tmp_path / "a.tar", [("0.wav", sound(0))])
+    liar = tarfile.TarInfo("1.wav")
+    liar.size = 1 << 42
+    whole = (tmp_path / "a.tar").read_bytes()[: 512 + -(-len(sound(0)) // 512) * 512]
+    (tmp_path / "a.tar").write_bytes(whole + liar.tobuf() + sound(1)[:20000])
+    summary = prepare(tmp_path / "a.tar", tmp_path / "out")
+    assert summary.clips == 1
+    assert summary.skipped == {"corrupt": 1, "truncated": 1}
+
+
 def test_rows_of_parquet_take_the_names_of_their_classes(tmp_path):
     (tmp_path / "data").mkdir()
     write_parquet(tmp_path / "data" / "0.parquet", [sound(i) for i in range(5)], label=[0, 1, 1, 0, None],
