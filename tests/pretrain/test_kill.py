@@ -168,24 +168,23 @@ def start(data, tmp_path):
         command = [sys.executable, "-c", SCRIPT, data.folder, tmp_path / "run", json.dumps(FIELDS)]
         command += [moment, number, how, workers]
         threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-        return subprocess.Popen(
-            [str(word) for word in command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | threads,
-        )
+        # Files: a pipe would be open as long as a loader process outlives its parent.
+        with (tmp_path / "out").open("w") as out, (tmp_path / "error").open("w") as error:
+            return subprocess.Popen(
+                [str(word) for word in command], stdout=out, stderr=error, env=os.environ | threads
+            )
 
     return call
 
 
 @pytest.fixture
-def run_until(start):
+def run_until(start, tmp_path):
     """Run until the moment; return the exit code and what was said."""
 
     def call(*moment, **options):
         process = start(*moment, **options)
-        out, error = process.communicate(timeout=200)
+        process.wait(timeout=200)
+        out, error = (tmp_path / "out").read_text(), (tmp_path / "error").read_text()
         assert "reached" in out, (moment, error)
         return process.returncode, out, error
 
@@ -232,7 +231,7 @@ def test_a_run_that_is_killed_from_outside_at_any_time_continues(start, whole, d
         process = start("none", 0)
         time.sleep(delay)
         process.kill()
-        process.communicate()
+        process.wait()
     train(Recipe(**FIELDS), data, tmp_path / "run", device="cpu", log_every=1, save_every=4)
     same(result(tmp_path / "run"), whole)
 
@@ -242,9 +241,9 @@ def test_a_save_that_fails_at_any_operation_keeps_the_state_before_it(
     run_until, start, whole, data, tmp_path
 ):
     """Each operation of the second save fails once, as on a full disk: the first state stays."""
-    whole_run = start("file", 0)
-    out, _ = whole_run.communicate(timeout=200)
-    counts = [int(line.split()[1]) for line in out.splitlines() if line.startswith("operations")]
+    assert start("file", 0).wait(timeout=200) == 0
+    lines = (tmp_path / "out").read_text().splitlines()
+    counts = [int(line.split()[1]) for line in lines if line.startswith("operations")]
     first, second = counts[:2]
     assert second - first >= 8  # open, write, fsync, chmod, replace, the folder's open and fsync, …
     for number in range(first + 1, second + 1):
