@@ -109,12 +109,13 @@ def test_classes_that_lie_apart_are_told_apart_and_noise_is_not(splits):
     assert noise.linear < 0.65
 
 
-def test_the_regression_is_scikit_learns_on_standardised_features():
+@pytest.mark.parametrize("features", [8, 100])  # fewer than clips, and more
+def test_the_regression_is_scikit_learns_on_standardised_features(features):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    x, labels = blobs(60, apart=1.0)
+    x, labels = blobs(60, features=features, apart=1.0)
     y = np.array([ord(label[0]) - ord("a") for label in labels])
     reference = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(x[:40], y[:40])
     found = regression_scores(x[:40], np.eye(3)[y[:40]], x[40:], strength=0.1)
