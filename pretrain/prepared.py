@@ -240,8 +240,10 @@ def open_data(place: str | Path) -> Prepared:
 
 def address_of(place: str | Path) -> str:
     """Return the address that a text means, also where a path ate one of its slashes; empty for a path."""
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", str(place))
-    return f"{found[1]}://{found[2]}" if found else ""
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(/?)(.+)", str(place))  # one letter is a drive
+    if found is None:
+        return ""
+    return f"{found[1]}:{'//' if found[2] or found[1] != 'file' else '///'}{found[3]}"
 
 
 def require_frontend(data: Prepared, wanted: FrontendConfig, whose: str = "the recipe") -> None:

@@ -249,9 +249,7 @@ class _TarPart:
 
 def _read_member(path: str, name: str, offset: int, size: int, sample_rate: int) -> NDArray[np.float32]:
     with open(path, "rb") as file:  # noqa: PTH123
-        left = (
-            os.fstat(file.fileno()).st_size - offset
-        )  # a header that lies must not allocate what it promises
+        left = os.fstat(file.fileno()).st_size - offset  # a header may promise more
         file.seek(offset)
         content = file.read(max(min(size, left), 0))
     return read_audio(name, sample_rate, content=content)

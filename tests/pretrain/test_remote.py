@@ -239,6 +239,9 @@ def test_the_kind_of_data_decides_the_order(address, folder):
     assert type(step_batches(open_data(address), 0, 1, batch_size=2, seed=0)) is WindowBatches
     assert address_of("http:/host/a") == "http://host/a"
     assert address_of("s3://bucket/a") == "s3://bucket/a"
+    assert address_of("file:///a") == address_of("file:/a") == "file:///a"
+    assert address_of("C:/a") == ""
+    assert len(open_data(f"file://{folder}")) == CLIPS - 1
     assert address_of("/local/a:b/c") == address_of("relative/a") == ""
 
 
