@@ -76,7 +76,7 @@ test-lowest: $(STAMP) ## the same with the lowest allowed version of each requir
 
 # $(call beside,NAME,PACKAGES,COMMAND): PACKAGES in .venv-NAME, which also sees all of .venv; then COMMAND there.
 define beside
-	@echo ".venv-$(1): $(2), on top of .venv (minutes)"
+	@echo '.venv-$(1): $(2), on top of .venv (minutes)'
 	@$(BIN)/python -m venv --clear --without-pip .venv-$(1)
 	@$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 		> "$$(.venv-$(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/beside_venv.pth"

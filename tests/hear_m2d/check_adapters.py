@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from contextlib import redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 
@@ -206,7 +206,7 @@ def main() -> None:
         place = Path(name)
         scores["mteb, linear"] = check_mteb(model, place)
         for frames in ("columns", "timestamps"):
-            with redirect_stdout(io.StringIO()):  # its log
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # its log and bars
                 mlp, knn = check_xares(model, place, frames)
             scores |= {f"X-ARES, {frames}, MLP": mlp, f"X-ARES, {frames}, kNN": knn}
         scores["python -m xares.run, MLP"] = check_xares_command(model, place / "command")

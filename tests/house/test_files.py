@@ -53,6 +53,17 @@ def test_make_alone_lists_every_target(repo_root):
     assert sorted(listed) == sorted(targets)
 
 
+@pytest.mark.parametrize("target", ["test-adapters", "test-tf", "bench-peers"])
+def test_what_make_announces_is_printed_not_written(repo_root, tmp_path, target):
+    """A requirement such as xares>=0.1.3 between the wrong quotes is a redirection to a file."""
+    steps = subprocess.run(["make", "-n", target], cwd=repo_root, capture_output=True, text=True, check=True)
+    announced = [line for line in steps.stdout.splitlines() if line.startswith("echo")]
+    assert announced
+    for line in announced:
+        subprocess.run(["sh", "-c", line], cwd=tmp_path, check=True, capture_output=True)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("target", ["make help", "make demo", "make test"])
 def test_readme_names_the_first_things_to_type(repo_root, target):
     assert target in (repo_root / "README.md").read_text()
