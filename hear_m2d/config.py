@@ -76,17 +76,19 @@ class ModelConfig:
         """Read the JSON object of the metadata.
 
         Raises:
-            ValueError: Another format, or an unknown or malformed field.
+            ValueError: Another format, or an unknown, missing or malformed field.
         """
         if data.get("format") != FORMAT:
             raise ValueError(f"checkpoint format {data.get('format')!r}; this version reads format {FORMAT}")
         rest = {key: value for key, value in data.items() if key not in ("format", "sha256")}
+        if lacking := [name for name in ("encoder", "frontend", "mean", "std") if name not in rest]:
+            raise ValueError(f"the checkpoint's config lacks {', '.join(lacking)}")
         try:
             encoder = dict(rest.pop("encoder"))
             labels = rest.pop("labels", ())
             if not isinstance(labels, list | tuple):
                 raise ValueError(f"labels is {labels!r}; it is a list of names")
-            for name in ("input_size", "patch_size"):
+            for name in {"input_size", "patch_size"} & set(encoder):
                 encoder[name] = tuple(encoder[name])
             projector = rest.pop("projector", None)
             return ModelConfig(
@@ -109,7 +111,11 @@ def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fields(kind: type, values: dict[str, Any]) -> Any:
-    return kind(**_known(kind, values))
+    """Make a part of the config; a number that is not there must not quietly become the usual one."""
+    lacking = [f.name for f in dataclasses.fields(kind) if f.name not in _known(kind, values)]
+    if lacking:
+        raise ValueError(f"the checkpoint's {kind.__name__} lacks {', '.join(lacking)}")
+    return kind(**values)
 
 
 @dataclass(frozen=True)

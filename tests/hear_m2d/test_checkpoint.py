@@ -161,8 +161,8 @@ def test_metadata_that_is_no_config_is_refused(checkpoint_path, text):
         hear_m2d.load_model(checkpoint_path)
 
 
-def encoder_facts(path, **changes):
-    return {"encoder": {**read_tensors(path, "hear_m2d")[1]["encoder"], **changes}}
+def config_facts(path, part="encoder", **changes):
+    return {part: {**read_tensors(path, "hear_m2d")[1][part], **changes}}
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_name(rewrite, checkpoint_path):
@@ -172,7 +172,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_name(rewrite, checkpoint_p
 
 def test_an_unknown_field_of_the_encoder_is_refused_with_the_nearest_name(rewrite, checkpoint_path):
     with pytest.raises(ValueError, match=r"field 'widht'\. Did you mean width"):
-        read_checkpoint(rewrite(**encoder_facts(checkpoint_path, widht=64)))
+        read_checkpoint(rewrite(**config_facts(checkpoint_path, widht=64)))
 
 
 def test_another_format_is_refused(rewrite):
@@ -188,10 +188,6 @@ def test_another_format_is_refused(rewrite):
         {"labels": ["a"], "head_width": 5},
         {"encoder": 3}, {"encoder": {}}, {"encoder": None}, {"frontend": None}, {"frontend": [3]},
         {"training": "x"}, {"training": 3}, {"kind": 3}, {"licence": ["x"]}, {"code_base": "elsewhere"},
-        {"frontend": {"n_mels": 81}}, {"frontend": {"sample_rate": 0}},
-        {"frontend": {"sample_rate": "16000"}},
-        {"frontend": {"n_fft": 400.5}}, {"frontend": {"n_fft": 10**12}}, {"frontend": {"hop_length": 10**12}},
-        {"frontend": {"sample_rate": 10**15, "n_fft": 10**14, "f_max": 1e14}}, {"frontend": {"f_max": "x"}},
     ],
 )  # fmt: skip
 def test_a_config_that_makes_no_sense_is_refused(rewrite, facts):
@@ -214,7 +210,36 @@ def test_a_config_that_makes_no_sense_is_refused(rewrite, facts):
 )  # fmt: skip
 def test_sizes_that_lie_are_refused_at_once(rewrite, checkpoint_path, changes):
     with pytest.raises(ValueError, match=r"model\.safetensors: "):
-        read_checkpoint(rewrite(**encoder_facts(checkpoint_path, **changes)))
+        read_checkpoint(rewrite(**config_facts(checkpoint_path, **changes)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_mels": 81}, {"sample_rate": 0}, {"sample_rate": "16000"}, {"n_fft": 400.5}, {"n_fft": 10**12},
+        {"hop_length": 10**12}, {"sample_rate": 10**15, "n_fft": 10**14, "f_max": 1e14}, {"f_max": "x"},
+        {"f_min": None}, {"f_max": float("nan")},
+    ],
+)  # fmt: skip
+def test_a_front_end_that_lies_is_refused_at_once(rewrite, checkpoint_path, changes):
+    with pytest.raises(ValueError, match=r"model\.safetensors: "):
+        read_checkpoint(rewrite(**config_facts(checkpoint_path, "frontend", **changes)))
+
+
+@pytest.mark.parametrize(("part", "field"), [("frontend", "hop_length"), ("encoder", "patch_size")])
+def test_a_number_that_the_config_lacks_is_not_quietly_the_usual_one(rewrite, checkpoint_path, part, field):
+    facts = config_facts(checkpoint_path, part)
+    del facts[part][field]
+    with pytest.raises(ValueError, match=rf"model\.safetensors: .* lacks {field}"):
+        read_checkpoint(rewrite(**facts))
+
+
+@pytest.mark.parametrize("field", ["encoder", "frontend", "mean", "std"])
+def test_a_config_without_a_part_of_it_is_refused(field):
+    facts = ModelConfig().to_json()
+    del facts[field]
+    with pytest.raises(ValueError, match=f"lacks {field}"):
+        ModelConfig.from_json(facts)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(checkpoint_path, make_model, monkeypatch):

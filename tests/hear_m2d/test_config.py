@@ -24,7 +24,7 @@ def test_options_override_what_the_file_says_and_nothing_else():
 
 
 def test_a_rate_that_the_file_already_has_keeps_its_front_end():
-    config = ModelConfig.from_json({**ModelConfig().to_json(), "frontend": {"f_min": 60.0}})
+    config = ModelConfig(frontend=FrontendConfig(f_min=60.0))
     assert Options(sample_rate=16000).override(config).frontend.f_min == 60.0
 
 
