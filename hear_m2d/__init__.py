@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from hear_m2d._checkout import explain_missing_parts
-from hear_m2d.checkpoint import build_model
+from hear_m2d.checkpoint import build_model, rate_conflict
 from hear_m2d.clips import Audio
 from hear_m2d.config import Options
 from hear_m2d.model import HearModel
@@ -34,25 +34,30 @@ def load_model(model_file_path: str | os.PathLike[str] = "", **options: Any) -> 
     """Load a checkpoint, in eval mode, on the CPU.
 
     Args:
-        model_file_path: A ``.safetensors`` of ours or a published ``.pth``.
+        model_file_path: A path (our ``.safetensors``, a published ``.pth``, a zip or folder with one), a name
+            of a registry, ``hf://owner/repo``, or an address: see :func:`hear_m2d.weights.read_weights`.
         options: See :class:`hear_m2d.config.Options`; what is given by hand overrides the file.
 
     Returns:
         The model; ``model.to(device)`` moves it.
 
     Raises:
-        FileNotFoundError: No such file.
+        FileNotFoundError: No such file or name; the nearest names are shown.
+        ConnectionError: What must be downloaded cannot be reached.
         ValueError: Not a checkpoint, an unknown option (the nearest is named), or a value out of range.
     """
     chosen = Options.parse(options)
     checkpoint = read_weights(model_file_path)
+    model = build_model(checkpoint, chosen)
     for option, guess in checkpoint.guessed.items():
         if getattr(chosen, option) is None:
             warnings.warn(f"{checkpoint.path}: {guess}", stacklevel=2)
+    if conflict := rate_conflict(checkpoint, chosen.sample_rate):
+        warnings.warn(f"{checkpoint.path}: {conflict}", stacklevel=2)
     for note in checkpoint.notes:
         if note not in checkpoint.guessed.values():
             logger.info("%s: %s", checkpoint.path, note)
-    return build_model(checkpoint, chosen)
+    return model
 
 
 def get_scene_embeddings(audio: Audio, model: HearModel) -> Tensor:

@@ -187,6 +187,17 @@ def empty_model(checkpoint: Checkpoint, options: Options | None = None) -> HearM
     return model
 
 
+def rate_conflict(checkpoint: Checkpoint, sample_rate: int | None) -> str:
+    """Return a sentence where a rate given by hand is not the one that the file states, else nothing."""
+    stated = checkpoint.config.frontend.sample_rate
+    if sample_rate in (None, stated) or "sample_rate" in checkpoint.guessed:
+        return ""
+    return (
+        f"sample_rate={sample_rate} is given, and the file or its name says {stated} Hz: embeddings are "
+        "wrong unless that is. The option says what the model was trained with; it resamples nothing"
+    )
+
+
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return what a person wants to know of a checkpoint, in the order to show it."""
     config = checkpoint.config

@@ -203,12 +203,21 @@ class Options:
         return Options(**options)
 
     def override(self, config: ModelConfig) -> ModelConfig:
-        """Return the config with the values given by hand put in place of the file's."""
+        """Return the config with the values given by hand put in place of the file's.
+
+        Raises:
+            ValueError: A value that no front end, or not this encoder, can have.
+        """
         encoder, frontend = config.encoder, config.frontend
         if self.dur_frames is not None and self.input_frames is not None:
             raise ValueError("give dur_frames or input_frames: both are the length of a window")
         if self.sample_rate is not None and self.sample_rate != frontend.sample_rate:
-            frontend = FrontendConfig.for_rate(self.sample_rate)
+            try:
+                frontend = FrontendConfig.for_rate(self.sample_rate)
+            except ValueError as error:
+                raise ValueError(
+                    f"sample_rate={self.sample_rate}; a model's rate is 16000 or 32000 as a rule: {error}"
+                ) from error
         if self.input_frames is not None:
             patch = encoder.patch_size[1]
             if self.input_frames // patch != encoder.grid[1]:

@@ -38,7 +38,7 @@ def write_converted(
     Raises:
         ValueError: An option that does not fit, a wrong number of labels, or a target that is the source.
     """
-    from hear_m2d.checkpoint import METADATA_KEY, empty_model, write_tensors
+    from hear_m2d.checkpoint import METADATA_KEY, empty_model, rate_conflict, write_tensors
     from hear_m2d.config import Options
 
     if target.exists() and target.samefile(checkpoint.path):
@@ -52,7 +52,9 @@ def write_converted(
     notes = [note for note in checkpoint.notes if not any(f"{name}=" in note for name in given)]
     guessed = {name: guess for name, guess in checkpoint.guessed.items() if name not in given}
     changed = f"given by hand at conversion: {', '.join(given)}"
-    training = {**checkpoint.config.training, "notes": [*notes, *([changed] if given else [])]}
+    notes += [changed] if given else []
+    notes += filter(None, [rate_conflict(checkpoint, options.sample_rate)])
+    training = {**checkpoint.config.training, "notes": notes}
     if guessed:
         training["guessed"] = guessed
     else:

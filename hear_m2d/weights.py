@@ -13,7 +13,6 @@ from urllib.request import url2pathname
 from hear_m2d.authors import authors_names, authors_page, refusal_of_address, where_to_get
 from hear_m2d.checkpoint import Checkpoint
 from hear_m2d.download import check_sha256, fetch, shown
-from hear_m2d.errors import unknown_name
 from hear_m2d.hub_files import fetch_from_hub
 from hear_m2d.local import read_local
 from hear_m2d.registry import SHA256, read_registry
@@ -57,11 +56,12 @@ def read_weights(name: str | os.PathLike[str]) -> Checkpoint:
         raise FileNotFoundError(where_to_get(*authors))
     if path.suffix.lower() in (".safetensors", ".pth", ".pt", ".zip") or len(path.parts) > 1:
         return read_local(path)  # which says that there is none
-    near = difflib.get_close_matches(name, authors_names(), n=3, cutoff=0.5)  # all of them are too many
-    known = [*registry, *near]
-    hint = unknown_name("name", name, known) if known else "no name is known that comes near it."
+    near = difflib.get_close_matches(name, [*registry, *authors_names()], n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(near)}?" if near else "No known name comes near it."
+    known = f" Known: {', '.join(sorted(registry))}." if registry else ""
     raise FileNotFoundError(
-        f"no checkpoint {name}: there is no such file; {hint} Give a path, a name, https://… or hf://OWNER/REPO"
+        f"no checkpoint {name}: there is no such file. {hint}{known} Give a path, a name, https://… or "
+        "hf://OWNER/REPO"
     )
 
 

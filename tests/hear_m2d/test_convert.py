@@ -105,6 +105,14 @@ def test_a_guess_stays_a_guess(run, nameless, target):
     assert not any("nothing says the sample rate" in note for note in read_local(again).notes)
 
 
+def test_a_rate_that_the_file_contradicts_is_said(run, checkpoint_path, target):
+    code, out, _ = run(checkpoint_path, target, "--sample-rate", 32000)
+    assert code == 0
+    said = "sample_rate=32000 is given, and the file or its name says 16000 Hz"
+    assert said in out
+    assert any(said in note for note in read_local(target).notes)
+
+
 def test_audioset_names_are_taken_by_sorted_machine_id(tmp_path):
     table = tmp_path / "class_labels_indices.csv"
     table.write_text(

@@ -161,6 +161,21 @@ def test_a_rate_given_by_hand_silences_the_warning(fixtures_dir, tmp_path):
         assert hear_m2d.load_model(renamed, sample_rate=32000).sample_rate == 32000
 
 
+def test_a_rate_given_by_hand_that_the_file_contradicts_warns(fixtures_dir, checkpoint_path):
+    for path, given, said in ((published(fixtures_dir, "c"), 16000, 32000), (checkpoint_path, 44100, 16000)):
+        with pytest.warns(UserWarning, match=f"sample_rate={given} is given, and .* says {said} Hz"):
+            assert hear_m2d.load_model(path, sample_rate=given).sample_rate == given
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            hear_m2d.load_model(path, sample_rate=said)
+
+
+@pytest.mark.parametrize("rate", [1, 100, 4000, 10**9])
+def test_a_rate_given_by_hand_that_no_front_end_has_is_named(checkpoint_path, rate):
+    with pytest.raises(ValueError, match=f"sample_rate={rate}; a model's rate is 16000 or 32000 as a rule"):
+        hear_m2d.load_model(checkpoint_path, sample_rate=rate)
+
+
 def test_a_name_that_contradicts_the_tensors_is_not_believed(fixtures_dir, tmp_path):
     folder = tmp_path / "m2d_vit_base-80x608p16x16p32k-x"
     folder.mkdir()

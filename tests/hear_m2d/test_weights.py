@@ -241,8 +241,9 @@ def test_a_name_that_is_almost_a_known_one_shows_the_nearest(register):
     register({"lab-model": {"url": "https://lab.example/a", "sha256": "0" * 64}})
     with pytest.raises(FileNotFoundError, match=r"no checkpoint lab-modle: .*Did you mean lab-model"):
         hear_m2d.load_model("lab-modle")
-    with pytest.raises(FileNotFoundError, match="Did you mean m2d_vit_base-80x608p16x16-221006-mr7"):
+    with pytest.raises(FileNotFoundError, match=r"Did you mean .*221006-mr7") as caught:
         hear_m2d.load_model("m2d_vit_base-80x608p16x16-221006-mr8")
+    assert str(caught.value).count("221006-mr7") == 1
     with pytest.raises(FileNotFoundError, match="no checkpoint xyzzy: there is no such file"):
         hear_m2d.load_model("xyzzy")
 
