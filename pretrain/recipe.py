@@ -181,39 +181,14 @@ class Recipe:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} = {getattr(self, name)!r}; it is one of {', '.join(allowed)}")
+                told = ", ".join(one or '""' for one in allowed)
+                raise ValueError(f"{name} = {getattr(self, name)!r}; it is one of {told}")
         self._check_types()
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("a recipe has either steps or epochs")
-        ranges = {
-            "mask_ratio": 0 < self.mask_ratio < 1,
-            "warmup": 0 <= self.warmup < 1,
-            "momentum_start": 0 <= self.momentum_start <= 1,
-            "momentum_end": 0 <= self.momentum_end <= 1,
-            "batch_size": self.batch_size > 0,
-            "base_lr": self.base_lr > 0,
-            "base_batch": self.base_batch > 0,
-            "steps": self.steps is None or self.steps >= 0,
-            "epochs": self.epochs is None or self.epochs > 0,
-            "clip_grad": self.clip_grad >= 0,
-            "weight_decay": self.weight_decay >= 0,
-            "min_lr": self.min_lr >= 0,
-            "beta1": 0 <= self.beta1 < 1,
-            "beta2": 0 <= self.beta2 < 1,
-            "online_weight": self.online_weight >= 0,
-            "offline_weight": self.offline_weight >= 0,
-            "offline_features": self.offline_features >= 0,
-            "feature_frames": self.feature_frames > 0,
-            "noise_ratio": 0 <= self.noise_ratio < 1,
-            "published_clips": self.published_clips >= 0,
-            "seed": 0 <= self.seed < 2**63,
-            "decoder_depth": self.decoder_depth > 0,
-            "decoder_width": self.decoder_width > 0 and self.decoder_width % 4 == 0,
-            "decoder_heads": self.decoder_heads > 0 and self.decoder_width % self.decoder_heads == 0,
-        }
-        for name, fits in ranges.items():
+        for name, (fits, wanted) in self._ranges().items():
             if not fits:
-                raise ValueError(f"{name} = {getattr(self, name)!r} is out of range")
+                raise ValueError(f"{name} = {getattr(self, name)!r} is out of range: it is {wanted}")
         if self.teacher and self.offline != "teacher":
             raise ValueError(f'teacher = {self.teacher!r} teaches only where offline = "teacher"')
         if self.offline == "features" and self.patch_size[1] % self.feature_frames:
@@ -225,6 +200,36 @@ class Recipe:
             raise ValueError(
                 f"mask_ratio = {self.mask_ratio} of {patches} patches leaves none visible or masked"
             )
+
+    def _ranges(self) -> dict[str, tuple[bool, str]]:
+        """Return whether each number is in its range, and that range in words."""
+        sizes = "batch_size", "base_batch", "feature_frames", "decoder_depth", "decoder_heads"
+        rates = "min_lr", "clip_grad", "weight_decay", "online_weight", "offline_weight"
+        counts = "offline_features", "published_clips"
+        return {
+            **{name: (getattr(self, name) > 0, "1 or more") for name in sizes},
+            **{name: (getattr(self, name) >= 0, "0 or more") for name in (*rates, *counts)},
+            "base_lr": (self.base_lr > 0, "more than 0"),
+            "steps": (self.steps is None or self.steps >= 0, "0 or more"),
+            "epochs": (self.epochs is None or self.epochs > 0, "1 or more"),
+            "mask_ratio": (0 < self.mask_ratio < 1, "a share of the patches, between 0 and 1"),
+            "noise_ratio": (0 <= self.noise_ratio < 1, "a share of the mixture, from 0 to less than 1"),
+            "warmup": (
+                0 <= self.warmup < 1,
+                "a share of the run, from 0 to less than 1, not steps or epochs",
+            ),
+            "momentum_start": (0 <= self.momentum_start <= 1, "from 0 to 1"),
+            "momentum_end": (0 <= self.momentum_end <= 1, "from 0 to 1"),
+            "beta1": (0 <= self.beta1 < 1, "from 0 to less than 1"),
+            "beta2": (0 <= self.beta2 < 1, "from 0 to less than 1"),
+            "seed": (0 <= self.seed < 2**63, "from 0 to 2**63 - 1"),
+            "decoder_width": (
+                self.decoder_width > 0
+                and self.decoder_width % 4 == 0
+                and self.decoder_width % max(self.decoder_heads, 1) == 0,
+                f"a multiple of 4 and of decoder_heads, {self.decoder_heads}",
+            ),
+        }
 
     def _check_types(self) -> None:
         for field in dataclasses.fields(self):

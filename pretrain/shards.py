@@ -188,8 +188,8 @@ def _clips(job: ShardJob, skipped: list[Skipped]) -> Iterator[_Clip]:
         except AudioError as error:
             skipped.append((name, error.reason, error.detail))
             continue
-        except OSError as error:
-            skipped.append((name, "unreadable", error.strerror or str(error)))
+        except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
+            skipped.append((name, "unreadable", getattr(error, "strerror", None) or str(error)))
             continue
         if len(audio) < job.frontend.n_fft:
             skipped.append((name, "too short", f"{1000 * len(audio) / rate:.1f} ms"))

@@ -29,6 +29,7 @@ Skipped = tuple[str, str, str]  # file, reason, detail
 FILE_COLUMNS = ("file_name", "file", "path")
 LABEL_COLUMNS = ("label", "labels")
 _MAGIC = re.compile(r"[*?\[]")
+_PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
 _KINDS = {".csv": "list", ".tsv": "list", ".tar": "tar", ".parquet": "parquet"}
 
 
@@ -126,6 +127,8 @@ def open_source(source: str | os.PathLike[str]) -> Source:
         return parquet_source(files, root, path.name)
     if kind == "list":
         return list_source(path)
+    if path.is_file() and path.suffix.lower() in _PACKED:
+        raise ValueError(f"{path} is packed: unpack it, and give the folder, or a .tar without compression")
     (file,) = find_audio(path)  # which says what is wrong with any other
     return _files(root, path.name, "folder", [file.name], [file.stat().st_size])
 
@@ -145,14 +148,14 @@ def list_source(path: Path) -> Source:
                 )
             label = next((c for c in LABEL_COLUMNS if c in columns), None)
             for row in rows:
-                if not row[at]:
+                if not row[at] or "\0" in row[at]:  # no file can have such a name
                     problems.append((f"{path.name}, line {rows.line_num}", "unreadable", "it names no file"))
                     continue
                 names.append(row[at])
                 labels.append((row[label] or None) if label else None)
                 try:
                     sizes.append((path.parent / row[at]).stat().st_size)
-                except (OSError, ValueError):  # told when it is to be read
+                except OSError:  # told when it is to be read
                     sizes.append(0)
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no list of files: {error}") from error
@@ -287,7 +290,8 @@ class _Members:
                     elif suffix in ("cls", "txt", "json") and (file := tar.extractfile(member)):
                         labels[stem] = _label(file.read(1 << 20), suffix)
         except (tarfile.TarError, OSError, ValueError) as error:
-            told = f"{error}; a .tar without compression is wanted" if not first else str(error)
+            nothing = len(self.names) == first
+            told = f"{error}; a .tar without compression is wanted" if nothing else str(error)
         self.labels[first:] = [labels.get(stem or "") for stem in self.labels[first:]]
         return told
 

@@ -121,10 +121,11 @@ def columns_of(schema: Any, where: str) -> tuple[str, str | None, Callable[[Any]
     """
     kinds = {name: schema.field(name).type for name in sorted(schema.names, key=lambda name: name != "audio")}
     held = [n for n, kind in kinds.items() if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0]
+    held += [n for n, kind in kinds.items() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind)]
     if not held:
         raise ValueError(
-            f"{where} has no column of audio files' bytes (a struct with a field `bytes`); its columns: "
-            f"{', '.join(schema.names)}"
+            f"{where} has no column of audio files' bytes (binary, or a struct with a field `bytes`); its "
+            f"columns: {', '.join(schema.names)}"
         )
     label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
     classes = _classes(schema, label)
@@ -208,9 +209,9 @@ def _refuse(name: str, told: str, sample_rate: int) -> NDArray[np.float32]:
     raise AudioError(name, "corrupt", f"its table cannot be read: {told}")
 
 
-def _entry(name: str, audio: Mapping[str, Any] | None, label: str | None, folder: Path) -> Entry:
+def _entry(name: str, audio: Mapping[str, Any] | bytes | None, label: str | None, folder: Path) -> Entry:
     """Return a row's item; a row without bytes may say where its file is."""
-    found = audio or {}
+    found = {"bytes": audio} if isinstance(audio, bytes) else audio or {}
     path, content = found.get("path"), found.get("bytes")
     if path:
         name = f"{name}-{os.path.basename(path)}"  # noqa: PTH119
@@ -269,8 +270,7 @@ def _stored_bytes(table: Any, column: str) -> NDArray[np.int64]:
     """Return the bytes of each row's file: of the offsets, without touching the files."""
     import pyarrow.compute as pc
 
-    sizes = [
-        pc.fill_null(pc.binary_length(pc.struct_field(chunk, "bytes")), 0).to_numpy(zero_copy_only=False)
-        for chunk in table.column(column).chunks
-    ]
+    chunks = table.column(column).chunks
+    held = [pc.struct_field(chunk, "bytes") if pa.types.is_struct(chunk.type) else chunk for chunk in chunks]
+    sizes = [pc.fill_null(pc.binary_length(chunk), 0).to_numpy(zero_copy_only=False) for chunk in held]
     return np.concatenate(sizes).astype(np.int64) if sizes else np.zeros(0, np.int64)

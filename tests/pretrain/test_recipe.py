@@ -81,6 +81,25 @@ def test_a_value_out_of_range_is_named(field, value):
         parse_recipe(fields, "mine.toml")
 
 
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"warmup": 20}, r"warmup = 20 is out of range: it is a share of the run, .* not steps or epochs"),
+        (
+            {"mask_ratio": 70},
+            r"mask_ratio = 70 is out of range: it is a share of the patches, between 0 and 1",
+        ),
+        ({"batch_size": -1}, "batch_size = -1 is out of range: it is 1 or more"),
+        ({"decoder_width": 500}, "decoder_width = 500 .* a multiple of 4 and of decoder_heads, 16"),
+        ({"decoder_heads": 0}, "decoder_heads = 0 is out of range"),
+        ({"offline": "noise"}, 'it is one of "", teacher, labels, features'),
+    ],
+)
+def test_a_value_out_of_range_is_told_what_the_range_is(fields, said):
+    with pytest.raises(ValueError, match=said):
+        parse_recipe({"objective": "m2d", "steps": 10, **fields}, "mine.toml")
+
+
 def test_the_rate_grows_with_the_batch_as_published():
     recipe = Recipe(objective="m2d", epochs=300)  # the published defaults
     assert recipe.learning_rate == pytest.approx(2.4e-3)

@@ -141,6 +141,20 @@ def test_a_list_without_a_column_of_files_is_refused(tmp_path):
         open_source(tmp_path / "list.csv")
 
 
+def test_a_null_byte_in_a_list_costs_that_line_alone(tmp_path):
+    (tmp_path / "0.wav").write_bytes(sound(0))
+    (tmp_path / "list.csv").write_bytes(b"file\nx\0y.wav\n0.wav\n")
+    summary = prepare(tmp_path / "list.csv", tmp_path / "out")
+    assert (summary.clips, summary.skipped) == (1, {"unreadable": 1})
+
+
+def test_a_null_byte_in_a_path_of_parquet_costs_that_row_alone(tmp_path):
+    audio = [{"bytes": None, "path": "x\0y.wav"}, {"bytes": sound(0), "path": "0.wav"}]
+    pq.write_table(pa.table({"audio": audio}), tmp_path / "a.parquet")
+    summary = prepare(tmp_path / "a.parquet", tmp_path / "out")
+    assert (summary.clips, summary.skipped) == (1, {"unreadable": 1})
+
+
 def test_members_of_tars_take_their_label_from_the_member_beside_them(tmp_path):
     (tmp_path / "tars").mkdir()
     write_tar(
@@ -169,6 +183,7 @@ def test_a_damaged_tar_is_reported_and_the_others_are_read(tmp_path):
     (tmp_path / "tars" / "2.tar").write_bytes(whole[: 512 + len(sound(0)) + 20000])
     source = open_source(tmp_path / "tars")
     assert [name for name, reason, _ in source.problems] == ["1.tar", "2.tar"]
+    assert ["without compression" in told for _, _, told in source.problems] == [True, False]
     summary = prepare(tmp_path / "tars", tmp_path / "out")
     assert summary.clips == 3
     assert summary.skipped["corrupt"] == 2
@@ -203,6 +218,14 @@ def test_rows_of_parquet_take_the_names_of_their_classes(tmp_path):
     ]  # fmt: skip
     assert source.seams.tolist() == [2, 4, 5]
     assert parts_equal_the_whole(source)
+
+
+def test_a_plain_column_of_bytes_is_read_too(tmp_path):
+    table = pa.table({"id": [1, 2], "bytes": [sound(0), sound(1)], "label": ["dog", None]})
+    pq.write_table(table, tmp_path / "plain.parquet")
+    found = everything(open_source(tmp_path / "plain.parquet"))
+    assert [row[:2] for row in found] == [("plain.parquet/0", "dog"), ("plain.parquet/1", None)]
+    np.testing.assert_allclose(found[1][2], wave(1), atol=1e-4)
 
 
 def test_parquet_without_audio_or_damaged_is_named(tmp_path):
@@ -260,6 +283,10 @@ def test_what_is_no_source_is_refused_with_a_sentence(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with pytest.raises(ValueError, match="no audio file by its suffix"):
         open_source(tmp_path / "a.txt")
+    for name in ("a.tar.gz", "a.zip"):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(ValueError, match=f"{name} is packed: unpack it"):
+            open_source(tmp_path / name)
     with pytest.raises(ValueError, match=r"should match \.tar files"):
         open_source(str(tmp_path / "*.txt"))
     with pytest.raises(ValueError, match="holds no audio"):
