@@ -32,7 +32,19 @@ def steps_of_epochs(recipe: Recipe, clips: int) -> int:
 
 
 def steps_within(seconds: float, trial: Trainer, recipe: Recipe, processes: Processes) -> int:
-    """Time a few steps of a copy on noise, and return how many fit."""
+    """Time a few steps of a copy on noise, and return how many fit.
+
+    Args:
+        seconds: In which they shall fit.
+        trial: With a copy of the objective: it is trained.
+        recipe: What to train.
+        processes: Those of the run.
+
+    Raises:
+        ValueError: No length of time.
+    """
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"minutes = {seconds / 60:g}: give a number above 0")
     encoder, objective = recipe.encoder_config, trial.objective
     weight = next(objective.parameters())
     clips = recipe.batch_size // processes.count

@@ -89,10 +89,8 @@ class States:
             prefix = f"optimizer.{name}."
             found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
             if found:
-                optimizer.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device)
-                    for key, value in found.items()
-                }
+                # The number of steps too: the fused AdamW has it on the device.
+                optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
 
     def newest(self) -> int:
         """Return the step of the newest state that can be read; 0 where none was written.

@@ -15,6 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from hear_m2d.errors import WorkFailedError
 from hear_m2d.pretrain.meters import clip_means, latent_meters, rankme
 from hear_m2d.pretrain.objective import Objective, Outcome
 from hear_m2d.pretrain.recipe import Recipe
@@ -74,7 +75,20 @@ class Trainer:
                 (clips, patches); and what the objective's offline target is made of.
             rate: Learning rate.
             watch: Add the meters of the encoder's output.
+
+        Raises:
+            WorkFailedError: The device has too little memory.
         """
+        try:
+            return self._step(batch, rate=rate, watch=watch)
+        except torch.OutOfMemoryError as error:
+            clips = min(self.at_once or len(batch["x"]), len(batch["x"]))
+            raise WorkFailedError(
+                f"{clips} clips at once do not fit into the memory of {batch['x'].device}: give a smaller "
+                f"--at-once, such as {max(clips // 2, 1)}; the numbers stay the same"
+            ) from error
+
+    def _step(self, batch: dict[str, Tensor], *, rate: float, watch: bool) -> Step:
         if self._stepper is None:  # not before: the weights that a resumed run loads are those to be shared
             self._stepper, self._optimizer = self.accelerator.prepare(self.objective, self.optimizer)
         for group in self.optimizer.param_groups:

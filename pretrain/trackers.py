@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,14 +66,16 @@ class Trackers:
     def log(self, line: Mapping[str, Any]) -> None:
         """Hand on a line of the log; a tracker that fails is left out from then on, and the run goes on."""
         values = {name: value for name, value in line.items() if name != "step"}
+        self._each(lambda tracker: tracker.log(values, step=line["step"]))
+
+    def finish(self) -> None:
+        """Close them; one that fails is told of, like one that fails in between."""
+        self._each(lambda tracker: tracker.finish())
+
+    def _each(self, work: Callable[[Any], object]) -> None:
         for tracker in list(self._open):
             try:
-                tracker.log(values, step=line["step"])
+                work(tracker)
             except Exception as error:  # a service that is away is no reason to stop a run of days
                 logger.warning("the tracker %s failed and gets no more lines: %s", tracker.name, error)
                 self._open.remove(tracker)
-
-    def finish(self) -> None:
-        """Close them."""
-        for tracker in self._open:
-            tracker.finish()

@@ -105,8 +105,8 @@ def train(
     Raises:
         ValueError: ``out`` holds another run, the data has another front end, or the processes cannot share
             a batch.
-        WorkFailedError: The loss became infinite, not a number, or far too large; or a state could not be
-            written.
+        WorkFailedError: The loss became infinite, not a number, or far too large; a step did not fit into
+            the device's memory; or a state could not be written.
         StoppedError: SIGTERM came; the state is saved.
     """
     processes, settings, run = join(), Habits(**habits), RunFolder(out)
@@ -192,7 +192,7 @@ def _train(
     known = processes.on_main(run.known)
     if minutes is None:
         steps = recipe.steps if recipe.steps is not None else steps_of_epochs(recipe, len(data))
-    elif known and known["minutes"] == minutes:
+    elif known and known.get("minutes") == minutes:
         steps = int(known["steps"])
     else:
         trial = trainer(copy.deepcopy(objective))

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from hear_m2d.errors import WorkFailedError
 from hear_m2d.pretrain.build import build_objective
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.steps import Trainer, compile_blocks
@@ -81,6 +82,16 @@ def test_bfloat16_attention_of_trained_blocks_is_unfused_and_that_of_the_target_
         assert torch.nn.functional.cosine_similarity(found[name].flatten(), value.flatten(), dim=0) > 0.98, (
             name
         )
+
+
+def test_a_step_that_does_not_fit_into_memory_is_told_what_to_type(batch, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    trained = trainer(at_once=4)
+    monkeypatch.setattr(trained, "_forward", full)
+    with pytest.raises(WorkFailedError, match=r"4 clips at once do not fit .* --at-once, such as 2"):
+        trained.step(batch, rate=0.0)
 
 
 def test_forward_backward_and_momentum_read_nothing_from_the_device(batch):

@@ -31,6 +31,8 @@ class Notebook(GeneralTracker):
         self.lines.append((step, values))
 
     def finish(self):
+        if self.fails_at == "end":
+            raise ConnectionError("the service is away")
         self.closed = True
 
 
@@ -65,6 +67,15 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(tmp_path, caplog)
     assert [step for step, _ in sound.lines] == [1, 2, 3]
     assert tensorboard_steps(tmp_path / "tensorboard") == {"loss": [1, 2, 3]}
     assert caplog.text.count("the service is away") == 1
+
+
+def test_a_tracker_that_fails_at_the_end_does_not_keep_the_others_open(tmp_path, caplog):
+    broken, sound = Notebook(fails_at="end"), Notebook()
+    trackers = Trackers(tmp_path, [broken, sound])
+    trackers.log({"step": 1, "loss": 1.0})
+    trackers.finish()
+    assert sound.closed
+    assert "the service is away" in caplog.text
 
 
 def test_an_unknown_tracker_and_one_that_is_not_installed_are_refused_with_the_line_to_type(monkeypatch):

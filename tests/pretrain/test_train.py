@@ -186,6 +186,12 @@ def test_minutes_choose_the_steps_and_a_resumed_run_keeps_them(data, tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["steps"] == steps
 
 
+@pytest.mark.parametrize("minutes", [float("nan"), float("inf"), 0.0, -1.0])
+def test_minutes_that_are_no_length_of_time_are_refused_and_do_not_run_for_ever(minutes, data, tmp_path):
+    with pytest.raises(ValueError, match=r"minutes = .*: give a number above 0"):
+        train(TINY, data, tmp_path / "run", device="cpu", minutes=minutes)
+
+
 def test_other_minutes_in_the_same_folder_are_refused(data, tmp_path):
     train(dataclasses.replace(TINY, steps=1), data, tmp_path / "run", device="cpu")
     with pytest.raises(ValueError, match="minutes is None there, 5 now"):
