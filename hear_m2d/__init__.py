@@ -64,7 +64,7 @@ def get_scene_embeddings(audio: Audio, model: HearModel) -> Tensor:
     """Return one embedding per clip, without gradients.
 
     Args:
-        audio: (batch, samples) in [-1, 1] at ``model.sample_rate``, or a list of (samples,).
+        audio: (batch, samples) in [-1, 1] at ``model.sample_rate``, or a list of (samples,) of any lengths.
         model: From :func:`load_model`.
 
     Returns:
@@ -80,12 +80,12 @@ def get_timestamp_embeddings(audio: Audio, model: HearModel) -> tuple[Tensor, Te
     """Return embeddings at regular times, at most 50 ms apart, without gradients.
 
     Args:
-        audio: (batch, samples) in [-1, 1] at ``model.sample_rate``.
+        audio: (batch, samples) in [-1, 1] at ``model.sample_rate``, or a list of (samples,) of any lengths.
         model: From :func:`load_model`.
 
     Returns:
         Embeddings (batch, n, model.timestamp_embedding_size), and the centre of each in milliseconds,
-        (batch, n); both float32.
+        (batch, n); both float32. For a list of clips, two lists with a tensor each: (n, size) and (n,).
 
     Raises:
         ValueError: Audio that cannot be embedded; the message says why.

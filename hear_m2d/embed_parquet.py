@@ -22,7 +22,15 @@ from hear_m2d.embed import Run
 from hear_m2d.embed_decode import Failure, read_clips
 from hear_m2d.embed_inputs import Clip, Inputs
 from hear_m2d.embed_model import Embedder, Embedding
-from hear_m2d.embed_outputs import STATE_FILE, differing, printable, read_state, write_failures, write_state
+from hear_m2d.embed_outputs import (
+    STATE_FILE,
+    differing,
+    printable,
+    read_state,
+    said_plainly,
+    write_failures,
+    write_state,
+)
 from hear_m2d.files import atomic_write, hold_folder, remove_leftovers
 
 _PART_BYTES = 64 << 20  # of embeddings: a part, and a row group, are written when they hold as much
@@ -114,7 +122,8 @@ class ParquetTarget:
             if there is None:
                 for part in parts.glob("part-*.parquet"):
                     part.unlink()
-                write_state(parts / STATE_FILE, state)
+                with said_plainly(path):
+                    write_state(parts / STATE_FILE, state)
             elif told := differing(there, state, _IDENTITY):
                 raise ValueError(
                     f"{parts} holds unfinished work that differs ({told}). Give another --out, or --force to "

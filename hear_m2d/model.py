@@ -144,10 +144,16 @@ class HearModel(nn.Module, SharedModel):
 
     @torch.no_grad()
     def scene_embeddings(self, audio: Audio) -> Tensor:
-        """Return one vector per clip, the mean over its columns: (batch, scene_embedding_size).
+        """Return one vector per clip, the mean over its columns.
 
         Args:
             audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
+
+        Returns:
+            (batch, scene_embedding_size), float32.
+
+        Raises:
+            ValueError: Audio that cannot be embedded; the message says why.
         """
         clips = check_audio(audio)
         scenes = self._mean_over_columns(len(clips))
@@ -163,7 +169,10 @@ class HearModel(nn.Module, SharedModel):
 
         Returns:
             Embeddings (batch, n, timestamp_embedding_size) and their times in milliseconds (batch, n); for a
-            list, two lists of tensors without the batch.
+            list, two lists of tensors without the batch. All are float32.
+
+        Raises:
+            ValueError: Audio that cannot be embedded; the message says why.
         """
         _, embeddings, times = self._embed(audio, scenes=False)
         return embeddings, times
@@ -174,10 +183,13 @@ class HearModel(nn.Module, SharedModel):
         return self._embed(audio, scenes=True)
 
     def classify(self, audio: Audio) -> Tensor:
-        """Return logits, (batch, classes), of a checkpoint that holds a classifier.
+        """Return logits, (batch, classes), of a checkpoint that holds a classifier, with gradients.
+
+        Args:
+            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
 
         Raises:
-            ValueError: The checkpoint holds none.
+            ValueError: The checkpoint holds none, or the audio cannot be embedded.
         """
         if self.head is None:
             raise ValueError("this checkpoint has no classifier: it only embeds")
@@ -248,6 +260,9 @@ class HearModel(nn.Module, SharedModel):
         dtype = self.encoder.norm.weight.dtype
         warn_of_slow_bfloat16(dtype, self._device)
         statistics = self._statistics(clips)
+
+        if self.batch_windows is not None and self.batch_windows < 1:
+            raise ValueError(f"batch_windows={self.batch_windows}; it is a positive whole number, or None")
 
         def size(frames: int) -> int:
             return self.batch_windows or windows_per_pass(

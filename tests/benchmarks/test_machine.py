@@ -2,7 +2,9 @@
 
 import importlib.util
 import math
+import re
 import sys
+import warnings
 
 import pytest
 import torch
@@ -72,3 +74,21 @@ def test_a_peak_is_that_of_the_measured_work(script):
     block = torch.ones(64 * 2**20)
     assert machine.peak_memory(device) - small > 200
     del block
+
+
+def test_the_embedding_benchmark_sets_each_precision_beside_the_first(script, monkeypatch, capsys):
+    benchmark = script("embed")
+    rates = {torch.float32: 1e9, torch.bfloat16: 2e9}
+    monkeypatch.setattr(sys.modules["machine"], "matrix_rate", lambda dtype, device: rates[dtype])
+    sizes = ["--size", "tiny", "--frames", "64", "--seconds", "0.5", "--batch", "2", "--pairs", "1"]
+    monkeypatch.setattr(sys, "argv", ["embed.py", *sizes, "--device", "cpu"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a CPU without bfloat16
+        benchmark.main()
+    *table, sentence = capsys.readouterr().out.strip().splitlines()
+    assert [line.split()[1] for line in table if line.startswith("| ")] == ["dtype", "float32", "bfloat16"]
+    found = re.fullmatch(
+        r"bfloat16: ([\d.]+) times .* ([\d.]+) of the 2.00 that .* similarity at least ([\d.]+)", sentence
+    )
+    assert float(found[2]) == pytest.approx(float(found[1]) / 2, abs=0.01)
+    assert 0.999 <= float(found[3]) <= 1.0

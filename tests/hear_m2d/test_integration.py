@@ -232,6 +232,15 @@ def test_importing_loads_none_of_the_heavy_libraries():
         assert heavy not in loaded
 
 
+def test_importing_takes_less_than_a_second_beyond_torch():
+    # Processor time, the best of three: what else the machine does must not count.
+    code = (
+        "import time, torch; start = time.process_time(); import hear_m2d; print(time.process_time() - start)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, check=True) for _ in range(3)]
+    assert min(float(run.stdout) for run in runs) < 1.0
+
+
 @pytest.fixture
 def gpu():
     if not torch.cuda.is_available():

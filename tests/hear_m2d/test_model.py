@@ -93,6 +93,15 @@ def test_scene_is_the_mean_over_columns(model, noise):
     )
 
 
+@pytest.mark.parametrize("batch_windows", [0, -1])
+def test_a_number_of_windows_below_one_is_refused(make_model, noise, batch_windows):
+    """-1 was taken, and gave scenes of NaN."""
+    model = make_model()
+    model.batch_windows = batch_windows
+    with pytest.raises(ValueError, match=f"batch_windows={batch_windows}; it is a positive whole number"):
+        model.scene_embeddings(noise(1, 9000))
+
+
 def test_a_list_of_clips_gives_what_each_gives_alone_in_its_order(model, noise):
     clips = [noise(1, n, seed=n)[0] for n in (20000, 150, 9000, 20000, 1, 9000)]
     found = hear_m2d.get_scene_embeddings(clips, model)
