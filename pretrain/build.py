@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from hear_m2d.pretrain.m2d_x import M2DX
 from hear_m2d.pretrain.msm_mae import MSMMAE
 from hear_m2d.pretrain.objective import Objective
 from hear_m2d.pretrain.recipe import Recipe
-from hear_m2d.pretrain.teacher import with_offline
+from hear_m2d.pretrain.teacher import read_teacher, with_offline
 
 # What a recipe trains, by where its offline target comes from: the kind of its checkpoint.
 KINDS = {"": "m2d", "teacher": "m2d_x", "labels": "m2d_as", "features": "m2d_s"}
@@ -85,6 +86,21 @@ def begin_objective(
     return recipe, objective
 
 
+def check_start(recipe: Recipe) -> None:
+    """Refuse a checkpoint to continue from, or a teacher, that does not fit; the data need not be there yet.
+
+    Raises:
+        FileNotFoundError: No such checkpoint.
+        ValueError: It does not fit, or the recipe needs a teacher and names none.
+    """
+    from hear_m2d.pretrain.warm_start import read_init
+
+    if recipe.offline == "teacher":
+        read_teacher(recipe)
+    if recipe.init:
+        read_init(recipe)
+
+
 def hear_model(
     objective: Objective, recipe: Recipe, *, mean: float, std: float, training: dict[str, Any]
 ) -> HearModel:
@@ -97,8 +113,17 @@ def hear_model(
                 frontend=recipe.frontend_config,
                 mean=mean,
                 std=std,
-                training={"recipe": recipe.to_json(), "hear_m2d": version("hear-m2d"), **training},
+                training={"recipe": _told(recipe), "hear_m2d": version("hear-m2d"), **training},
             )
         )
     model.encoder.load_state_dict(objective.encoder.state_dict(), assign=True)
     return model.eval()
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe's fields for a file that may be given away: of a path, the file and its folder."""
+    fields = recipe.to_json()
+    for name in ("init", "teacher"):
+        if "://" not in fields[name]:
+            fields[name] = "/".join(Path(fields[name]).parts[-2:])
+    return fields

@@ -34,7 +34,7 @@ INSTALL = "pip install 'hear-m2d[pretrain]'"
     "--noise",
     "noise_dir",
     type=click.Path(path_type=Path),
-    help="A folder that `hear-m2d prepare` wrote, to be mixed in.",
+    help="To be mixed in: a folder that `hear-m2d prepare` wrote, or one of audio, which is prepared first.",
 )
 @click.option(
     "--features",
@@ -141,6 +141,8 @@ def pretrain(
     if steps is not None or epochs is not None:
         changed |= {"steps": steps, "epochs": epochs}
     recipe = dataclasses.replace(recipe, **changed)
+    if dry_run and minutes is not None:
+        raise click.UsageError("--minutes times real steps; with --dry-run give --steps or --epochs")
     if dry_run:
         for line in _dry_run(recipe, data_dir, device):
             click.echo(line)
@@ -148,7 +150,9 @@ def pretrain(
     if data_dir is None or out is None:
         raise click.UsageError("give --data and --out; only --dry-run does without them")
 
+    from hear_m2d.pretrain.build import check_start
     from hear_m2d.pretrain.dataset import LogMelData, open_data
+    from hear_m2d.pretrain.items import check_given
     from hear_m2d.pretrain.probe import check_probes
     from hear_m2d.pretrain.processes import STOPPED, OtherProcessFailedError, StoppedError, join, leave
     from hear_m2d.pretrain.run import RunFolder
@@ -158,20 +162,24 @@ def pretrain(
     processes = join()
     try:
         with processes.one_fate():
-            # An --out that is taken is refused before any audio is prepared.
-            processes.on_main(RunFolder(out).known)
+            # What cannot train is refused before any audio is prepared, which may take days.
+            begun = processes.on_main(RunFolder(out).known)
+            check_given(recipe, noise=noise_dir, features=features)
+            if begun is None:  # else the checkpoint that it began from need not be there any more
+                processes.on_main(lambda: check_start(recipe))
             check_trackers(track)
             probes = processes.on_main(
                 lambda: check_probes(
                     probe_places, every=probe_every, clips=probe_clips, sample_rate=recipe.sample_rate
                 )
             )
-            prepared = processes.on_main(lambda: _prepared(data_dir, out, recipe.sample_rate))
+            noisy = processes.on_main(lambda: noise_dir and _noise(noise_dir, out, recipe.sample_rate))
+            prepared = processes.on_main(lambda: _prepared(data_dir, out / "data", recipe.sample_rate))
             checkpoint = train(
                 recipe,
                 processes.together(lambda: open_data(prepared)),
                 out,
-                noise=processes.together(lambda: None if noise_dir is None else LogMelData(noise_dir)),
+                noise=processes.together(lambda: None if noisy is None else LogMelData(noisy)),
                 features=features,
                 minutes=minutes,
                 force=force,
@@ -198,27 +206,41 @@ def pretrain(
 
 
 def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str]:
-    """Yield what a run would take; of a folder that is not prepared nobody knows how many clips it gives."""
+    """Yield what a run would take; of audio that is not prepared nobody knows how many clips it gives."""
+    from glob import glob
+
     from hear_m2d.device import pick_device
-    from hear_m2d.pretrain.dataset import is_prepared, open_data
+    from hear_m2d.pretrain.dataset import is_prepared, open_data, require_frontend
     from hear_m2d.pretrain.plan import describe_plan, make_plan
+    from hear_m2d.pretrain.prepared import address_of
 
     clips = None
     if data_dir is not None:
         if is_prepared(data_dir):
-            clips = len(open_data(data_dir))
-        elif not data_dir.exists():
+            data = open_data(data_dir)
+            require_frontend(data, recipe.frontend_config)
+            clips = len(data)
+        elif not (data_dir.exists() or address_of(data_dir) or glob(str(data_dir))):  # noqa: PTH207
             raise click.UsageError(f"{data_dir} does not exist")
     place = pick_device(device)
     yield from describe_plan(recipe, make_plan(recipe, clips=clips, device=place), place)
 
 
-def _prepared(folder: Path, out: Path, sample_rate: int) -> Path:
-    """Return a prepared folder; a folder of audio is prepared into the run's own."""
+def _prepared(place: Path, into: Path, sample_rate: int) -> Path:
+    """Return a prepared folder; audio is prepared into the run's own."""
     from hear_m2d.pretrain.dataset import is_prepared
     from hear_m2d.pretrain.prepare import prepare as run
 
-    if is_prepared(folder):
-        return folder
-    run(folder, out / "data", sample_rate=sample_rate, progress=True)
-    return out / "data"
+    if is_prepared(place):
+        return place
+    run(place, into, sample_rate=sample_rate, progress=True)
+    return into
+
+
+def _noise(place: Path, out: Path, sample_rate: int) -> Path:
+    """Return a prepared folder of noise."""
+    from hear_m2d.pretrain.prepared import address_of, is_prepared
+
+    if is_prepared(place) and (address := address_of(place)):
+        raise click.UsageError(f"noise is read from a local folder only: copy {address} here")
+    return _prepared(place, out / "noise", sample_rate)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hear_m2d.pretrain.dataset import Crops, Items, Key, LogMelData
-from hear_m2d.pretrain.mixing import with_noise
+from hear_m2d.pretrain.mixing import MixedCrops
 from hear_m2d.pretrain.prepared import Prepared
 from hear_m2d.pretrain.recipe import Recipe
 
@@ -33,12 +33,7 @@ def training_items(
     Raises:
         ValueError: Something that the recipe needs is missing, or given and not needed.
     """
-    if (features is None) == (recipe.offline == "features"):
-        raise ValueError(
-            'offline = "features" needs the folder of the features: give --features FOLDER'
-            if features is None
-            else f'the features {features} are learned from only where offline = "features"'
-        )
+    check_given(recipe, noise=None if noise is None else noise.folder, features=features)
     if features is None:
         labels = recipe.offline == "labels"
         crops = Crops(data, frames=recipe.input_frames, seed=recipe.seed, labels=labels)
@@ -53,7 +48,31 @@ def training_items(
         )
     else:
         raise ValueError(f"features lie beside local data only; {data.folder} is an address: copy it here")
-    return with_noise(crops, noise, recipe.noise_ratio)
+    return crops if noise is None else MixedCrops(crops, noise, ratio=recipe.noise_ratio)
+
+
+def check_given(recipe: Recipe, *, noise: Path | None, features: Path | None) -> None:
+    """Hold the folders that are given against those that the recipe needs; nothing is opened.
+
+    Args:
+        recipe: What to train.
+        noise: Of the noise.
+        features: Of the stored features.
+
+    Raises:
+        ValueError: One is missing, or given and not needed.
+    """
+    ratio = recipe.noise_ratio
+    if noise is None and ratio:
+        raise ValueError(f"noise_ratio = {ratio} needs noise: give --noise FOLDER, or --noise-ratio 0")
+    if noise is not None and not ratio:
+        raise ValueError(f"noise_ratio = 0 leaves the noise {noise} out: give --noise-ratio too")
+    if features is None and recipe.offline == "features":
+        raise ValueError('offline = "features" needs the folder of the features: give --features FOLDER')
+    if features is not None and recipe.offline != "features":
+        raise ValueError(f'the features {features} are learned from only where offline = "features"')
+    if features is not None and not features.is_dir():
+        raise ValueError(f"{features} is no folder of features")
 
 
 class FeatureCrops(Crops):
@@ -70,9 +89,6 @@ class FeatureCrops(Crops):
         seed: Of the run.
         column_frames: Frames of a column.
         feature_frames: Frames that a vector stands for.
-
-    Raises:
-        ValueError: There is no such folder.
     """
 
     def __init__(
@@ -86,8 +102,6 @@ class FeatureCrops(Crops):
         feature_frames: int = 2,
     ) -> None:
         super().__init__(data, frames, seed)
-        if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder of features")
         self.stored, self.folder = data, folder
         self.feature_frames = feature_frames
         self.columns, self.mean_of = frames // column_frames, column_frames // feature_frames

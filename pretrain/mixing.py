@@ -43,21 +43,6 @@ def noise_place(lengths: NDArray[np.int64], frames: int, *, seed: int, key: Key)
     return clip, draw(length - frames + 1 if length >= frames else length, seed, *key, 2)
 
 
-def with_noise(crops: Crops, noise: LogMelData | None, ratio: float) -> Dataset[dict[str, Tensor]]:
-    """Return the crops with noise mixed in, or as they are where the ratio is 0.
-
-    Raises:
-        ValueError: The one without the other, or noise of another front end.
-    """
-    if noise is None and ratio:
-        raise ValueError(f"noise_ratio = {ratio} needs noise: give --noise FOLDER, or --noise-ratio 0")
-    if noise is None:
-        return crops
-    if not ratio:
-        raise ValueError(f"noise_ratio = 0 leaves the noise {noise.folder} out: give --noise-ratio too")
-    return MixedCrops(crops, noise, ratio=ratio)
-
-
 class MixedCrops(Dataset[dict[str, Tensor]]):
     """Crops with noise: ``x`` is the mixture, ``clean`` the clip alone; whatever else an item has stays.
 

@@ -45,8 +45,8 @@ class RunFolder:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"{self.folder} is a file: give a folder for --out")
         if not self.record.exists():
-            # The data is prepared before run.json is written.
-            others = [name for name in visible_names(self.folder) if name != "data"]
+            # Data and noise are prepared before run.json is written.
+            others = [name for name in visible_names(self.folder) if name not in ("data", "noise")]
             if others:
                 raise ValueError(
                     f"{self.folder} holds files of something else ({others[0]}): give an empty --out"

@@ -211,7 +211,7 @@ def _refuse(name: str, told: str, sample_rate: int) -> NDArray[np.float32]:
 
 def _entry(name: str, audio: Mapping[str, Any] | bytes | None, label: str | None, folder: Path) -> Entry:
     """Return a row's item; a row without bytes may say where its file is."""
-    found = {"bytes": audio} if isinstance(audio, bytes) else audio or {}
+    found: Mapping[str, Any] = {"bytes": audio} if isinstance(audio, bytes) else audio or {}
     path, content = found.get("path"), found.get("bytes")
     if path:
         name = f"{name}-{os.path.basename(path)}"  # noqa: PTH119

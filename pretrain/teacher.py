@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hear_m2d.checkpoint import build_model
+from hear_m2d.checkpoint import Checkpoint, build_model
 from hear_m2d.encoder import EncoderConfig
 from hear_m2d.model import HearModel
 from hear_m2d.pretrain.recipe import Recipe
@@ -104,17 +104,9 @@ def with_offline(
     if not recipe.offline:
         return recipe, None
     if recipe.offline == "teacher":
-        name = teacher_name(recipe)
-        checkpoint = read_weights(name)
-        check_teacher(recipe, checkpoint.config.encoder, name)
-        if checkpoint.config.frontend != recipe.frontend_config and "sample_rate" not in checkpoint.guessed:
-            raise ValueError(
-                f"the teacher {name} hears {checkpoint.config.frontend.sample_rate} Hz, the recipe has "
-                f"sample_rate = {recipe.sample_rate}: both hear the same spectrograms, so they must agree"
-            )
+        recipe, checkpoint = read_teacher(recipe)
         model = build_model(checkpoint)
-        teacher = Teacher(model, mean=mean, std=std, statistics=recipe.teacher_statistics)
-        return _with_features(recipe, teacher.features, f"the teacher {name}"), teacher
+        return recipe, Teacher(model, mean=mean, std=std, statistics=recipe.teacher_statistics)
     columns = recipe.encoder_config.grid[1]
     wanted = "one number a class" if recipe.offline == "labels" else f"{columns} columns of features"
     if target_shape is None or len(target_shape) != (1 if recipe.offline == "labels" else 2):
@@ -127,6 +119,28 @@ def with_offline(
             f"a crop of the data has {target_shape[0]} columns of features, the recipe {columns}"
         )
     return _with_features(recipe, target_shape[-1], "the data"), None
+
+
+def read_teacher(recipe: Recipe) -> tuple[Recipe, Checkpoint]:
+    """Return the recipe with its ``offline_features`` filled in, and the teacher's checkpoint.
+
+    Args:
+        recipe: One with ``offline = "teacher"``.
+
+    Raises:
+        FileNotFoundError: No such checkpoint.
+        ValueError: The recipe names no teacher, or one that does not fit.
+    """
+    name = teacher_name(recipe)
+    checkpoint = read_weights(name)
+    check_teacher(recipe, checkpoint.config.encoder, name)
+    if checkpoint.config.frontend != recipe.frontend_config and "sample_rate" not in checkpoint.guessed:
+        raise ValueError(
+            f"the teacher {name} hears {checkpoint.config.frontend.sample_rate} Hz, the recipe has "
+            f"sample_rate = {recipe.sample_rate}: both hear the same spectrograms, so they must agree"
+        )
+    features = checkpoint.config.encoder.column_width
+    return _with_features(recipe, features, f"the teacher {name}"), checkpoint
 
 
 def check_teacher(recipe: Recipe, teacher: EncoderConfig, name: str) -> None:

@@ -53,8 +53,7 @@ def warm_start(objective: Objective, recipe: Recipe) -> list[str]:
         FileNotFoundError: No such checkpoint.
         ValueError: Not a checkpoint, or one of other sizes.
     """
-    checkpoint = read_weights(recipe.init)
-    _check_sizes(checkpoint, recipe)
+    checkpoint = read_init(recipe)
     notes = [_take_encoder(objective, checkpoint)]
     rest = _beside(checkpoint)
     wanted = objective.beside_encoder()
@@ -83,8 +82,14 @@ def warm_start(objective: Objective, recipe: Recipe) -> list[str]:
     return notes
 
 
-def _check_sizes(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Raise a ValueError that names every size that differs, and what to set."""
+def read_init(recipe: Recipe) -> Checkpoint:
+    """Return the checkpoint that ``recipe.init`` names.
+
+    Raises:
+        FileNotFoundError: No such checkpoint.
+        ValueError: Not a checkpoint, or one of other sizes: each that differs is named.
+    """
+    checkpoint = read_weights(recipe.init)
     there, here = checkpoint.config.encoder, recipe.encoder_config
     differing = [name for name in SIZES if getattr(there, name) != getattr(here, name)]
     found = {name: (getattr(there, name), getattr(here, name)) for name in differing}
@@ -98,6 +103,7 @@ def _check_sizes(checkpoint: Checkpoint, recipe: Recipe) -> None:
         raise ValueError(
             f"{recipe.init} cannot be continued with this recipe: it has {told}. Use a recipe of its sizes"
         )
+    return checkpoint
 
 
 def _text(value: Any) -> str:

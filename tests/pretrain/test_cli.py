@@ -92,6 +92,24 @@ def test_dry_run_needs_neither_data_nor_a_run_and_training_both(run, recipe, tmp
     assert "none does not exist" in said
 
 
+def test_dry_run_takes_every_kind_of_source_that_training_takes(run, audio_folder, recipe, tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"")
+    for source in (audio_folder, tmp_path / "*.tar", "hf://datasets/owner/name"):
+        code, printed, said = run("pretrain", "--recipe", recipe, "--data", source, "--dry-run")
+        assert code == 0, said
+        assert "steps: 3 of 4 clips" in printed
+
+
+def test_dry_run_refuses_what_training_would(run, audio_folder, recipe, tmp_path):
+    code, _, said = run("pretrain", "--recipe", recipe, "--dry-run", "--minutes", 3)
+    assert code == 2
+    assert "--minutes times real steps" in said
+    run("prepare", audio_folder, tmp_path / "data", "--sample-rate", 32000)
+    code, _, said = run("pretrain", "--recipe", recipe, "--data", tmp_path / "data", "--dry-run")
+    assert code == 2
+    assert "another front end" in said
+
+
 def test_dry_run_counts_the_steps_of_the_data(run, audio_folder, recipe, tmp_path):
     run("prepare", audio_folder, tmp_path / "data")
     asked = ["--epochs", 5, "--batch-size", 2, "--dry-run"]
@@ -115,12 +133,14 @@ def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_a
     code, _, said = run(*command, "--init", checkpoint)
     assert code == 2
     assert "noise_ratio = 0.3 needs noise: give --noise FOLDER" in said
+    assert not second.exists()  # refused before any audio is prepared
     code, _, said = run(*command, "--init", checkpoint, "--noise", noise)
     assert code == 0, said
     lines = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] == pytest.approx(lines[-1]["loss_online"] + lines[-1]["loss_offline"])
     old, new = (hear_m2d.load_model(out / "checkpoint.safetensors") for out in (first, second))
     assert new.config.kind == "m2d_x"
+    assert new.config.training["recipe"]["init"] == "first/checkpoint.safetensors"  # no path of this machine
     # So low a rate leaves the weights where they were.
     for name, tensor in old.encoder.state_dict().items():
         np.testing.assert_allclose(new.encoder.state_dict()[name], tensor, atol=1e-6)
@@ -128,6 +148,35 @@ def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_a
     code, _, said = run(*command, "--noise", noise)
     assert code == 2
     assert "give --teacher CHECKPOINT, or --init CHECKPOINT" in said
+    assert not (tmp_path / "third").exists()
+    code, _, said = run(*command, "--noise", audio_folder, "--init", checkpoint)  # not prepared yet
+    assert code == 0, said
+    weights = [(out / "checkpoint.safetensors").read_bytes()[-1000:] for out in (second, tmp_path / "third")]
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "given", "said"),
+    [
+        ("", {"--init": "first/checkpoint.safetensors"}, "width 32 (the recipe 64)"),
+        ("", {"--init": "gone.pth"}, "gone.pth"),
+        ('offline = "teacher"', {"--teacher": "first/checkpoint.safetensors"}, "columns of 64 frames"),
+        ('offline = "features"', {}, "give --features FOLDER"),
+        ("noise_ratio = 0.1", {"--noise": "http://127.0.0.1:9/noise"}, "noise is read from a local folder"),
+    ],
+)
+def test_what_cannot_train_is_refused_before_any_audio_is_prepared(
+    run, audio_folder, recipe, tmp_path, monkeypatch, fields, given, said
+):
+    monkeypatch.chdir(tmp_path)
+    recipe.write_text(recipe.read_text().replace("msm_mae", "m2d"))
+    run("pretrain", "--recipe", recipe, "--data", audio_folder, "--out", "first", "--steps", 0)
+    (tmp_path / "other.toml").write_text(f'base = "mine.toml"\nwidth = 64\npatch_size = [16, 8]\n{fields}\n')
+    command = ["pretrain", "--recipe", "other.toml", "--data", audio_folder, "--out", "second"]
+    code, _, error = run(*command, *[word for pair in given.items() for word in pair])
+    assert code == 2
+    assert said in error
+    assert not (tmp_path / "second").exists()
 
 
 def test_one_command_learns_from_labels_and_one_from_stored_features(run, audio_folder, recipe, tmp_path):

@@ -138,4 +138,4 @@ def test_features_that_do_not_belong_to_the_audio_are_refused(data, features):
 
 def test_a_folder_of_features_that_is_not_there_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="no folder of features"):
-        FeatureCrops(data, tmp_path / "none", frames=40)
+        training_items(recipe_of(offline="features"), data, features=tmp_path / "none")
