@@ -41,14 +41,27 @@ class Trackers:
         folder: The run's folder; TensorBoard's files lie in it.
         names: Of accelerate's trackers, besides TensorBoard; or instances of its ``GeneralTracker``.
         settings: What the run is, for the trackers that keep such things.
+
+    Raises:
+        ValueError: One of them cannot begin.
     """
 
     def __init__(
         self, folder: Path, names: Sequence[Any] = (), settings: Mapping[str, Any] | None = None
     ) -> None:
+        self._open: list[Any] = []
+        try:
+            self._begin(folder, names, settings or {})
+        except Exception as error:  # no login, no connection: better known now than after days
+            raise ValueError(
+                f"the trackers {', '.join(map(str, [ALWAYS, *names]))} cannot begin: {error} "
+                f"Put that right, or leave --track out"
+            ) from error
+
+    def _begin(self, folder: Path, names: Sequence[Any], settings: Mapping[str, Any]) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        self._open: list[Any] = [LOGGER_TYPE_TO_CLASS[ALWAYS](ALWAYS, str(folder))]
+        self._open = [LOGGER_TYPE_TO_CLASS[ALWAYS](ALWAYS, str(folder))]
         for name in dict.fromkeys(names):
             if isinstance(name, str) and name != ALWAYS:
                 kind = LOGGER_TYPE_TO_CLASS[name]
@@ -59,7 +72,7 @@ class Trackers:
                 self._open.append(name)
         for tracker in self._open:
             getattr(tracker, "start", lambda: None)()  # older versions of accelerate start at once
-        plain = {k: v for k, v in (settings or {}).items() if isinstance(v, str | int | float | bool)}
+        plain = {k: v for k, v in settings.items() if isinstance(v, str | int | float | bool)}
         for tracker in self._open[1:]:
             tracker.store_init_configuration(plain)
 

@@ -78,6 +78,18 @@ def test_a_tracker_that_fails_at_the_end_does_not_keep_the_others_open(tmp_path,
     assert "the service is away" in caplog.text
 
 
+def test_a_tracker_without_a_login_is_told_in_a_sentence(tmp_path, monkeypatch):
+    import accelerate.tracking
+
+    def refuse(*args, **kwargs):
+        raise RuntimeError("No API key configured.")
+
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "mlflow", refuse)
+    refuse.requires_logging_directory = False
+    with pytest.raises(ValueError, match=r"mlflow cannot begin: No API key configured\. Put that right"):
+        Trackers(tmp_path, ["mlflow"])
+
+
 def test_an_unknown_tracker_and_one_that_is_not_installed_are_refused_with_the_line_to_type(monkeypatch):
     with pytest.raises(ValueError, match=r"unknown tracker 'wand'\. Did you mean wandb"):
         check_trackers(["wand"])
