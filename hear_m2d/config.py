@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ FORMAT = 1
 CODE_BASES = ("m2d", "msm_mae")
 # Statistics of AudioSet at 16 kHz: they hold for every published file that stores none.
 DEFAULT_MEAN, DEFAULT_STD = -7.1, 4.2
+LARGEST = 1e6  # of a mean or standard deviation; a log-mel lies between -16 and about 15
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,11 @@ class ModelConfig:
             raise ValueError("kind, code_base, licence and labels are texts, and training an object")
         if self.code_base not in CODE_BASES:
             raise ValueError(f"code_base is {self.code_base!r}; it is one of {', '.join(CODE_BASES)}")
-        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
-            raise ValueError(f"statistics must be finite, the std positive; they are {self.mean}, {self.std}")
+        for name, value in {"mean": self.mean, "std": self.std}.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
+                raise ValueError(f"{name} is {value!r}; it is a number that a log-mel can have")
+        if not self.std > 0:
+            raise ValueError(f"std is {self.std}; it is positive")
         if self.encoder.input_size[0] != self.frontend.n_mels:
             raise ValueError(
                 f"the encoder reads {self.encoder.input_size[0]} mel bins, the front end gives "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hear_m2d.errors import check_whole_numbers
 
 KINDS = ("mean", "semantic")
+LARGEST, DEEPEST = 10**6, 100  # of a config that lies, nothing is built
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class ProjectorConfig:
         if self.kind not in KINDS:
             raise ValueError(f"a projector is {' or '.join(KINDS)}, not {self.kind!r}")
         check_whole_numbers(width=self.width, hidden=self.hidden, depth=self.depth)
+        if max(self.width, self.hidden) > LARGEST or self.depth > DEEPEST:
+            raise ValueError(f"a projector is not as large as {self}")
         if min(self.width, self.hidden) <= 0 or (self.depth > 0) != (self.kind == "semantic"):
             raise ValueError(f"a projector needs positive sizes, and blocks if it is semantic, not {self}")
 

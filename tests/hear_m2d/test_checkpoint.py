@@ -184,6 +184,9 @@ def test_another_format_is_refused(rewrite):
     "facts",
     [
         {"mean": "x"}, {"mean": None}, {"std": 0}, {"std": -1.0}, {"std": float("nan")}, {"mean": 10**400},
+        {"mean": True}, {"mean": 2**70}, {"std": 1e308}, {"mean": -1e308},
+        {"projector": {"kind": "semantic", "width": 64, "hidden": 64, "depth": 2**70}},
+        {"projector": {"kind": "mean", "width": 64, "hidden": 2**70, "depth": 0}},
         {"labels": 3}, {"labels": "dog"}, {"labels": [1, 2]}, {"head_width": 64},
         {"labels": ["a"], "head_width": 5},
         {"encoder": 3}, {"encoder": {}}, {"encoder": None}, {"frontend": None}, {"frontend": [3]},
