@@ -54,6 +54,8 @@ def write_converted(
     changed = f"given by hand at conversion: {', '.join(given)}"
     notes += [changed] if given else []
     notes += filter(None, [rate_conflict(checkpoint, options.sample_rate)])
+    if licence and checkpoint.config.licence not in (licence, "unknown"):
+        notes.append(f"the licence was given by hand at conversion; IN has: {checkpoint.config.licence}")
     training = {**checkpoint.config.training, "notes": notes}
     if guessed:
         training["guessed"] = guessed

@@ -57,7 +57,7 @@ def export(model: str, kind: str, out: Path | None, force: bool, options: dict[s
     from hear_m2d.export import check_target, export_onnx, export_torch
     from hear_m2d.export_check import TOLERANCE
 
-    out = out or Path(Path(model).name).with_suffix(SUFFIXES[kind])
+    out = out or Path(Path(model).absolute().name).with_suffix(SUFFIXES[kind])  # "." has no name
     check_target(out, force=force)  # before a large checkpoint is read
     write = export_onnx if kind == "onnx" else export_torch
     agreement = write(hear_m2d.load_model(model, **options), out, force=force)

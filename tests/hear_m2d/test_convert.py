@@ -88,6 +88,7 @@ def test_options_replace_what_the_file_says_and_are_stored(run, nameless, target
     assert config.labels == ("dog", "Vögel", "cat")
     notes = " ".join(read_local(target).notes)
     assert "given by hand at conversion: sample_rate, input_frames, mean, std, labels" in notes
+    assert "the licence was given by hand at conversion; IN has: NTT Software License" in notes
     for answered in ("nothing says", "no statistics", "numbered"):
         assert answered not in notes
         assert answered not in out

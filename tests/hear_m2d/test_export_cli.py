@@ -82,6 +82,7 @@ def test_an_existing_file_is_refused_before_anything_is_read(run, tmp_path):
     ("arguments", "words"),
     [
         (("none.safetensors",), ["none.safetensors"]),
+        ((".",), ["a folder without a checkpoint"]),
         (("{}", "--format", "tflite"), ["onnx", "torch"]),
         (("{}", "--out", "."), ["is a folder"]),
         (("{}", "--model-options", "layers=1"), ["is no JSON"]),
