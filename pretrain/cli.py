@@ -25,7 +25,7 @@ INSTALL = "pip install 'hear-m2d[pretrain]'"
     "--data",
     "data_dir",
     type=click.Path(path_type=Path),
-    help="A folder that `hear-m2d prepare` wrote, or a folder of audio, which is prepared first.",
+    help="A folder or address that `hear-m2d prepare` wrote, or any source that it takes, prepared first.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--init", help="Continue from this checkpoint's weights: a path, address or name.")
