@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from hear_m2d.errors import WorkFailedError
 from hear_m2d.pretrain.dataset import Key, StepBatches, collate
 
 
@@ -74,6 +75,9 @@ def batches(
 
     Yields:
         What the items hold, stacked, and ``noise``, which chooses the masks, (clips, patches).
+
+    Raises:
+        WorkFailedError: A loader process ended without a word.
     """
     on_gpu = device.type == "cuda"
     loader: DataLoader[dict[str, Tensor]] = DataLoader(
@@ -86,10 +90,22 @@ def batches(
         generator=torch.Generator(),  # else it draws from the caller's random state
     )
     stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
-    for step, batch in zip(steps.steps, loader, strict=True):
+    for step, batch in zip(steps.steps, _loaded(loader), strict=True):
         # Drawn for the whole batch: masks do not depend on the number of processes.
         batch["noise"] = mask_noise(steps.seed, step, steps.batch_size, patches)[share]
         yield {name: _to_device(tensor, dtype, stream) for name, tensor in batch.items()}
+
+
+def _loaded(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise WorkFailedError(
+            f"a loader process ended without a word ({error}): out of memory, or did a file of the data "
+            f"change? The same command continues from the last saved state"
+        ) from error
 
 
 def _to_device(tensor: Tensor, dtype: torch.dtype, stream: Any) -> Tensor:

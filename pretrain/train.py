@@ -7,6 +7,7 @@ had not been, and needs nothing stored but weights, optimiser moments and the st
 from __future__ import annotations
 
 import copy
+import errno
 import logging
 import math
 import time
@@ -110,10 +111,29 @@ def train(
         StoppedError: SIGTERM came; the state is saved.
     """
     processes, settings, run = join(), Habits(**habits), RunFolder(out)
-    with processes.one_fate(), StopRequest(processes).heard() as stop, _held(run, processes):
+    with (
+        processes.one_fate(),
+        StopRequest(processes).heard() as stop,
+        _held(run, processes),
+        _full_disk_told(out),
+    ):
         return _train(
             run, recipe, data, noise, features, processes, stop, settings, minutes=minutes, force=force
         )
+
+
+@contextmanager
+def _full_disk_told(out: Path) -> Iterator[None]:
+    """Say of any file that does not fit what :class:`States` says of its own."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise WorkFailedError(
+            f"a file in {out} cannot be written ({error.strerror}); the states that were there still are. "
+            f"Make room, then the same command continues"
+        ) from error
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The loop: it learns, resumes bit for bit, refuses another run's folder, and stops where the loss breaks."""
 
 import dataclasses
+import errno
 import json
 
 import numpy as np
@@ -106,6 +107,18 @@ def test_an_interrupted_run_continues_bit_for_bit(objective, stop, data, tmp_pat
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert whole.keys() == cut.keys()
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+@pytest.mark.parametrize("what", ["log", "save_objective"])
+def test_a_disk_that_is_full_when_no_state_is_written_is_told_too(what, data, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, what, full)
+        with pytest.raises(WorkFailedError, match=r"No space left on device.*the same command continues"):
+            train(TINY, data, tmp_path / "run", device="cpu", log_every=4)
+    assert train(TINY, data, tmp_path / "run", device="cpu", log_every=4).exists()
 
 
 def test_a_finished_run_is_left_alone(data, tmp_path):

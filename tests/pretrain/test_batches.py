@@ -1,0 +1,40 @@
+"""Batches of a run: what is told where a loader process ends."""
+
+import os
+import signal
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from hear_m2d.errors import WorkFailedError
+from hear_m2d.pretrain.batches import batches
+from hear_m2d.pretrain.dataset import StepBatches
+
+
+class Deadly(Dataset):
+    """Its process ends as one does that takes too much memory."""
+
+    def __getitem__(self, key):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Broken(Dataset):
+    def __getitem__(self, key):
+        raise RuntimeError("a fault of our own")
+
+
+def first_batch(items):
+    steps = StepBatches(0, 2, batch_size=2, n_clips=4, seed=0)
+    options = {"share": slice(0, 2), "patches": 4, "device": torch.device("cpu"), "workers": 1}
+    return next(batches(items, steps, **options))
+
+
+def test_a_loader_process_that_is_killed_is_told_in_a_sentence():
+    with pytest.raises(WorkFailedError, match=r"a loader process ended .*The same command continues"):
+        first_batch(Deadly())
+
+
+def test_an_error_of_a_loader_process_is_no_death():
+    with pytest.raises(RuntimeError, match="a fault of our own"):
+        first_batch(Broken())
