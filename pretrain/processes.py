@@ -116,7 +116,7 @@ class Processes:
 
     def mean(self, values: list[Tensor]) -> list[float]:
         """Return the means of scalars over all processes; the device is waited for here."""
-        stacked = torch.stack([value.detach().double().cpu() for value in values])
+        stacked = torch.stack([value.detach().double() for value in values]).cpu()
         if self.count > 1:
             dist.all_reduce(stacked, group=self.group)
         means: list[float] = (stacked / self.count).tolist()
