@@ -174,6 +174,7 @@ class _Shards:
         for index in range(self.count):
             note_of(self.out, index).unlink()
             note_of(self.out, index).with_suffix(".tries").unlink(missing_ok=True)
+        remove_leftovers(self.out)  # of processes that were killed over a shard
         busy = sum(note["seconds"] for note in made)
         waited = sum(note["waited_s"] for note in made) / busy if busy else 0.0
         clips = sum(note["clips"] for note in made)
