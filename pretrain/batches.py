@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ def batches(
     dtype: torch.dtype = torch.float32,
     workers: int = 0,
     lock: Path | None = None,
-) -> Iterator[dict[str, Tensor]]:
+) -> Generator[dict[str, Tensor], None, None]:
     """Yield this process's part of each step's batch, on its device.
 
     On a GPU the copies run beside the computation: from pinned memory, on a stream of their own.

@@ -185,7 +185,10 @@ class Recipe:
                 raise ValueError(f"{name} = {getattr(self, name)!r}; it is one of {told}")
         self._check_types()
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("a recipe has either steps or epochs")
+            raise ValueError(
+                "a recipe has either steps or epochs; this one has "
+                f"{'neither' if self.steps is None else 'both'}"
+            )
         for name, (fits, wanted) in self._ranges().items():
             if not fits:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is out of range: it is {wanted}")

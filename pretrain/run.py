@@ -11,6 +11,7 @@ objective.safetensors     the rest: predictor or decoder, target network
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,12 @@ class RunFolder:
         """Append a line to ``metrics.jsonl``."""
         with self.metrics.open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def sync_log(self) -> None:
+        """Have the lines written so far survive a power cut."""
+        if self.metrics.exists():
+            with self.metrics.open("rb") as file:
+                os.fsync(file.fileno())
 
     def cut_log(self, step: int) -> float | None:
         """Drop the lines after a step, which a resumed run writes again; return the first line's loss."""

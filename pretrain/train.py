@@ -269,6 +269,7 @@ def _train(
         return time.perf_counter() - start
 
     def save(step: int) -> None:
+        processes.on_main(run.sync_log)  # a run continued from this state has the lines before it
         processes.on_main(lambda: states.save(objective, training.optimizer, step))
 
     stream = batches(
@@ -331,6 +332,7 @@ def _train(
             if saves:
                 save(done)
             ready = time.perf_counter()
+    stream.close()  # what loads ahead ends here, not with the program
     if trackers is not None:
         trackers.finish()
 

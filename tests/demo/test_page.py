@@ -49,8 +49,8 @@ def out(tmp_path):
         }
         (tmp_path / "eval" / model).mkdir(parents=True)
         (tmp_path / "eval" / model / "results.json").write_text(json.dumps(found))
-    (tmp_path / "pictures").mkdir()
-    imsave(tmp_path / "pictures" / "owl.png", np.zeros((4, 4)))
+    (tmp_path / "pictures" / "owl").mkdir(parents=True)
+    imsave(tmp_path / "pictures" / "owl" / "reconstruction.png", np.zeros((4, 4)))
     return tmp_path
 
 
