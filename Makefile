@@ -1,7 +1,9 @@
 # Everything a person does with a checkout. `make` alone lists it.
-# Settings: PYTHON (the interpreter that makes .venv); AUDIO, TASKS and OUT (demo); ARGS (handed to pytest).
+# Settings: PYTHON (the interpreter that makes .venv); AUDIO, TASKS and OUT (demo); ARGS (handed to pytest);
+# JOBS (processes that test).
 
 PYTHON ?= python3
+JOBS ?= 2
 OUT ?= demo-out
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,7 +28,7 @@ demo: $(STAMP) ## pretrain two small networks and score them with HEAR (AUDIO=fo
 	@$(BIN)/python demo/run.py --out "$(OUT)" $(if $(AUDIO),--audio "$(AUDIO)") $(if $(TASKS),--tasks-dir "$(TASKS)")
 
 test: check ## check, then the tests (ARGS="-k name" for some)
-	@$(BIN)/pytest $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(STAMP) ## the tests that take minutes, and no others
 	@$(BIN)/pytest -m slow $(ARGS)

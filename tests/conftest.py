@@ -8,9 +8,11 @@ be imported by another. What tests share is therefore a fixture: here for all pa
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+LEFT_OUT = pytest.StashKey[int]()
 LONG = ("slow", "full")  # markers of what runs only when asked for
 
 
@@ -27,13 +29,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     long = [item for item in items if any(item.get_closest_marker(marker) for marker in left_out)]
     if long:
         config.hook.pytest_deselected(items=long)
+        if hasattr(config, "workeroutput"):  # one of several processes that test: it tells the main one
+            config.workeroutput["left out"] = len(long)
         items[:] = [item for item in items if item not in long]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take from each process that tests how many tests it left out: all leave out the same."""
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left out", 0)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Say how many tests ran and how many were skipped, by reason."""
     counts = {name: len(terminalreporter.stats.get(name, [])) for name in ("passed", "failed", "skipped")}
     left_out = len(terminalreporter.stats.get("deselected", []))
+    left_out = terminalreporter.config.stash.get(LEFT_OUT, left_out)
     terminalreporter.section("how many")
     terminalreporter.line(
         f"{counts['passed'] + counts['failed']} tests ran, {counts['skipped']} were skipped, "
