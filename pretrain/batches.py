@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.pretrain.dataset import Key, StepBatches, collate
 
+GRACE_S = 30  # that a loader process outlives SIGTERM; torchrun's own
+
 
 def mask_noise(seed: int, step: int, batch: int, patches: int) -> Tensor:
     """Return the noise that draws a step's masks, (batch, patches): a function of (seed, step)."""
@@ -124,8 +126,9 @@ def _to_device(tensor: Tensor, dtype: torch.dtype, stream: Any) -> Tensor:
 
 def _begin_worker(worker: int, *, lock: Path | None) -> None:
     """Make a loader process the training process's servant, and no more."""
-    # A cluster sends SIGTERM to all, and the training process needs one more batch before it stops.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # A cluster sends SIGTERM to all, and the training process needs one more batch before it stops. Not for
+    # ever: a program that ends by an error sends SIGTERM too, and waits until this process is gone.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
     # Forked, it holds what the training process holds, and would for some seconds after that one was killed.
     descriptors = Path("/proc/self/fd")
     if lock is None or not lock.exists() or not descriptors.is_dir():

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -293,9 +293,10 @@ def _train(
         disable=not (settings.progress and processes.is_main),
         mininterval=1.0,
     )
-    with bar:
+    with bar, closing(stream):  # what loads ahead ends with the steps, not with the program
         for step in range(first, steps):
             if stop.asked():
+                stream.close()
                 if step > first:
                     save(step)
                 raise StoppedError(
@@ -332,7 +333,6 @@ def _train(
             if saves:
                 save(done)
             ready = time.perf_counter()
-    stream.close()  # what loads ahead ends here, not with the program
     if trackers is not None:
         trackers.finish()
 

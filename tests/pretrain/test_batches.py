@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -38,3 +40,25 @@ def test_a_loader_process_that_is_killed_is_told_in_a_sentence():
 def test_an_error_of_a_loader_process_is_no_death():
     with pytest.raises(RuntimeError, match="a fault of our own"):
         first_batch(Broken())
+
+
+PROGRAM = """
+import torch
+from torch.utils.data import Dataset
+from hear_m2d.pretrain import batches
+from hear_m2d.pretrain.dataset import StepBatches
+
+class Items(Dataset):
+    def __getitem__(self, key):
+        return {"x": torch.zeros(1)}
+
+batches.GRACE_S = 1
+steps = StepBatches(0, 9, batch_size=2, n_clips=4, seed=0)
+kept = batches.batches(Items(), steps, share=slice(0, 2), patches=4, device=torch.device("cpu"), workers=1)
+next(kept)
+raise SystemExit(3)
+"""
+
+
+def test_a_program_that_ends_by_an_error_does_not_wait_for_its_loader_processes_for_ever():
+    assert subprocess.run([sys.executable, "-c", PROGRAM], timeout=100, check=False).returncode == 3
