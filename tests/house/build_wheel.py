@@ -13,9 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def tracked_files(root: Path = ROOT) -> list[Path]:
-    """List the files of the checkout, relative to it: tracked, or new and not ignored."""
-    command = ["git", "-c", f"safe.directory={root}", "ls-files", "-co", "--exclude-standard", "-z"]
+def tracked_files(root: Path = ROOT, *, new: bool = True) -> list[Path]:
+    """List the files of the checkout, relative to it: tracked, or new and not ignored unless `new` is false."""
+    chosen = ["-co", "--exclude-standard"] if new else ["-c"]
+    command = ["git", "-c", f"safe.directory={root}", "ls-files", *chosen, "-z"]
     listing = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout
     return [Path(name) for name in sorted(set(listing.split("\0"))) if name and (root / name).is_file()]
 
