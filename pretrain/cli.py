@@ -1,4 +1,4 @@
-"""The commands of the part `pretrain`: prepare, pretrain, visualize."""
+"""The command `hear-m2d pretrain`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hear_m2d.cli import PartCommand
-from hear_m2d.pretrain.prepare_cli import prepare as prepare  # the entry points name this module
-from hear_m2d.pretrain.visualize_cli import visualize as visualize  # likewise
 
 if TYPE_CHECKING:
     from hear_m2d.pretrain.recipe import Recipe
 
-INSTALL = "pip install 'hear-m2d[pretrain]'"
+INSTALL = "pip install 'hear-m2d[pretrain]'"  # for every command of this part
 
 
 @click.command(cls=PartCommand, needs=("accelerate", "pyarrow", "tensorboard"), install=INSTALL)
@@ -210,9 +208,8 @@ def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str
     from glob import glob
 
     from hear_m2d.device import pick_device
-    from hear_m2d.pretrain.dataset import is_prepared, open_data, require_frontend
     from hear_m2d.pretrain.plan import describe_plan, make_plan
-    from hear_m2d.pretrain.prepared import address_of
+    from hear_m2d.pretrain.prepared import address_of, is_prepared, open_data, require_frontend
 
     clips = None
     if data_dir is not None:
@@ -228,8 +225,8 @@ def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str
 
 def _prepared(place: Path, into: Path, sample_rate: int) -> Path:
     """Return a prepared folder; audio is prepared into the run's own."""
-    from hear_m2d.pretrain.dataset import is_prepared
     from hear_m2d.pretrain.prepare import prepare as run
+    from hear_m2d.pretrain.prepared import is_prepared
 
     if is_prepared(place):
         return place

@@ -22,7 +22,6 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 # Whoever trains needs both halves, and finds them here.
 from hear_m2d.pretrain.prepared import LogMelData as LogMelData
 from hear_m2d.pretrain.prepared import Prepared
-from hear_m2d.pretrain.prepared import is_prepared as is_prepared
 from hear_m2d.pretrain.prepared import open_data as open_data
 from hear_m2d.pretrain.prepared import require_frontend as require_frontend
 

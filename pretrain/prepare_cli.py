@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from hear_m2d.cli import PartCommand
-
-INSTALL = "pip install 'hear-m2d[pretrain]'"
+from hear_m2d.pretrain.cli import INSTALL
 
 
 def _part(context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[int, int] | None:

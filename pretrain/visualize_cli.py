@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from hear_m2d.cli import PartCommand
-
-INSTALL = "pip install 'hear-m2d[pretrain]'"
+from hear_m2d.pretrain.cli import INSTALL
 
 
 @click.command(cls=PartCommand, needs=("matplotlib", "accelerate", "jinja2"), install=INSTALL)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def tracked_files(root: Path = ROOT, *, new: bool = True) -> list[Path]:
-    """List the files of the checkout, relative to it: tracked, or new and not ignored unless `new` is false."""
+    """List the files of the checkout, relative to it: tracked, or, if `new`, not ignored."""
     chosen = ["-co", "--exclude-standard"] if new else ["-c"]
     command = ["git", "-c", f"safe.directory={root}", "ls-files", *chosen, "-z"]
     listing = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout

@@ -14,9 +14,9 @@ from hear_m2d.audio import read_audio
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.frontend import FrontendConfig, LogMelSpectrogram
 from hear_m2d.pretrain import prepare as module
-from hear_m2d.pretrain.cli import prepare as command
 from hear_m2d.pretrain.dataset import LogMelData
 from hear_m2d.pretrain.prepare import cut, prepare
+from hear_m2d.pretrain.prepare_cli import prepare as command
 from hear_m2d.pretrain.shards import is_silent
 
 

@@ -15,9 +15,9 @@ import soundfile
 from click.testing import CliRunner
 
 from hear_m2d.pretrain import prepare as module
-from hear_m2d.pretrain.cli import prepare as command
 from hear_m2d.pretrain.dataset import LogMelData
 from hear_m2d.pretrain.prepare import Made, prepare, prepare_shard
+from hear_m2d.pretrain.prepare_cli import prepare as command
 
 
 def noise(seconds, seed):
