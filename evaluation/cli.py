@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from hear_m2d.cli import PartCommand
+from hear_m2d.cli import PartCommand, json_object
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.evaluation.installed import EXTRA, INSTALL_EVALUATE, INSTALL_HEARVALIDATOR
-
-
-def _json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
-    """Read an option that is a JSON object."""
-    try:
-        parsed = json.loads(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is no JSON: {error}", ctx, param) from error
-    if not isinstance(parsed, dict):
-        raise click.BadParameter(
-            f"""{value!r} is no JSON object such as '{{"dtype": "bfloat16"}}'""", ctx, param
-        )
-    return parsed
 
 
 MODEL = click.option(
@@ -39,7 +25,7 @@ OPTIONS = click.option(
     "--model-options",
     "options",
     default="{}",
-    callback=_json_object,
+    callback=json_object,
     help="JSON object, passed to load_model.",
 )
 DEVICE = click.option("--device", help="cpu, cuda or cuda:N; without it, the GPU where there is one.")

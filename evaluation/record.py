@@ -21,7 +21,7 @@ from hear_m2d.evaluation.folders import TaskFolder
 from hear_m2d.evaluation.installed import package_version
 from hear_m2d.evaluation.results import write_json
 from hear_m2d.evaluation.settings import Evaluation
-from hear_m2d.files import hold_folder
+from hear_m2d.files import file_sha256, hold_folder
 
 RECORD, RESULTS, LOG = "evaluation.json", "results.json", "harness.log"
 SEED = 42  # the harness's own, set anew for each task; it takes no other
@@ -185,8 +185,7 @@ def describe(settings: Evaluation) -> dict[str, Any]:
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file, or of the names and contents of all files of a folder."""
     if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     total = hashlib.sha256()
     for entry in sorted(entry for entry in path.rglob("*") if entry.is_file()):
         total.update(f"{entry.relative_to(path).as_posix()} {sha256(entry)}\n".encode())

@@ -55,6 +55,17 @@ class PartCommand(click.Command):
         return super().invoke(ctx)
 
 
+def json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
+    """Read an option that is a JSON object: ``callback=json_object``."""
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no JSON: {error}", ctx, param) from error
+    if not isinstance(parsed, dict):
+        raise click.BadParameter(f"""{value!r} is no JSON object such as '{{"layers": [3]}}'""", ctx, param)
+    return parsed
+
+
 class Commands(click.Group):
     """The core's commands plus those of the entry-point group."""
 

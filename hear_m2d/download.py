@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
-from hear_m2d.files import atomic_write, remove_leftovers
+from hear_m2d.files import atomic_write, file_sha256, remove_leftovers
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def check_sha256(path: Path, sha256: str, source: str) -> None:
     Raises:
         ValueError: Another one; the message names both.
     """
-    found = _sha256(path)
+    found = file_sha256(path)
     if found != sha256:
         raise ValueError(_mismatch(source, found, sha256))
 
@@ -95,12 +95,7 @@ def _folder(url: str, sha256: str | None) -> Path:
 
 
 def _is_there(path: Path, sha256: str | None) -> bool:
-    return path.is_file() and (sha256 is None or _sha256(path) == sha256)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return path.is_file() and (sha256 is None or file_sha256(path) == sha256)
 
 
 def _mismatch(source: str, found: str, wanted: str) -> str:

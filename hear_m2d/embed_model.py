@@ -6,7 +6,6 @@ A clip's embedding is its own, whatever it shares a batch with; batches only fil
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from hear_m2d.config import Options
 from hear_m2d.device import pick_device
 from hear_m2d.embed_decode import Decoded, Failure
 from hear_m2d.embed_inputs import Clip
+from hear_m2d.files import file_sha256
 from hear_m2d.model import HearModel
 from hear_m2d.weights import read_weights
 
@@ -168,9 +168,3 @@ class Embedder:
 
 def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, lower-case hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from hear_m2d.cli import json_object
+
 NEEDS_ONNX = ("onnx", "onnxscript", "onnxruntime")
 INSTALL = "pip install 'hear-m2d[export]'"
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
-
-
-def _json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
-    """Read an option that is a JSON object."""
-    try:
-        parsed = json.loads(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is no JSON: {error}", ctx, param) from error
-    if not isinstance(parsed, dict):
-        raise click.BadParameter(f"""{value!r} is no JSON object such as '{{"layers": [3]}}'""", ctx, param)
-    return parsed
 
 
 @click.command()
@@ -38,7 +28,7 @@ def _json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict
     "--model-options",
     "options",
     default="{}",
-    callback=_json_object,
+    callback=json_object,
     help="JSON object, passed to load_model.",
 )
 def export(model: str, kind: str, out: Path | None, force: bool, options: dict[str, Any]) -> None:

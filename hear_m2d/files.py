@@ -1,8 +1,9 @@
-"""Writing without losing: a file appears whole under its final name, or not at all."""
+"""Files: written whole under their final name, or not at all; their sums, and their names as text."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -54,6 +55,12 @@ def _sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, lower-case hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def visible_names(folder: Path) -> list[str]:
