@@ -11,7 +11,6 @@ from hear_m2d.cli import PartCommand, json_object
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.evaluation.installed import EXTRA, INSTALL_EVALUATE, INSTALL_HEARVALIDATOR
 
-
 MODEL = click.option(
     "--model", type=click.Path(path_type=Path), help="Checkpoint; without it, the module's default model."
 )
