@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shlex
 import subprocess
@@ -27,6 +26,7 @@ import synth
 import table
 import tasks
 
+from hear_m2d.device import processors
 from hear_m2d.evaluation.folders import check_rate, find_tasks
 from hear_m2d.files import atomic_write_text
 
@@ -225,7 +225,7 @@ def hardware() -> str:
     if cpuinfo.exists():
         models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         name = models[0].partition(":")[2].strip() if models else name
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = processors()
     return f"{cores} core{'s' if cores != 1 else ''} of {name}"
 
 

@@ -1,8 +1,9 @@
-"""Which device to use, whether it computes in bfloat16 itself, and how much fits in it at once."""
+"""The machine: its devices and processors, what computes in bfloat16 itself, how much fits in it at once."""
 
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def pick_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used here: {error}") from error
     return device
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def native_bfloat16(device: torch.device) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from hear_m2d.audio import AudioError, Sound, read_sound
+from hear_m2d.device import processors
 from hear_m2d.embed_inputs import Clip
 from hear_m2d.errors import WorkFailedError
 
@@ -54,8 +55,7 @@ class Decoded:
 
 def default_workers() -> int:
     """Return one process fewer than there are processors, at least one."""
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(processors - 1, 1)
+    return max(processors() - 1, 1)
 
 
 def decode(clip: Clip, sample_rate: int) -> Decoded:

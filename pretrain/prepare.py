@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from hear_m2d.device import processors
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.files import atomic_write_text, hold_folder, visible_names
 from hear_m2d.frontend import FrontendConfig
@@ -285,8 +286,7 @@ def _workers(asked: int | None, todo: Sequence[int], items: int) -> int:
         return 0 if asked <= 1 else min(asked, len(todo))
     if items < _POOL_FROM_ITEMS:
         return 0
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    wanted = min(processors, 4, len(todo))
+    wanted = min(processors(), 4, len(todo))
     return wanted if wanted > 1 else 0
 
 
