@@ -176,8 +176,8 @@ def test_loading_does_not_follow_a_changed_default_dtype(checkpoint_path, noise)
         ({"sample_rate": 0}, "positive whole number"),
         ({"sample_rate": 16000.0}, "positive whole number"),
         ({"input_frames": 600}, "positions are for 64 to 79 frames"),
-        ({"std": 0}, "std positive"),
-        ({"mean": float("nan")}, "finite"),
+        ({"std": 0}, r"std is 0\.0; it is positive"),
+        ({"mean": float("nan")}, "mean is nan; it is a number that a log-mel can have"),
         ({"std": "4"}, "is a number"),
     ],
 )
