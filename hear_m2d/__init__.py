@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from hear_m2d._checkout import explain_missing_parts
-from hear_m2d.checkpoint import build_model, rate_conflict
+from hear_m2d.checkpoint import Checkpoint, build_model, rate_conflict
 from hear_m2d.clips import Audio
 from hear_m2d.config import Options
 from hear_m2d.model import HearModel
@@ -46,14 +46,29 @@ def load_model(model_file_path: str | os.PathLike[str] = "", **options: Any) -> 
         ConnectionError: What must be downloaded cannot be reached.
         ValueError: Not a checkpoint, an unknown option (the nearest is named), or a value out of range.
     """
-    chosen = Options.parse(options)
-    checkpoint = read_weights(model_file_path)
+    chosen = Options.parse(options)  # before a large file is read
+    return model_of(read_weights(model_file_path), chosen)
+
+
+def model_of(checkpoint: Checkpoint, chosen: Options) -> HearModel:
+    """Build the model of a checkpoint that was read, and say what its file leaves open.
+
+    Args:
+        checkpoint: From :func:`hear_m2d.weights.read_weights`.
+        chosen: What was given by hand.
+
+    Returns:
+        The model, in eval mode, on the CPU.
+
+    Raises:
+        ValueError: An option that does not fit the checkpoint.
+    """
     model = build_model(checkpoint, chosen)
     for option, guess in checkpoint.guessed.items():
         if getattr(chosen, option) is None:
-            warnings.warn(f"{checkpoint.path}: {guess}", stacklevel=2)
+            warnings.warn(f"{checkpoint.path}: {guess}", stacklevel=3)  # of whoever called the caller
     if conflict := rate_conflict(checkpoint, chosen.sample_rate):
-        warnings.warn(f"{checkpoint.path}: {conflict}", stacklevel=2)
+        warnings.warn(f"{checkpoint.path}: {conflict}", stacklevel=3)
     for note in checkpoint.notes:
         if note not in checkpoint.guessed.values():
             logger.info("%s: %s", checkpoint.path, note)

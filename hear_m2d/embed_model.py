@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hear_m2d import load_model
+from hear_m2d import model_of
 from hear_m2d._checkout import installed_version
 from hear_m2d.audio import Sound
 from hear_m2d.config import Options
@@ -85,8 +85,9 @@ class Embedder:
     def __init__(self, spec: ModelSpec) -> None:
         device = pick_device(spec.device)
         self.spec = spec
-        self.path = read_weights(spec.name).path
-        self.model: HearModel = load_model(spec.name, **spec.options).to(device)
+        checkpoint = read_weights(spec.name)
+        self.path = checkpoint.path
+        self.model: HearModel = model_of(checkpoint, Options.parse(spec.options)).to(device)
         self.sample_rate = self.model.sample_rate
         # With the batch's own statistics a clip's embedding would depend on its mates.
         alone = self.model.options.normalization == "batch"

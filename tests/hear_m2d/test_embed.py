@@ -8,6 +8,7 @@ import soundfile
 import torch
 
 import hear_m2d
+from hear_m2d import weights
 from hear_m2d.audio import read_audio
 from hear_m2d.embed import embed_files
 from hear_m2d.embed_inputs import collect_inputs
@@ -60,6 +61,15 @@ def test_parquet_holds_what_the_npy_files_hold_in_the_order_of_the_names(sounds,
     assert facts["sha256"] == Embedder(spec).facts()["sha256"]
     assert (facts["model"], facts["options"], facts["root"]) == (spec.name, {}, str(sounds))
     assert sorted(p.name for p in tmp_path.glob(".*")) == []
+
+
+def test_the_checkpoint_is_read_once(checkpoint_path, monkeypatch):
+    reads = []
+    read = weights.read_local
+    monkeypatch.setattr(weights, "read_local", lambda path: reads.append(path) or read(path))
+    spec = ModelSpec(str(checkpoint_path), options={"output": "mean"}, device="cpu")
+    assert Embedder(spec).path == checkpoint_path
+    assert len(reads) == 1
 
 
 @pytest.mark.parametrize("what", ["scene", "timestamps"])
