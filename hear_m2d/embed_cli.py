@@ -47,7 +47,8 @@ if TYPE_CHECKING:
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Processes that decode; 0: this one does.  [default: processors - 1, at least 1]",
+    help="Processes that decode; 0: this one does.  [default: processors - 1, at least 1]  "
+    "With --ray: beside each model, never 0.  [default: 1]",
 )
 @click.option(
     "--option", "options", multiple=True, metavar="NAME=VALUE", help="Of `load_model`, e.g. output=mean."
