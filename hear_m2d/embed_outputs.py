@@ -22,7 +22,7 @@ from hear_m2d.embed_decode import Failure
 from hear_m2d.embed_inputs import Inputs
 from hear_m2d.embed_model import Embedding
 from hear_m2d.errors import WorkFailedError
-from hear_m2d.files import atomic_write, atomic_write_text, hold_folder
+from hear_m2d.files import atomic_write, atomic_write_text, hold_folder, printable
 
 STATE_FILE = "embed.json"
 FAILED_FILE = "failed.csv"
@@ -45,11 +45,6 @@ class Target(Protocol):
 
     def finish(self, failures: Sequence[Failure]) -> Path | None:
         """Complete the result; return the list of failures where there are any."""
-
-
-def printable(name: str) -> str:
-    """Return a name as UTF-8 text; bytes that are none are spelt out, so that names stay distinct."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def differing(there: Mapping[str, Any], asked: Mapping[str, Any], keys: Sequence[str] = _IDENTITY) -> str:

@@ -25,13 +25,12 @@ from hear_m2d.embed_model import Embedder, Embedding
 from hear_m2d.embed_outputs import (
     STATE_FILE,
     differing,
-    printable,
     read_state,
     said_plainly,
     write_failures,
     write_state,
 )
-from hear_m2d.files import atomic_write, hold_folder, remove_leftovers
+from hear_m2d.files import atomic_write, hold_folder, printable, remove_leftovers
 
 _PART_BYTES = 64 << 20  # of embeddings: a part, and a row group, are written when they hold as much
 _PART_CLIPS = 1024

@@ -29,9 +29,9 @@ from hear_m2d.embed import Summary, nothing_embedded
 from hear_m2d.embed_decode import Failure
 from hear_m2d.embed_inputs import Clip, Inputs
 from hear_m2d.embed_model import Embedder, ModelSpec
-from hear_m2d.embed_outputs import differing, printable, read_state, said_plainly, write_failures, write_state
+from hear_m2d.embed_outputs import differing, read_state, said_plainly, write_failures, write_state
 from hear_m2d.errors import WorkFailedError
-from hear_m2d.files import atomic_write_text, hold_folder, remove_leftovers
+from hear_m2d.files import atomic_write_text, hold_folder, printable, remove_leftovers
 
 INSTALL = "pip install 'hear-m2d[ray]'"
 STATE_FILE = ".embed.json"  # hidden: what reads a folder of Parquet files takes every visible file for one

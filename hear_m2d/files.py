@@ -63,6 +63,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def printable(name: str) -> str:
+    """Return a name as UTF-8 text; bytes that are none are spelt out, so that names stay distinct."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def visible_names(folder: Path) -> list[str]:
     """Return what lies in a folder but dot files: those a killed process or a desktop leaves behind."""
     return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []

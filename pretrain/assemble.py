@@ -22,10 +22,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hear_m2d._checkout import installed_version
-from hear_m2d.files import atomic_write_text, remove_leftovers
+from hear_m2d.files import atomic_write_text, printable, remove_leftovers
 from hear_m2d.pretrain.prepared import DATA_FILE, PLAN_FILE
 from hear_m2d.pretrain.shards import LABELS, facts_path
-from hear_m2d.pretrain.sources import Skipped, printable
+from hear_m2d.pretrain.sources import Skipped
 
 REPORT_FILE = "skipped.csv"
 

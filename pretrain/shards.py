@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from hear_m2d.audio import AudioError
-from hear_m2d.files import atomic_write, atomic_write_text
+from hear_m2d.files import atomic_write, atomic_write_text, printable
 from hear_m2d.frontend import FrontendConfig, LogMelSpectrogram
-from hear_m2d.pretrain.sources import Part, Skipped, printable
+from hear_m2d.pretrain.sources import Part, Skipped
 
 # Digital silence: no sample leaves the middle of the range by more than 1e-4 (-80 dB, three steps of 16 bits:
 # zeros, a constant, or dither alone).

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hear_m2d.audio import AUDIO_SUFFIXES, find_audio, read_audio
+from hear_m2d.files import printable
 
 logger = logging.getLogger(__name__)
 
@@ -181,11 +182,6 @@ def tar_source(paths: list[Path], root: Path, name: str) -> Source:
     sizes = np.array(members.sizes, np.int64)
     sums = sha256_of(zip(members.names, sizes.tolist(), members.offsets, members.labels, strict=True))
     return Source("tar", name, sizes, sums, members.part, problems=tuple(problems))
-
-
-def printable(name: str) -> str:
-    """Return a file name as UTF-8 text, whatever bytes the file system has."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def joined(label: Any) -> str | None:

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from hear_m2d.files import atomic_write, atomic_write_text
+from hear_m2d.files import atomic_write, atomic_write_text, printable
 
 
 def test_a_file_appears_whole_with_its_folder(tmp_path):
@@ -45,3 +45,9 @@ def test_files_are_as_readable_as_any_other(tmp_path):
     (tmp_path / "plain").write_text("x")
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("ours", "plain")]
     assert modes[0] == modes[1]
+
+
+def test_names_that_are_no_utf8_stay_distinct_as_text():
+    assert [printable(os.fsdecode(name)) for name in (b"\xe8.wav", b"\xe9.wav", "é.wav".encode())] == [
+        r"\xe8.wav", r"\xe9.wav", "é.wav",
+    ]  # fmt: skip

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -276,3 +277,16 @@ def test_real_recordings(data_dir, tmp_path):
     assert 1 < summary.std < 8
     data = LogMelData(tmp_path / "out")
     assert all(np.isfinite(data.logmel(index)).all() for index in range(len(data)))
+
+
+def test_two_names_that_are_no_utf8_stay_two_names(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in (b"\xe8.wav", b"\xe9.wav"):
+        soundfile.write(tmp_path / "x.wav", noise(16000, 0.5), 16000)
+        try:
+            (tmp_path / "x.wav").rename(tmp_path / "in" / os.fsdecode(name))
+        except OSError:
+            pytest.skip("this file system takes UTF-8 names only")
+    prepare(tmp_path / "in", tmp_path / "out")
+    table = pa.ipc.open_file(pa.memory_map(str(tmp_path / "out" / "shard-00000.arrow"))).read_all()
+    assert table["file"].to_pylist() == [r"\xe8.wav", r"\xe9.wav"]
