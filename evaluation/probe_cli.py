@@ -48,13 +48,12 @@ def probe(
     Quick and deterministic; neither an official HEAR score nor the papers' linear evaluation. Embeddings are
     kept, so that a second call takes seconds.
     """
-    from tqdm import tqdm
-
     import hear_m2d
     from hear_m2d.device import pick_device
     from hear_m2d.download import cache_folder
     from hear_m2d.evaluation.linear import embed_task, read_labelled
     from hear_m2d.evaluation.linear import probe as run
+    from hear_m2d.progress import ProgressBar
 
     place = pick_device(device)
     network = hear_m2d.load_model(model).to(place)
@@ -62,7 +61,7 @@ def probe(
     sets = [labelled.limited(clips) if clips else labelled for labelled in sets]
     results = []
     for labelled in sets:
-        with tqdm(total=len(labelled.clips), desc=labelled.name, unit="clip", leave=False) as bar:
+        with ProgressBar(total=len(labelled.clips), desc=labelled.name, unit="clip") as bar:
             embeddings = embed_task(
                 network, labelled, cache=cache or cache_folder() / "probes", tick=bar.update
             )

@@ -15,9 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from hear_m2d.audio import Sound
 from hear_m2d.embed_decode import Decoded, Failure, default_workers, read_clips
@@ -25,6 +22,7 @@ from hear_m2d.embed_inputs import Inputs
 from hear_m2d.embed_model import Embedder, Embedding, ModelSpec
 from hear_m2d.embed_outputs import NpyTarget, Target, said_plainly
 from hear_m2d.errors import WorkFailedError
+from hear_m2d.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +107,7 @@ def embed_files(
         clips = read_clips(
             todo, embedder.sample_rate, workers=default_workers() if workers is None else workers
         )
-        with tqdm(total=len(inputs.clips), unit="clip", desc="embed", disable=not progress) as bar:
+        with ProgressBar(total=len(inputs.clips), unit="clip", desc="embed", disable=not progress) as bar:
             bar.update(len(inputs.clips) - len(todo))
             run = Run(embedder, out, target.add, bar)
             with closing(clips):  # ends the worker processes
@@ -179,7 +177,7 @@ class Run:
         embedder: Embedder,
         out: Path,
         add: Callable[[Sequence[Embedding]], list[Failure]],
-        bar: tqdm[Any] | None = None,
+        bar: ProgressBar | None = None,
     ) -> None:
         self.embedder = embedder
         self.out = out
@@ -206,9 +204,7 @@ class Run:
             if self.bar is None:
                 continue
             self.bar.update(len(batch))
-            self.bar.set_postfix_str(
-                f"{self.audio_s / 3600:.2f} h, {self.audio_s / self.seconds:.0f}x real time"
-            )
+            self.bar.note(f"{self.audio_s / 3600:.2f} h, {self.audio_s / self.seconds:.0f}x real time")
 
     def _timed(self, clips: Iterable[Decoded]) -> Iterator[Decoded]:
         """Pass clips on, and count how long each was waited for."""

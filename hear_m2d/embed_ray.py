@@ -23,8 +23,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from hear_m2d.embed import Summary, nothing_embedded
 from hear_m2d.embed_decode import Failure
 from hear_m2d.embed_inputs import Clip, Inputs
@@ -32,6 +30,7 @@ from hear_m2d.embed_model import Embedder, ModelSpec
 from hear_m2d.embed_outputs import differing, read_state, said_plainly, write_failures, write_state
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.files import atomic_write_text, hold_folder, printable, remove_leftovers
+from hear_m2d.progress import ProgressBar
 
 INSTALL = "pip install 'hear-m2d[ray]'"
 STATE_FILE = ".embed.json"  # hidden: what reads a folder of Parquet files takes every visible file for one
@@ -89,7 +88,7 @@ def embed_on_ray(
     start = time.perf_counter()
     with shards.hold(force=force):
         todo = shards.todo()
-        with tqdm(total=len(inputs.clips), unit="clip", desc="embed", disable=not progress) as bar:
+        with ProgressBar(total=len(inputs.clips), unit="clip", desc="embed", disable=not progress) as bar:
             before = sum(len(shards.clips(i)) for i in range(shards.count) if i not in todo)
             bar.update(before)
             notes = []

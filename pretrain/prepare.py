@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from hear_m2d.device import processors
 from hear_m2d.errors import WorkFailedError
@@ -33,6 +32,7 @@ from hear_m2d.pretrain.assemble import REPORT_FILE, assemble
 from hear_m2d.pretrain.prepared import DATA_FILE, DATA_FORMAT, PLAN_FILE, LogMelData, read_summary
 from hear_m2d.pretrain.shards import ShardJob, facts_path, make_shard
 from hear_m2d.pretrain.sources import Source, open_source
+from hear_m2d.progress import ProgressBar
 
 _SHARD_ITEMS = (64, 1024)  # fewest (but for bytes and seams) and most items in a shard
 _SHARD_SOURCE_BYTES = 512 << 20  # of files: so that a shard of long ones is not the work of a day
@@ -266,7 +266,7 @@ def _make_all(
 ) -> None:
     """Make those of some shards that are not made yet."""
     todo = task.todo(indices)
-    with tqdm(total=task.items(indices), unit="file", desc="prepare", disable=not progress) as bar:
+    with ProgressBar(total=task.items(indices), unit="file", desc="prepare", disable=not progress) as bar:
         bar.update(task.items(indices) - task.items(todo))
         if ray is not None:
             from hear_m2d.pretrain.prepare_ray import make_on_ray

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from hear_m2d.checkpoint import save_checkpoint
 from hear_m2d.device import native_bfloat16
@@ -40,6 +39,7 @@ from hear_m2d.pretrain.schedules import cosine_rate, momentum_decay
 from hear_m2d.pretrain.state import States
 from hear_m2d.pretrain.steps import Step, Trainer
 from hear_m2d.pretrain.trackers import Trackers, check_trackers
+from hear_m2d.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -286,12 +286,11 @@ def _train(
     if not first:
         ask(0)
     clock, waited, logged, ready = time.perf_counter(), 0.0, first, time.perf_counter()
-    bar = tqdm(
+    bar = ProgressBar(
         total=steps,
         initial=first,
         unit="step",
         disable=not (settings.progress and processes.is_main),
-        mininterval=1.0,
     )
     with bar, closing(stream):  # what loads ahead ends with the steps, not with the program
         for step in range(first, steps):
@@ -327,7 +326,7 @@ def _train(
                 line["data_wait"] = waited / seconds
                 if processes.is_main:
                     log(line)
-                bar.set_postfix(loss=f"{line['loss']:.4f}", clips_s=f"{line['clips_per_s']:.0f}")
+                bar.note(f"loss={line['loss']:.4f}, {line['clips_per_s']:.0f} clips/s")
                 clock, waited, logged = time.perf_counter(), 0.0, done
             clock += ask(done)  # before it is saved: a resumed run has asked what the saved one had
             if saves:
