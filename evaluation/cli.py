@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hear_m2d.cli import PartCommand, json_object
+from hear_m2d.cli import MODEL_OPTIONS, PartCommand
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.evaluation.installed import EXTRA, INSTALL_EVALUATE, INSTALL_HEARVALIDATOR
 
@@ -20,20 +20,13 @@ MODULE = click.option(
     show_default=True,
     help="Another module with the HEAR API.",
 )
-OPTIONS = click.option(
-    "--model-options",
-    "options",
-    default="{}",
-    callback=json_object,
-    help="JSON object, passed to load_model.",
-)
 DEVICE = click.option("--device", help="cpu, cuda or cuda:N; without it, the GPU where there is one.")
 
 
 @click.command(cls=PartCommand, needs=("hearvalidator",), install=INSTALL_HEARVALIDATOR)
 @MODEL
 @MODULE
-@OPTIONS
+@MODEL_OPTIONS
 @DEVICE
 def validate(model: Path | None, module: str, options: dict[str, Any], device: str | None) -> None:
     """Check a model with the official hear-validator.
@@ -57,7 +50,7 @@ def validate(model: Path | None, module: str, options: dict[str, Any], device: s
 @click.option("--grid-points", default=8, show_default=True, help="How many points of the grid are tried.")
 @click.option("--name", default="", help="The model's name in the results; default: its file name.")
 @MODULE
-@OPTIONS
+@MODEL_OPTIONS
 @DEVICE
 def evaluate(tasks_dir: Path, out: Path, tasks: tuple[str, ...], **settings: Any) -> None:
     """Score a model with the official HEAR harness.

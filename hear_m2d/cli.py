@@ -56,7 +56,7 @@ class PartCommand(click.Command):
 
 
 def json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
-    """Read an option that is a JSON object: ``callback=json_object``."""
+    """Read an option that is a JSON object."""
     try:
         parsed = json.loads(value)
     except ValueError as error:
@@ -64,6 +64,16 @@ def json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[
     if not isinstance(parsed, dict):
         raise click.BadParameter(f"""{value!r} is no JSON object such as '{{"layers": [3]}}'""", ctx, param)
     return parsed
+
+
+MODEL_OPTIONS = click.option(
+    "--model-options",
+    "options",
+    default="{}",
+    callback=json_object,
+    metavar="JSON",
+    help="""Options of `load_model`, a JSON object such as '{"output": "mean"}'.""",
+)
 
 
 class Commands(click.Group):

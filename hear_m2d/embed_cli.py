@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from hear_m2d.cli import MODEL_OPTIONS
 
 if TYPE_CHECKING:
     from hear_m2d.embed import Summary
@@ -50,9 +50,7 @@ if TYPE_CHECKING:
     help="Processes that decode; 0: this one does.  [default: processors - 1, at least 1]  "
     "With --ray: beside each model, never 0.  [default: 1]",
 )
-@click.option(
-    "--option", "options", multiple=True, metavar="NAME=VALUE", help="Of `load_model`, e.g. output=mean."
-)
+@MODEL_OPTIONS
 @click.option(
     "--ray", "ray_address", metavar="ADDRESS", help="Work on a Ray cluster: auto, local, or HOST:PORT."
 )
@@ -68,7 +66,7 @@ def embed(
     device: str,
     dtype: str,
     workers: int | None,
-    options: tuple[str, ...],
+    options: dict[str, Any],
     ray_address: str | None,
     force: bool,
     dry_run: bool,
@@ -85,8 +83,9 @@ def embed(
 
     if not inputs and list_file is None:
         raise click.UsageError("give audio files, folders, patterns in quotes, or --list FILE")
-    chosen = parse_options(options) | {"dtype": dtype}
-    spec = ModelSpec(name=model, what=what, options=chosen, device=device)
+    if "dtype" in options:
+        raise click.UsageError(f"--model-options has a dtype: give --dtype {options['dtype']}")
+    spec = ModelSpec(name=model, what=what, options=options | {"dtype": dtype}, device=device)
     if output_format is None:
         output_format = "parquet" if out.suffix == ".parquet" or ray_address else "npy"
     found = collect_inputs(inputs, list_file)
@@ -111,30 +110,6 @@ def embed(
             found, spec, out, output_format=output_format, workers=workers, force=force, progress=True
         )
     report(out, summary)
-
-
-def parse_options(texts: tuple[str, ...]) -> dict[str, Any]:
-    """Read ``name=value`` texts; values are JSON (numbers, true, lists), or words."""
-    from hear_m2d.config import Options
-    from hear_m2d.errors import unknown_name
-
-    names = [field.name for field in dataclasses.fields(Options) if field.name != "dtype"]
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise click.UsageError(f"--option {text}: give NAME=VALUE, for example output=mean")
-        if name == "dtype":
-            raise click.UsageError(f"--option {text}: give --dtype {value}")
-        if name not in names:
-            raise click.UsageError(unknown_name("option", name, names))
-        if name in found:
-            raise click.UsageError(f"--option {name} is given twice")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return found
 
 
 def report(out: Path, summary: Summary) -> None:

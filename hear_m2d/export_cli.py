@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hear_m2d.cli import json_object
+from hear_m2d.cli import MODEL_OPTIONS
 
 NEEDS_ONNX = ("onnx", "onnxscript", "onnxruntime")
 INSTALL = "pip install 'hear-m2d[export]'"
@@ -24,13 +24,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
     help="File to write. Default: the checkpoint's name with .onnx or .pt2, in the current folder.",
 )
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
-@click.option(
-    "--model-options",
-    "options",
-    default="{}",
-    callback=json_object,
-    help="JSON object, passed to load_model.",
-)
+@MODEL_OPTIONS
 def export(model: str, kind: str, out: Path | None, force: bool, options: dict[str, Any]) -> None:
     """Write a checkpoint as one ONNX or PyTorch file, front end included.
 

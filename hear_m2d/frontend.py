@@ -58,7 +58,10 @@ class FrontendConfig:
 
     @staticmethod
     def for_rate(sample_rate: int) -> FrontendConfig:
-        """Return the published settings for a sample rate: 25 ms windows, 10 ms hop, 80 mels from 50 Hz."""
+        """Return the published settings for a sample rate: 25 ms windows, 10 ms hop, 80 mels from 50 Hz.
+
+        Whole samples: at 22,050 Hz the hop is 220 of them, 9.977 ms.
+        """
         return FrontendConfig(
             sample_rate=sample_rate,
             n_fft=sample_rate // 40,

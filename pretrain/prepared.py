@@ -22,7 +22,6 @@ from hear_m2d.frontend import FrontendConfig
 from hear_m2d.pretrain.shards import split_label
 
 DATA_FORMAT = 2
-READ_FORMATS = (1, 2)  # 1: without labels, digests and dropped clips
 DATA_FILE, PLAN_FILE = "data.json", "plan.json"
 
 
@@ -52,10 +51,11 @@ class Prepared:
             self.frontend = FrontendConfig(**summary["frontend"])
             self.mean, self.std = float(summary["mean"]), float(summary["std"])
             self.hours = float(summary["hours"])
-            self.labels: tuple[str, ...] = tuple(summary.get("labels", ()))
+            self.labels: tuple[str, ...] = tuple(summary["labels"])
+            self._lengths = [(int(frames), int(clips)) for frames, clips in summary["lengths"]]
             self.shards = [
                 ShardFacts(str(shard["file"]), int(shard["clips"]), int(shard["bytes"]),
-                           tuple((int(a), int(b)) for a, b in shard.get("dropped", ())))
+                           tuple((int(a), int(b)) for a, b in shard["dropped"]))
                 for shard in summary["shards"]
             ]  # fmt: skip
         except (ValueError, KeyError, TypeError) as error:
@@ -80,7 +80,7 @@ class Prepared:
 
     def count_shorter(self, frames: int) -> int:
         """Return how many clips are shorter than a crop of that many frames."""
-        return sum(clips for length, clips in self.summary.get("lengths", ()) if length < frames)
+        return sum(clips for length, clips in self._lengths if length < frames)
 
     def multi_hot(self, index: int) -> Tensor:
         """Return a clip's labels, (classes,): 1 where it has one."""
@@ -128,7 +128,7 @@ class OpenShard:
             batches.append(np.full(len(frames), len(self.values)))
             rows.append(np.arange(len(frames)))
             self.values.append(logmel.values.to_numpy())
-            self._label_columns.append(batch.column("label") if "label" in batch.schema.names else None)
+            self._label_columns.append(batch.column("label"))
             self._origins.append((batch.column("file"), batch.column("start_s")))
         clips = sum(map(len, lengths))
         if clips != facts.clips:
@@ -147,7 +147,7 @@ class OpenShard:
     def label(self, clip: int) -> str:
         """Return a clip's label."""
         column = self._label_columns[self.batches[clip]]
-        return (column[int(self.rows[clip])].as_py() or "") if column is not None else ""
+        return column[int(self.rows[clip])].as_py() or ""
 
     def origin(self, clip: int) -> tuple[str, float]:
         """Return the name of a clip's file, and where in it the clip begins, seconds."""
@@ -309,10 +309,9 @@ def parse_summary(content: bytes, where: str | Path) -> dict[str, Any]:
         number = summary["format"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{where} is damaged: {error}. Prepare the folder anew.") from error
-    if number not in READ_FORMATS:
+    if number != DATA_FORMAT:
         raise ValueError(
-            f"{where} has format {number}; this version reads {' and '.join(map(str, READ_FORMATS))}. "
-            f"Prepare the folder anew."
+            f"{where} has format {number}; this version reads {DATA_FORMAT}. Prepare the folder anew."
         )
     return cast(dict[str, Any], summary)
 

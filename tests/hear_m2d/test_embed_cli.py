@@ -49,7 +49,10 @@ def test_another_model_or_other_options_in_the_same_folder_are_refused_with_the_
     assert run(*command)[0] == 0
     before = contents(tmp_path / "out")
     one_line(
-        run(*command, "--option", "output=mean"), 2, "options: there {}, asked {'output': 'mean'}", "--force"
+        run(*command, "--model-options", '{"output": "mean"}'),
+        2,
+        "options: there {}, asked {'output': 'mean'}",
+        "--force",
     )
     one_line(run(*command, "--dtype", "bfloat16"), 2, "'dtype': 'bfloat16'")
     other = tmp_path / "other.safetensors"
@@ -143,12 +146,11 @@ def test_where_nothing_can_be_embedded_the_work_has_failed(tmp_path, spec, run, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--option", "ouput=mean"], ["unknown option 'ouput'", "Did you mean output"]),
-        (["--option", "output"], ["give NAME=VALUE"]),
-        (["--option", "output=mean", "--option", "output=mean"], ["given twice"]),
-        (["--option", "dtype=bfloat16"], ["--dtype bfloat16"]),
-        (["--option", "output=middle"], ["output='middle'", "columns"]),
-        (["--option", "layers=7"], ["layers=7", "list"]),
+        (["--model-options", '{"ouput": "mean"}'], ["unknown option 'ouput'", "Did you mean output"]),
+        (["--model-options", "output=mean"], ["'output=mean' is no JSON"]),
+        (["--model-options", '{"dtype": "bfloat16"}'], ["--dtype bfloat16"]),
+        (["--model-options", '{"output": "middle"}'], ["output='middle'", "columns"]),
+        (["--model-options", '{"layers": 7}'], ["layers=7", "list"]),
         (["--what", "scenes"], ["scenes", "scene"]),
         (["--device", "tpu"], ["tpu"]),
         (["--list", "nowhere.txt"], ["nowhere.txt"]),
@@ -167,9 +169,9 @@ def test_a_missing_model_or_input_is_one_line(sounds, spec, tmp_path, run):
     assert not (tmp_path / "o").exists()
 
 
-def test_options_reach_the_model_and_numbers_are_numbers(sounds, spec, tmp_path, run):
+def test_options_reach_the_model(sounds, spec, tmp_path, run):
     command = [sounds / "a/6.wav", "--model", spec.name, "--out", tmp_path / "out", "--workers", 0]
-    code, *_ = run(*command, "--option", "layers=[0,-1]", "--option", "output=mean", "--option", "std=2.5")
+    code, *_ = run(*command, "--model-options", '{"layers": [0, -1], "output": "mean", "std": 2.5}')
     assert code == 0
     model = hear_m2d.load_model(spec.name, layers=[0, -1], output="mean", std=2.5)
     audio = torch.from_numpy(read_audio(sounds / "a/6.wav", 16000))[None]
