@@ -171,7 +171,10 @@ def pretrain(
                     probe_places, every=probe_every, clips=probe_clips, sample_rate=recipe.sample_rate
                 )
             )
-            noisy = processes.on_main(lambda: noise_dir and _noise(noise_dir, out, recipe.sample_rate))
+            processes.on_main(lambda: _check_data(recipe, data_dir, noise_dir))
+            noisy = processes.on_main(
+                lambda: noise_dir and _prepared(noise_dir, out / "noise", recipe.sample_rate)
+            )
             prepared = processes.on_main(lambda: _prepared(data_dir, out / "data", recipe.sample_rate))
             checkpoint = train(
                 recipe,
@@ -223,6 +226,32 @@ def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str
     yield from describe_plan(recipe, make_plan(recipe, clips=clips, device=place), place)
 
 
+def _check_data(recipe: Recipe, data: Path, noise: Path | None) -> None:
+    """Refuse data and noise that the recipe cannot use, as far as can be told before any is prepared."""
+    from hear_m2d.pretrain.prepared import (
+        address_of,
+        is_prepared,
+        open_data,
+        require_frontend,
+        require_labels,
+    )
+    from hear_m2d.pretrain.sources import open_source
+
+    labels = recipe.offline == "labels"
+    if is_prepared(data):
+        prepared = open_data(data)
+        require_frontend(prepared, recipe.frontend_config)
+        if labels:
+            require_labels(prepared.labels, data)
+    elif labels and open_source(data).kind == "folder":
+        require_labels((), data)
+    if noise is None or not is_prepared(noise):
+        return
+    if address := address_of(noise):
+        raise click.UsageError(f"noise is read from a local folder only: copy {address} here")
+    require_frontend(open_data(noise), recipe.frontend_config)
+
+
 def _prepared(place: Path, into: Path, sample_rate: int) -> Path:
     """Return a prepared folder; audio is prepared into the run's own."""
     from hear_m2d.pretrain.prepare import prepare as run
@@ -232,12 +261,3 @@ def _prepared(place: Path, into: Path, sample_rate: int) -> Path:
         return place
     run(place, into, sample_rate=sample_rate, progress=True)
     return into
-
-
-def _noise(place: Path, out: Path, sample_rate: int) -> Path:
-    """Return a prepared folder of noise."""
-    from hear_m2d.pretrain.prepared import address_of, is_prepared
-
-    if is_prepared(place) and (address := address_of(place)):
-        raise click.UsageError(f"noise is read from a local folder only: copy {address} here")
-    return _prepared(place, out / "noise", sample_rate)

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 
 # Whoever trains needs both halves, and finds them here.
 from hear_m2d.pretrain.prepared import LogMelData as LogMelData
-from hear_m2d.pretrain.prepared import Prepared
+from hear_m2d.pretrain.prepared import Prepared, require_labels
 from hear_m2d.pretrain.prepared import open_data as open_data
 from hear_m2d.pretrain.prepared import require_frontend as require_frontend
 
@@ -79,11 +79,8 @@ class Crops(Dataset[dict[str, Tensor]]):
     def __init__(self, data: Prepared, frames: int = 208, seed: int = 0, *, labels: bool = False) -> None:
         if frames < 1:
             raise ValueError(f"a crop has at least 1 frame, not {frames}")
-        if labels and not data.labels:
-            raise ValueError(
-                f"{data.folder} has no labels: prepare it from a list with a column `label` "
-                f"(docs/data.md has the other ways)"
-            )
+        if labels:
+            require_labels(data.labels, data.folder)
         self.data, self.frames, self.seed, self.labels = data, frames, seed, labels
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -258,6 +258,19 @@ def require_frontend(data: Prepared, wanted: FrontendConfig, whose: str = "the r
         raise ValueError(
             f"{data.folder} was prepared with another front end than {whose} wants ({told}). Type: hear-m2d "
             f"prepare AUDIO OUT --sample-rate {wanted.sample_rate}, or give the folder of audio as --data"
+        )
+
+
+def require_labels(labels: Sequence[str], place: str | Path) -> None:
+    """Refuse a set without labels.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not labels:
+        raise ValueError(
+            f"{place} has no labels: prepare it from a list with a column `label` "
+            f"(docs/data.md has the other ways)"
         )
 
 

@@ -163,6 +163,12 @@ def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_a
         ('offline = "teacher"', {"--teacher": "first/checkpoint.safetensors"}, "columns of 64 frames"),
         ('offline = "features"', {}, "give --features FOLDER"),
         ("noise_ratio = 0.1", {"--noise": "http://127.0.0.1:9/noise"}, "noise is read from a local folder"),
+        ('offline = "labels"', {}, "audio has no labels"),
+        (
+            "noise_ratio = 0.1\nsample_rate = 32000",
+            {"--noise": "first/data"},
+            "sample_rate: 16000 there, 32000",
+        ),
     ],
 )
 def test_what_cannot_train_is_refused_before_any_audio_is_prepared(
