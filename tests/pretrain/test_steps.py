@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.pretrain.build import build_objective
@@ -107,3 +108,31 @@ def test_every_block_of_every_network_is_compiled():
     compile_blocks(objective)
     compiled = [m for m in objective.modules() if m._compiled_call_impl is not None]
     assert len(compiled) == 2 + 2 + 1  # encoder, target, predictor
+
+
+class Waits(TorchDispatchMode):
+    """Notes each operation for whose result Python waits: a number read, a size that depends on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in {"_local_scalar_dense", "equal", "nonzero", "masked_select", "unique_dim", "_unique2"}:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", ["m2d", "msm_mae"])
+@pytest.mark.parametrize("at_once", [0, 4])
+def test_nothing_in_a_step_waits_for_the_device(batch, objective, at_once):
+    trained = trainer(dataclasses.replace(TINY, objective=objective), at_once=at_once)
+    trained.step(batch, rate=1e-3)
+    with Waits() as waits:
+        result = trained.step(batch, rate=1e-3)
+        trained.objective.momentum_update(0.9)
+    assert waits.found == []
+    with waits:
+        float(result.loss)
+    assert waits.found == ["_local_scalar_dense"]
