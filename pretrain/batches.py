@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.pretrain.dataset import Key, StepBatches, collate
 
+# What the command line tells in one line.
+TOLD = WorkFailedError, ConnectionError, OSError, ValueError, TypeError, ImportError
 GRACE_S = 30  # that a loader process outlives SIGTERM; torchrun's own
 
 
@@ -79,14 +83,14 @@ def batches(
         What the items hold, stacked, and ``noise``, which chooses the masks, (clips, patches).
 
     Raises:
-        WorkFailedError: A loader process ended without a word.
+        WorkFailedError: A loader process ended without a word. Its own errors are raised as they are.
     """
     on_gpu = device.type == "cuda"
     loader: DataLoader[dict[str, Tensor]] = DataLoader(
-        items,
+        _Telling(items),
         batch_sampler=Shares(steps, share),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collate,
         pin_memory=on_gpu,
         worker_init_fn=partial(_begin_worker, lock=lock),
         generator=torch.Generator(),  # else it draws from the caller's random state
@@ -98,9 +102,48 @@ def batches(
         yield {name: _to_device(tensor, dtype, stream) for name, tensor in batch.items()}
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """An error of a loader process on its way to the training process, where torch would make it a page."""
+
+    kind: type[Exception]
+    told: str
+    trace: str
+
+
+class _LoaderTraceback(Exception):  # noqa: N818  # the cause of an error, printed above it
+    """What the traceback said in the loader process."""
+
+
+class _Telling(Dataset[dict[str, Tensor]]):
+    """Items whose sentences for people, in a loader process, come back in place of a batch."""
+
+    def __init__(self, items: Dataset[dict[str, Tensor]]) -> None:
+        self.items = items
+
+    def __getitems__(self, keys: list[Key]) -> list[dict[str, Tensor]] | _Failure:
+        try:
+            if several := getattr(self.items, "__getitems__", None):
+                found: list[dict[str, Tensor]] = several(keys)
+                return found
+            return [self.items[key] for key in keys]
+        except TOLD as error:
+            if get_worker_info() is None:
+                raise
+            kind = next(kind for kind in TOLD if isinstance(error, kind))
+            return _Failure(kind, str(error), traceback.format_exc())
+
+
+def _collate(found: list[dict[str, Tensor]] | _Failure) -> dict[str, Tensor] | _Failure:
+    return found if isinstance(found, _Failure) else collate(found)
+
+
 def _loaded(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
     try:
-        yield from loader
+        for batch in loader:
+            if isinstance(batch, _Failure):
+                raise batch.kind(batch.told) from _LoaderTraceback(f"\n{batch.trace}")
+            yield batch
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise

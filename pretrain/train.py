@@ -107,7 +107,7 @@ def train(
         ValueError: ``out`` holds another run, the data has another front end, or the processes cannot share
             a batch.
         WorkFailedError: The loss became infinite, not a number, or far too large; a step did not fit into
-            the device's memory; or a state could not be written.
+            the device's memory; a state could not be written; or the data could no longer be read.
         StoppedError: SIGTERM came; the state is saved.
     """
     processes, settings, run = join(), Habits(**habits), RunFolder(out)
@@ -133,6 +133,19 @@ def _full_disk_told(out: Path) -> Iterator[None]:
         raise WorkFailedError(
             f"a file in {out} cannot be written ({error.strerror}); the states that were there still are. "
             f"Make room, then the same command continues"
+        ) from error
+
+
+@contextmanager
+def _failure_told(out: Path) -> Iterator[None]:
+    """Say of a network or a disk that fails under a run that no setting was at fault."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise WorkFailedError(
+            f"{str(error).rstrip('.')}. The same command continues {out} from the last saved state"
         ) from error
 
 
@@ -292,7 +305,8 @@ def _train(
         unit="step",
         disable=not (settings.progress and processes.is_main),
     )
-    with bar, closing(stream):  # what loads ahead ends with the steps, not with the program
+    # What loads ahead ends with the steps, not with the program.
+    with bar, _failure_told(out), closing(stream):
         for step in range(first, steps):
             if stop.asked():
                 stream.close()

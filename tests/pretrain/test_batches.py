@@ -26,9 +26,19 @@ class Broken(Dataset):
         raise RuntimeError("a fault of our own")
 
 
-def first_batch(items):
+class Missing(Dataset):
+    """Its message has a line break, as those of servers do."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __getitem__(self, key):
+        raise self.kind("a.npy is missing:\neach file needs one")
+
+
+def first_batch(items, workers=1):
     steps = StepBatches(0, 2, batch_size=2, n_clips=4, seed=0)
-    options = {"share": slice(0, 2), "patches": 4, "device": torch.device("cpu"), "workers": 1}
+    options = {"share": slice(0, 2), "patches": 4, "device": torch.device("cpu"), "workers": workers}
     return next(batches(items, steps, **options))
 
 
@@ -40,6 +50,21 @@ def test_a_loader_process_that_is_killed_is_told_in_a_sentence():
 def test_an_error_of_a_loader_process_is_no_death():
     with pytest.raises(RuntimeError, match="a fault of our own"):
         first_batch(Broken())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", [ValueError, ConnectionError, WorkFailedError])
+def test_an_error_of_a_loader_process_has_its_own_message_only(kind, workers):
+    with pytest.raises(kind) as raised:
+        first_batch(Missing(kind), workers)
+    assert type(raised.value) is kind
+    assert str(raised.value) == "a.npy is missing:\neach file needs one"
+
+
+def test_the_traceback_of_a_loader_process_is_the_cause_of_its_error():
+    with pytest.raises(ValueError, match="is missing") as raised:
+        first_batch(Missing(ValueError))
+    assert "in __getitem__" in str(raised.value.__cause__)
 
 
 PROGRAM = """

@@ -14,7 +14,7 @@ from hear_m2d.checkpoint import read_tensors
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.files import hold_folder
 from hear_m2d.pretrain.batches import mask_noise
-from hear_m2d.pretrain.dataset import LogMelData
+from hear_m2d.pretrain.dataset import Crops, LogMelData
 from hear_m2d.pretrain.prepare import prepare
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.run import RunFolder
@@ -119,6 +119,18 @@ def test_a_disk_that_is_full_when_no_state_is_written_is_told_too(what, data, tm
         with pytest.raises(WorkFailedError, match=r"No space left on device.*the same command continues"):
             train(TINY, data, tmp_path / "run", device="cpu", log_every=4)
     assert train(TINY, data, tmp_path / "run", device="cpu", log_every=4).exists()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_can_no_longer_be_read_is_failed_work(workers, data, tmp_path, monkeypatch):
+    def away(self, keys):
+        raise ConnectionError("http://there/data cannot be fetched: 503.")
+
+    monkeypatch.setattr(Crops, "__getitems__", away)
+    with pytest.raises(
+        WorkFailedError, match=r"^http://there/data cannot be .* 503\. The same command conti"
+    ):
+        train(TINY, data, tmp_path / "run", device="cpu", workers=workers)
 
 
 def test_a_finished_run_is_left_alone(data, tmp_path):
