@@ -5,6 +5,7 @@ Features are M2D-S's: vectors in time that some network made of the clean audio,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,9 @@ class FeatureCrops(Crops):
         seed: Of the run.
         column_frames: Frames of a column.
         feature_frames: Frames that a vector stands for.
+
+    Raises:
+        ValueError: A file of the data has no features; all are looked for now, not when one is drawn.
     """
 
     def __init__(
@@ -102,6 +106,13 @@ class FeatureCrops(Crops):
         feature_frames: int = 2,
     ) -> None:
         super().__init__(data, frames, seed)
+        names = {data.origin(clip)[0] for clip in range(len(data))}
+        if missing := _without_features(names, folder):
+            told = ", ".join([*(f"{name}.npy" for name in missing[:3]), *(["…"] if missing[3:] else [])])
+            raise ValueError(
+                f"{folder} lacks the features of {len(missing)} of the {len(names)} files of the data: "
+                f"{told}. Store them there, or prepare the data without those files"
+            )
         self.stored, self.folder = data, folder
         self.feature_frames = feature_frames
         self.columns, self.mean_of = frames // column_frames, column_frames // feature_frames
@@ -145,3 +156,18 @@ class FeatureCrops(Crops):
                 f"{path} holds {vectors.dtype} of shape {list(vectors.shape)}, not (vectors, features)"
             )
         return vectors
+
+
+def _without_features(names: Iterable[str], folder: Path) -> list[str]:
+    """Return the names without a ``NAME.npy``, sorted; each folder is listed once."""
+    listed: dict[str, set[str]] = {}
+    missing = []
+    for name in sorted(names):
+        below, _, file = name.rpartition("/")
+        if below not in listed:
+            place = folder / below
+            listed[below] = {path.name for path in place.iterdir()} if place.is_dir() else set()
+        # Some file systems find a name under another spelling than the one that they list.
+        if f"{file}.npy" not in listed[below] and not (folder / f"{name}.npy").exists():
+            missing.append(name)
+    return missing

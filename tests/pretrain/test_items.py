@@ -139,3 +139,39 @@ def test_features_that_do_not_belong_to_the_audio_are_refused(data, features):
 def test_a_folder_of_features_that_is_not_there_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="no folder of features"):
         training_items(recipe_of(offline="features"), data, features=tmp_path / "none")
+
+
+def test_missing_features_are_told_before_training_with_their_number(data, features):
+    asked = recipe_of(offline="features")
+    (features / "b.wav.npy").unlink()
+    with pytest.raises(
+        ValueError, match=r"lacks the features of 1 of the 3 files of the data: b\.wav\.npy\. "
+    ):
+        training_items(asked, data, features=features)
+    for name in "ac":
+        (features / f"{name}.wav.npy").unlink()
+    with pytest.raises(
+        ValueError, match=r"of 3 of the 3 files .*: a\.wav\.npy, b\.wav\.npy, c\.wav\.npy\. Store"
+    ):
+        training_items(asked, data, features=features)
+
+
+def test_features_lie_below_their_folder_as_the_audio_does_and_those_of_dropped_clips_are_not_missed(
+    tmp_path,
+):
+    rng = np.random.default_rng(0)
+    for name in ("one/a.wav", "two/deep/b.wav"):
+        (tmp_path / "audio" / name).parent.mkdir(parents=True)
+        soundfile.write(tmp_path / "audio" / name, 0.1 * rng.standard_normal(16000), 16000)
+        (tmp_path / "features" / name).parent.mkdir(parents=True)
+        np.save(tmp_path / "features" / f"{name}.npy", np.zeros((50, 2), np.float32))
+    copy = tmp_path / "audio" / "two" / "deep" / "copy.wav"
+    copy.write_bytes((tmp_path / "audio" / "one" / "a.wav").read_bytes())
+    prepare(tmp_path / "audio", tmp_path / "d")
+    data = LogMelData(tmp_path / "d")
+    assert len(data) == 2
+    assert len(FeatureCrops(data, tmp_path / "features", frames=40)) == 2
+    (tmp_path / "features" / "two" / "deep" / "b.wav.npy").unlink()
+    (tmp_path / "features" / "two" / "deep").rmdir()
+    with pytest.raises(ValueError, match=r"of 1 of the 2 files of the data: two/deep/b\.wav\.npy\. Store"):
+        FeatureCrops(data, tmp_path / "features", frames=40)
