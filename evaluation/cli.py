@@ -12,7 +12,10 @@ from hear_m2d.errors import WorkFailedError
 from hear_m2d.evaluation.installed import EXTRA, INSTALL_EVALUATE, INSTALL_HEARVALIDATOR
 
 MODEL = click.option(
-    "--model", type=click.Path(path_type=Path), help="Checkpoint; without it, the module's default model."
+    "--model",
+    metavar="PATH|NAME|URL",
+    help="What the module's load_model takes, of hear_m2d also a name, https://… or hf://OWNER/REPO; "
+    "without it, the module's default model.",
 )
 MODULE = click.option(
     "--module",
@@ -28,7 +31,7 @@ DEVICE = click.option("--device", help="cpu, cuda or cuda:N; without it, the GPU
 @MODULE
 @MODEL_OPTIONS
 @DEVICE
-def validate(model: Path | None, module: str, options: dict[str, Any], device: str | None) -> None:
+def validate(model: str | None, module: str, options: dict[str, Any], device: str | None) -> None:
     """Check a model with the official hear-validator.
 
     Exit code 0: it looks good; 1: the validator refused; 2: the model could not be loaded. The note on
@@ -48,7 +51,9 @@ def validate(model: Path | None, module: str, options: dict[str, Any], device: s
 @click.option("--task", "tasks", multiple=True, help="Folder name of a task; may be repeated. Default: all.")
 @click.option("--grid", default="default", show_default=True, help="The kit's grid: default, fast, faster.")
 @click.option("--grid-points", default=8, show_default=True, help="How many points of the grid are tried.")
-@click.option("--name", default="", help="The model's name in the results; default: its file name.")
+@click.option(
+    "--name", default="", help="The model's name in the results; default: the last part of --model."
+)
 @MODULE
 @MODEL_OPTIONS
 @DEVICE

@@ -44,7 +44,8 @@ def evaluate(settings: Evaluation, *, progress: Callable[[str], None] = logger.i
 
     Raises:
         ImportError: If the official packages are missing; the message has the line to type.
-        FileNotFoundError: If there are no tasks.
+        FileNotFoundError: If there are no tasks, or no such checkpoint.
+        ConnectionError: If the checkpoint must be downloaded and cannot be reached.
         ValueError: If the model cannot be loaded, a task lacks its sample rate, or `out` holds something
             else. `out` is not claimed then: the corrected call may name it again.
         WorkFailedError: If the process that loads the model dies.
@@ -54,7 +55,7 @@ def evaluate(settings: Evaluation, *, progress: Callable[[str], None] = logger.i
     tasks = find_tasks(settings.tasks_dir, settings.tasks)
     facts = describe(settings)
     for note in facts["model"]["notes"]:
-        progress(f"{settings.model}: {note}")
+        progress(f"{facts['model']['path']}: {note}")
     record = RunRecord.open(settings.out, facts)
     entries = {entry["task"]: entry for entry in record.earlier_entries()}
     waiting = []
@@ -91,7 +92,7 @@ def _run(
     while left:
         loaded, log = False, settings.out / LOG
         begun = log.stat().st_size if log.exists() else 0
-        with record.alone() as lock, _child(settings, left, lock) as process:
+        with record.alone() as lock, _child(settings, left, record.facts["model"]["path"], lock) as process:
             for line in process.stdout or ():
                 event = json.loads(line)
                 if event["event"] == "refused":
@@ -112,14 +113,16 @@ def _run(
 
 
 @contextmanager
-def _child(settings: Evaluation, tasks: Sequence[TaskFolder], lock: int) -> Iterator[subprocess.Popen[str]]:
-    """Start the worker on some tasks; it is ended with us, whatever happens."""
+def _child(
+    settings: Evaluation, tasks: Sequence[TaskFolder], model: str | None, lock: int
+) -> Iterator[subprocess.Popen[str]]:
+    """Start the worker on some tasks and the model's file; it is ended with us, whatever happens."""
     out = (
         settings.out.absolute()
     )  # with absolute paths the kit's own logs land inside the embeddings, not here
     job = {
         "module": settings.module,
-        "model": None if settings.model is None else str(settings.model.absolute()),
+        "model": None if model is None else str(Path(model).absolute()),
         "options": dict(settings.options),
         "tasks_dir": str(settings.tasks_dir.absolute()),
         "tasks": [task.name for task in tasks],

@@ -20,8 +20,9 @@ from typing import Any
 from hear_m2d.evaluation.folders import TaskFolder
 from hear_m2d.evaluation.installed import package_version
 from hear_m2d.evaluation.results import write_json
-from hear_m2d.evaluation.settings import Evaluation
+from hear_m2d.evaluation.settings import OURS, Evaluation
 from hear_m2d.files import file_sha256, hold_folder
+from hear_m2d.weights import bare_name, read_weights
 
 RECORD, RESULTS, LOG = "evaluation.json", "results.json", "harness.log"
 SEED = 42  # the harness's own, set anew for each task; it takes no other
@@ -156,17 +157,21 @@ def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
 def describe(settings: Evaluation) -> dict[str, Any]:
     """Return the head of ``results.json``: model, harness and environment of an evaluation.
 
+    The model's path is that of the file on this machine, wherever it came from.
+
     Raises:
+        FileNotFoundError: If our own module finds no such checkpoint.
+        ConnectionError: If it must be downloaded and cannot be reached.
         ValueError: If our own module cannot read the checkpoint with these options, or there is no such
             device.
     """
-    config, notes = _checkpoint(settings)
+    path, config, notes = _checkpoint(settings)
     return {
         "model": {
-            "name": settings.name or (settings.model.stem if settings.model else settings.module),
+            "name": settings.name or _default_name(settings),
             "module": settings.module,
-            "path": None if settings.model is None else str(settings.model),
-            "sha256": None if settings.model is None else sha256(settings.model),
+            "path": None if path is None else str(path),
+            "sha256": None if path is None else sha256(path),
             "config": config,
             "notes": notes,
             "options": dict(settings.options),
@@ -192,23 +197,30 @@ def sha256(path: Path) -> str:
     return total.hexdigest()
 
 
-def _checkpoint(settings: Evaluation) -> tuple[dict[str, Any] | None, list[str]]:
-    """Return the configuration that our own module runs with, and what the file left open.
+def _default_name(settings: Evaluation) -> str:
+    if settings.model is None:
+        return settings.module
+    return bare_name(settings.model) if settings.module == OURS else Path(settings.model).stem
+
+
+def _checkpoint(settings: Evaluation) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
+    """Return the file, the configuration that our own module runs with, and what the file left open.
 
     Other modules keep theirs to themselves.
     """
-    if settings.module != "hear_m2d" or settings.model is None:
-        return None, []
+    if settings.model is None:
+        return None, None, []
+    if settings.module != OURS:
+        return Path(settings.model), None, []
     from hear_m2d.checkpoint import build_model
     from hear_m2d.config import Options
-    from hear_m2d.weights import read_weights
 
     options = Options.parse(settings.options)
     checkpoint = read_weights(settings.model)
     config = build_model(checkpoint, options).config.to_json()
     # What a note asks for, such as "give sample_rate=", may be given already.
     notes = [note for note in checkpoint.notes if not any(f"{name}=" in note for name in settings.options)]
-    return json.loads(json.dumps(config)), notes
+    return checkpoint.path, json.loads(json.dumps(config)), notes
 
 
 def _environment(device: str | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hear_m2d.errors import unknown_name
 
+OURS = "hear_m2d"
 GRIDS = ("default", "fast", "faster")
 
 
@@ -21,9 +22,9 @@ class Evaluation:
     """The folder whose sub-folders are tasks."""
     out: Path
     """The folder of one model's results; the same settings again continue there."""
-    model: Path | None = None
-    """The checkpoint, passed to the module's ``load_model``; None calls it without."""
-    module: str = "hear_m2d"
+    model: str | os.PathLike[str] | None = None
+    """What the module's ``load_model`` gets: a path, of our own also a name or an address; None: nothing."""
+    module: str = OURS
     """The module with the HEAR API."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Keyword arguments of ``load_model``."""
@@ -36,7 +37,7 @@ class Evaluation:
     device: str | None = None
     """``cpu``, ``cuda`` or ``cuda:N``; None takes the GPU where there is one."""
     name: str = ""
-    """What the report calls the model; by default the checkpoint's file name."""
+    """What the report calls the model; by default the last part of ``model``, without its suffix."""
 
     def __post_init__(self) -> None:
         if self.grid not in GRIDS:
@@ -44,23 +45,22 @@ class Evaluation:
         if self.grid_points < 1:
             raise ValueError(f"the number of grid points must be at least 1, not {self.grid_points}")
         if self.model is not None:
-            check_model(self.model, module=self.module)
+            object.__setattr__(self, "model", check_model(self.model, module=self.module))
         device_environment(self.device)
 
 
-def check_model(model: Path, *, module: str) -> None:
-    """Check that there is a checkpoint; one of ours is a file, another module's may be a folder.
+def check_model(model: str | os.PathLike[str], *, module: str) -> str | os.PathLike[str]:
+    """Return what ``load_model`` gets: for our own module as it was typed, for another an existing path.
 
     Raises:
-        FileNotFoundError: If nothing is there.
-        ValueError: If it is a folder, and the module is ours.
+        FileNotFoundError: If another module's file or folder is not there.
     """
-    if not model.exists():
-        raise FileNotFoundError(f"no checkpoint at {model}")
-    if module == "hear_m2d" and model.is_dir():
-        inside = model / "checkpoint.safetensors"
-        hint = f"did you mean {inside}?" if inside.is_file() else "give the .safetensors or .pth file"
-        raise ValueError(f"{model} is a folder, and --model is a file: {hint}")
+    if module == OURS:
+        return model  # a path, a name, an address: read_weights finds it, or says what is wrong
+    path = Path(model)
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    return path
 
 
 def device_environment(device: str | None) -> dict[str, str]:

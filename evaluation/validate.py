@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import sys
 import types
 from collections.abc import Iterator, Mapping
@@ -14,35 +15,35 @@ from typing import Any
 from hear_m2d.device import pick_device
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.evaluation.compat import VALIDATOR, run_tool
-from hear_m2d.evaluation.settings import check_model
+from hear_m2d.evaluation.settings import OURS, check_model
 
 WITH_OPTIONS = "hear_module_with_options"
 
 
 def validate(
-    model: Path | None = None,
+    model: str | os.PathLike[str] | None = None,
     *,
-    module: str = "hear_m2d",
+    module: str = OURS,
     device: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> None:
     """Let the official validator check a module; it prints what it does and `Looks good!` at the end.
 
     Args:
-        model: The checkpoint, passed to the module's ``load_model``; None calls it without.
+        model: What the module's ``load_model`` gets: a path, of our own also a name or an address; None:
+            nothing.
         module: The module with the HEAR API.
         device: As torch names it; None takes the GPU where there is one.
         options: Keyword arguments of ``load_model``.
 
     Raises:
         ImportError: If hearvalidator or the module is missing.
-        FileNotFoundError: If there is no checkpoint at `model`.
-        ValueError: If there is no such device here, or the model could not be loaded or is a folder.
+        FileNotFoundError: If there is no such checkpoint.
+        ConnectionError: If it must be downloaded and cannot be reached.
+        ValueError: If there is no such device here, or the model could not be loaded.
         WorkFailedError: If the validator refuses the module, or the module fails while it is checked.
     """
-    if model is not None:
-        check_model(model, module=module)
-    arguments = [] if model is None else ["--model", str(model)]
+    arguments = [] if model is None else ["--model", os.fspath(check_model(model, module=module))]
     arguments += [] if device is None else ["--device", str(pick_device(device))]
     try:
         with _working_directory_importable(), _module_with_options(module, options or {}) as name:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +114,8 @@ def hub_errors(
     except errors.RevisionNotFoundError as error:
         raise FileNotFoundError(f"{repo} on the hub has no branch, tag or commit {revision}") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        wanted = f"{what}{f'/{file}' if file else ''}"
+        at = f"@{quote(revision, safe='')}" if revision else ""
+        wanted = f"hf://{repo}{at}{f'/{file}' if file else ''}"
         if offline or constants.HF_HUB_OFFLINE:
             way = "local_files_only" if offline else "HF_HUB_OFFLINE"
             raise FileNotFoundError(

@@ -23,6 +23,8 @@ NO_DEFAULT = (
     "there is no default checkpoint yet. Make one (hear-m2d pretrain --recipe laptop_m2d --data AUDIO_FOLDER "
     "--out RUN), or use one you have, and give its path: load_model('RUN/checkpoint.safetensors')"
 )
+SUFFIXES = (".safetensors", ".pth", ".pt", ".zip")
+STRIPPED = (*SUFFIXES, ".ckpt")  # what a file of any of these contents is often called
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -54,7 +56,7 @@ def read_weights(name: str | os.PathLike[str]) -> Checkpoint:
         return _read_url(entry.url, entry.sha256)
     if authors := authors_page(name):
         raise FileNotFoundError(where_to_get(*authors))
-    if path.suffix.lower() in (".safetensors", ".pth", ".pt", ".zip") or len(path.parts) > 1:
+    if path.suffix.lower() in SUFFIXES or len(path.parts) > 1:
         return read_local(path)  # which says that there is none
     near = difflib.get_close_matches(name, [*registry, *authors_names()], n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else "No known name comes near it."
@@ -63,6 +65,17 @@ def read_weights(name: str | os.PathLike[str]) -> Checkpoint:
         f"no checkpoint {name}: there is no such file. {hint}{known} Give a path, a name, https://… or "
         "hf://OWNER/REPO"
     )
+
+
+def bare_name(name: str | os.PathLike[str]) -> str:
+    """Return what to call a checkpoint by what :func:`read_weights` is given: no folder, no usual suffix."""
+    text = os.fspath(name)
+    if isinstance(name, str) and SCHEME.match(text):
+        path = Path(re.split("[#?]", text)[0].rpartition("://")[2])  # a query may hold secrets
+    else:
+        path = Path(text)
+        path = path.resolve() if path.name in ("", "..") else path
+    return path.stem if path.suffix.lower() in STRIPPED else path.name
 
 
 def _read_address(address: str, scheme: str) -> Checkpoint:

@@ -46,7 +46,7 @@ def test_validate_ends_with_1_where_the_validator_refuses(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--model", "absent.safetensors"], "no checkpoint at absent.safetensors"),
+        (["--module", "tiny_hear_module", "--model", "absent.ckpt"], "no checkpoint at absent.ckpt"),
         (["--module", "tiny_hear_module", "--model-options", '{"fault": "load"}'], "error: no such fault"),
         (["--module", "no_such_module"], "No module named 'no_such_module'"),
         (["--model-options", "{"], "'{' is no JSON"),
@@ -77,6 +77,43 @@ def test_validate_ends_with_2_and_one_line_where_the_input_is_bad(
     error = capfd.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
+
+
+@pytest.mark.parametrize("command", ["validate", "evaluate"])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("hf://lab/birds", "error: hf://lab/birds is not in the hub's cache, and HF_HUB_OFFLINE is set"),
+        ("absent.safetensors", "error: no checkpoint absent.safetensors: give the path of"),
+        ("m2d-bird", "error: no checkpoint m2d-bird: there is no such file."),
+        ("", "error: there is no default checkpoint yet."),
+    ],
+)
+def test_a_model_of_ours_that_is_not_there_gets_the_sentence_of_load_model(
+    command: str,
+    model: str,
+    message: str,
+    tiny_tasks: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    tiny_tasks.scene_multiclass(tmp_path / "tasks", sizes=(4, 4, 4))
+    folders = [] if command == "validate" else ["--tasks-dir", "tasks", "--out", "out"]
+    assert code_of(command, "--model", model, *folders) == 2
+    error = capfd.readouterr().err.strip()
+    assert error.startswith(message)
+    assert "\n" not in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_validate_takes_an_address(our_checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert code_of("validate", "--model", our_checkpoint.as_uri(), "--device", "cpu") == 0
+    assert "Looks good!" in capfd.readouterr().out
 
 
 def test_evaluate_prints_a_table_writes_results_and_ends_with_0(

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,15 +109,31 @@ def test_a_config_of_ours_is_the_one_that_runs(settings: Evaluation, our_checkpo
         describe(replace(ours, options={"dtyp": "bfloat16"}))
 
 
-def test_a_folder_is_no_checkpoint_of_ours(settings: Evaluation, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_a_folder_stands_for_the_checkpoint_in_it(
+    settings: Evaluation, our_checkpoint: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run_0.7"
     run.mkdir()
     replace(settings, model=run)  # another module may keep its model in a folder
-    with pytest.raises(ValueError, match=r"is a folder, and --model is a file: give the \.safetensors"):
-        replace(settings, module="hear_m2d", model=run)
-    (run / "checkpoint.safetensors").touch()
-    with pytest.raises(ValueError, match=r"did you mean .*run/checkpoint\.safetensors\?"):
-        replace(settings, module="hear_m2d", model=run)
+    with pytest.raises(ValueError, match=r"run_0\.7 is not a file, but a folder without a checkpoint"):
+        describe(replace(settings, module="hear_m2d", model=run))
+    inside = our_checkpoint.rename(run / "checkpoint.safetensors")
+    model = describe(replace(settings, module="hear_m2d", model=run))["model"]
+    assert (model["name"], model["path"], model["sha256"]) == ("run_0.7", str(inside), sha256(inside))
+
+
+def test_a_model_of_ours_may_be_an_address_or_a_name(
+    settings: Evaluation, our_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    address, digits = our_checkpoint.as_uri(), sha256(our_checkpoint)
+    registry = tmp_path / "lab.json"
+    registry.write_text(json.dumps({"birds-v1.2": {"url": address, "sha256": digits}}))
+    monkeypatch.setenv("HEAR_M2D_REGISTRY", str(registry))
+    for given, name in {f"{address}#sha256={digits}": "ours", "birds-v1.2": "birds-v1.2"}.items():
+        model = describe(replace(settings, module="hear_m2d", model=given))["model"]
+        assert (model["name"], model["path"], model["sha256"]) == (name, str(our_checkpoint), digits)
+    with pytest.raises(FileNotFoundError, match=r"Did you mean birds-v1\.2"):
+        describe(replace(settings, module="hear_m2d", model="birds-v1.3"))
 
 
 def test_the_folder_of_a_pretraining_run_is_refused(settings: Evaluation) -> None:
@@ -217,4 +234,4 @@ def test_settings_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Evaluation(tasks_dir=tmp_path, out=tmp_path, grid_points=0)
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        Evaluation(tasks_dir=tmp_path, out=tmp_path, model=tmp_path / "absent")
+        Evaluation(tasks_dir=tmp_path, out=tmp_path, module="m", model=tmp_path / "absent")

@@ -123,7 +123,9 @@ def test_a_hub_out_of_reach_is_said_in_a_sentence(hub):
     local = "HearModel.from_pretrained('lab/sounds', local_files_only=True)"
     said = answers(hub, load("hf://lab/sounds"), local, HF_HUB_OFFLINE="1")
     for text, way in zip(said, ("HF_HUB_OFFLINE", "local_files_only"), strict=True):
-        assert text.startswith(f"FileNotFoundError: lab/sounds is not in the hub's cache, and {way} is set")
+        assert text.startswith(
+            f"FileNotFoundError: hf://lab/sounds is not in the hub's cache, and {way} is set"
+        )
     assert not hub.requests()
     hub.stop()
     (text,) = answers(hub, load("hf://lab/sounds/a.pth"))
