@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import fnmatch
 import io
 import json
 import os
@@ -150,7 +151,7 @@ class NpyTarget:
             else:
                 _check(folder, state, names)
             if (folder / STATE_FILE).is_file():
-                for rest in folder.rglob(".*.npy.*.tmp"):  # of a run that was killed
+                for rest in _own_files(folder, ".*.npy.*.tmp"):  # of a run that was killed
                     rest.unlink()
             else:
                 with said_plainly(folder):
@@ -214,7 +215,7 @@ def _remove_embeddings(folder: Path, names: Sequence[str]) -> None:
     """Remove what an earlier run wrote: everything where its state is there, else what bears our names."""
     if (folder / STATE_FILE).is_file():
         for array in _ARRAYS["both"]:
-            for path in folder.rglob(f"*.{array}.npy"):
+            for path in _own_files(folder, f"*.{array}.npy"):
                 path.unlink()
         (folder / _PENDING_FILE).unlink(missing_ok=True)
         (folder / STATE_FILE).unlink()
@@ -222,3 +223,10 @@ def _remove_embeddings(folder: Path, names: Sequence[str]) -> None:
         for array in _ARRAYS["both"]:
             if os.path.exists(path := folder / f"{name}.{array}.npy"):  # noqa: PTH110
                 path.unlink()
+
+
+def _own_files(folder: Path, pattern: str) -> Iterator[Path]:
+    """Yield what is of this run; a folder below that has a state of its own is another's."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not Path(place, name, STATE_FILE).is_file()]
+        yield from (Path(place, name) for name in fnmatch.filter(names, pattern))

@@ -15,11 +15,10 @@ import logging
 import math
 import os
 import re
-import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +135,7 @@ class _Shards:
                     raise ValueError(
                         f"{self.out} holds other files ({others[0]}, …). Give another --out, or --force"
                     )
-                for path in [*self.out.glob("part-*.parquet"), *self.out.glob(".part-*.json")]:
-                    path.unlink()
+                self._remove_own()
                 with said_plainly(self.out):
                     write_state(self.out / STATE_FILE, self.state)
             elif told := differing(there, self.state, _IDENTITY):
@@ -150,6 +148,12 @@ class _Shards:
             for tries in self.out.glob(".part-*.tries"):  # counted for this call alone
                 tries.unlink()
             yield
+
+    def _remove_own(self) -> None:
+        """Remove what such a run wrote; files of others stay."""
+        for pattern in ("part-*.parquet", ".part-*", STATE_FILE):
+            for path in self.out.glob(pattern):
+                path.unlink()
 
     def clips(self, index: int) -> Sequence[Clip]:
         """Return a shard's clips."""
@@ -166,7 +170,10 @@ class _Shards:
         with said_plainly(self.out):
             report = write_failures(self.out.with_name(f"{self.out.name}.failed.csv"), failures)
         if not any(note["clips"] for note in notes):
-            shutil.rmtree(self.out)
+            self._remove_own()
+            (self.out / ".lock").unlink()
+            with suppress(OSError):  # it holds files of others
+                self.out.rmdir()
             raise nothing_embedded(failures, report)
         with said_plainly(self.out):
             write_state(self.out / STATE_FILE, self.state | {"finished": True})

@@ -8,21 +8,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from hear_m2d.frontend import FrontendConfig
-from hear_m2d.pretrain.shards import split_label
+from hear_m2d.pretrain.shards import SCHEMA, split_label
 
 DATA_FORMAT = 2
 DATA_FILE, PLAN_FILE = "data.json", "plan.json"
+_WHOLE = ["file", "start_s", "frames", "logmel"]  # columns without gaps
+_SHARD_NAME = re.compile(r"shard-\d{5,}(-\d+)?\.arrow")
 
 
 class Prepared:
@@ -53,11 +56,7 @@ class Prepared:
             self.hours = float(summary["hours"])
             self.labels: tuple[str, ...] = tuple(summary["labels"])
             self._lengths = [(int(frames), int(clips)) for frames, clips in summary["lengths"]]
-            self.shards = [
-                ShardFacts(str(shard["file"]), int(shard["clips"]), int(shard["bytes"]),
-                           tuple((int(a), int(b)) for a, b in shard["dropped"]))
-                for shard in summary["shards"]
-            ]  # fmt: skip
+            self.shards = [ShardFacts.read(line) for line in summary["shards"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder}/{DATA_FILE} is damaged: {error}. Prepare it anew.") from error
         self._classes = {label: number for number, label in enumerate(self.labels)}
@@ -98,6 +97,22 @@ class ShardFacts(NamedTuple):
     bytes: int
     dropped: tuple[tuple[int, int], ...]
 
+    @staticmethod
+    def read(line: Mapping[str, Any]) -> ShardFacts:
+        """Read a line of ``data.json``, whose writer may be a stranger.
+
+        Raises:
+            ValueError: The name is none that ``prepare`` gives: it could lead out of the folder.
+        """
+        name = str(line["file"])
+        if not _SHARD_NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a shard")
+        clips, dropped = int(line["clips"]), tuple((int(a), int(b)) for a, b in line["dropped"])
+        edges = [0, *(edge for drop in dropped for edge in drop), clips]
+        if edges != sorted(edges):
+            raise ValueError(f"the clips {dropped} of {clips} cannot be dropped")
+        return ShardFacts(name, clips, int(line["bytes"]), dropped)
+
     @property
     def kept(self) -> int:
         """How many of its clips are trained on."""
@@ -110,17 +125,19 @@ class OpenShard:
     Args:
         path: The file.
         facts: What ``data.json`` says of it.
+        mels: Bins of a frame.
 
     Raises:
         ValueError: It is missing, damaged, or not what ``data.json`` says.
     """
 
-    def __init__(self, path: Path, facts: ShardFacts) -> None:
+    def __init__(self, path: Path, facts: ShardFacts, mels: int) -> None:
+        self.mels = mels
         self.values: list[NDArray[np.float16]] = []  # one flat view for each record batch
         self._label_columns: list[Any] = []
         self._origins: list[tuple[Any, Any]] = []
         lengths, starts, batches, rows = [], [], [], []
-        for batch in _open_shard(path, facts.bytes):
+        for batch in _open_shard(path, facts.bytes, mels):
             logmel = batch.column("logmel")
             frames = batch.column("frames").to_numpy()
             lengths.append(frames)
@@ -155,11 +172,11 @@ class OpenShard:
         row = int(self.rows[clip])
         return files[row].as_py(), starts[row].as_py()
 
-    def logmel(self, clip: int, mels: int) -> NDArray[np.float16]:
+    def logmel(self, clip: int) -> NDArray[np.float16]:
         """Return a clip's log-mel, (mels, frames)."""
         frames, start = int(self.lengths[clip]), int(self.starts[clip])
-        flat = self.values[self.batches[clip]][start : start + frames * mels]
-        view: NDArray[np.float16] = flat.reshape(frames, mels).T
+        flat = self.values[self.batches[clip]][start : start + frames * self.mels]
+        view: NDArray[np.float16] = flat.reshape(frames, self.mels).T
         return view
 
 
@@ -180,7 +197,9 @@ class LogMelData(Prepared):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__(Path(folder), read_summary(Path(folder)))
-        self._open = [OpenShard(self.folder / facts.file, facts) for facts in self.shards]
+        self._open = [
+            OpenShard(self.folder / facts.file, facts, self.frontend.n_mels) for facts in self.shards
+        ]
         self._firsts = np.cumsum([0, *(len(shard.lengths) for shard in self._open)])
         self.lengths: NDArray[np.int64] = np.concatenate([shard.lengths for shard in self._open])
         # Which shard, and which clip of it: looked up for every crop.
@@ -200,7 +219,7 @@ class LogMelData(Prepared):
     def logmel(self, index: int) -> NDArray[np.float16]:
         """Return a clip's log-mel, (mels, frames): a read-only view of the file."""
         shard, clip = self._place(index)
-        return shard.logmel(clip, self.frontend.n_mels)
+        return shard.logmel(clip)
 
     def label(self, index: int) -> str:
         """Return a clip's label as the source has it."""
@@ -329,7 +348,7 @@ def parse_summary(content: bytes, where: str | Path) -> dict[str, Any]:
     return cast(dict[str, Any], summary)
 
 
-def _open_shard(path: Path, size: int) -> Iterator[Any]:
+def _open_shard(path: Path, size: int, mels: int) -> Iterator[Any]:
     """Yield the record batches of a shard, without copying."""
     if not path.is_file() or (actual := path.stat().st_size) != size:
         what = f"has {actual} bytes instead of {size}" if path.is_file() else "is missing"
@@ -337,6 +356,12 @@ def _open_shard(path: Path, size: int) -> Iterator[Any]:
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         for index in range(reader.num_record_batches):
-            yield reader.get_batch(index)
-    except pa.ArrowInvalid as error:
+            batch = reader.get_batch(index)
+            batch.validate(full=True)  # offsets that lie would read beyond the file
+            if batch.schema != SCHEMA or any(column.null_count for column in batch.select(_WHOLE).columns):
+                raise pa.ArrowInvalid("its columns are not those of a shard")
+            if (pc.list_value_length(batch["logmel"]).to_numpy() != batch["frames"].to_numpy() * mels).any():
+                raise pa.ArrowInvalid(f"a clip is not of {mels} mel bins a frame")
+            yield batch
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}. Prepare the folder anew.") from error

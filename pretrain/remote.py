@@ -86,7 +86,7 @@ class RemoteData(Prepared):
     def logmel(self, index: int) -> NDArray[np.float16]:
         """Return a clip's log-mel, (mels, frames), whose shard is fetched if need be."""
         shard, clip = self._place(index)
-        return shard.logmel(clip, self.frontend.n_mels)
+        return shard.logmel(clip)
 
     def label(self, index: int) -> str:
         """Return a clip's label as the source has it."""
@@ -158,11 +158,11 @@ class RemoteData(Prepared):
         for _ in range(3):
             path = self.fetch(number)
             try:
-                return OpenShard(path, self.shards[number])
+                return OpenShard(path, self.shards[number], self.frontend.n_mels)
             except ValueError:
                 if path.exists():  # else another process made room just now
                     path.unlink(missing_ok=True)  # so that the next attempt fetches it anew
-        return OpenShard(self.fetch(number), self.shards[number])
+        return OpenShard(self.fetch(number), self.shards[number], self.frontend.n_mels)
 
 
 class WindowBatches(StepBatches):

@@ -12,6 +12,7 @@ import soundfile
 from hear_m2d.embed import embed_files
 from hear_m2d.embed_inputs import collect_inputs
 from hear_m2d.embed_model import ModelSpec
+from hear_m2d.errors import WorkFailedError
 
 pytestmark = pytest.mark.slow
 pq = pytest.importorskip("pyarrow.parquet")
@@ -100,6 +101,21 @@ def test_a_cluster_that_loses_a_node_half_way_gives_the_rows_of_one_machine(
     assert all(name.startswith("part-") and name.endswith(".parquet") for name in left)
     with pytest.raises(ValueError, match="finished already"):
         embed_on_ray(inputs, spec, out, address="auto", shard_clips=2)
+
+
+def test_where_nothing_can_be_embedded_what_others_wrote_stays(cluster, tmp_path, checkpoint_path):
+    from hear_m2d.embed_ray import embed_on_ray
+
+    for folder in ("bad", "out"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "bad" / "bad.wav").write_bytes(b"no sound")
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    spec = ModelSpec(str(checkpoint_path), device="cpu")
+    for out, left in (("out", ["thesis.txt"]), ("new", None)):
+        with pytest.raises(WorkFailedError, match="none of the 1 files could be embedded"):
+            embed_on_ray(collect_inputs([tmp_path / "bad"]), spec, tmp_path / out, address="auto", force=True)
+        assert (sorted(p.name for p in (tmp_path / out).iterdir()) if left else None) == left
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:999999"])
