@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ from hear_m2d.model import HearModel
 from hear_m2d.timestamps import frame_step
 
 METADATA_KEY = "hear_m2d"
-STORED_NOTES = ("notes", "guessed")  # of a converted file, within the config's ``training``
+STORED_NOTES = ("notes", "guessed")  # of what the file did not say, within the config's ``training``
+ANSWERS = ("sample_rate", "input_frames", "mean", "std")  # options that say what a file should have said
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,7 @@ def build_model(checkpoint: Checkpoint, options: Options | None = None) -> HearM
         ValueError: Tensors missing, left over or misshapen, or an option that does not fit.
     """
     options = options or Options()
+    checkpoint = settle_notes(checkpoint, options, when="loading")  # for the file that it is saved to
     if options.dur_frames is not None:
         checkpoint = _for_duration(checkpoint, options.dur_frames)
     model = empty_model(checkpoint, options)
@@ -187,6 +189,29 @@ def empty_model(checkpoint: Checkpoint, options: Options | None = None) -> HearM
     return model
 
 
+def settle_notes(
+    checkpoint: Checkpoint, options: Options, *, when: str, more: Iterable[str] = ()
+) -> Checkpoint:
+    """Return the checkpoint with what it still leaves open, in its config too, which is what is saved.
+
+    Args:
+        checkpoint: As read.
+        options: Those of ``ANSWERS`` that are given put an end to the notes and guesses that ask for them.
+        when: At what they were given, for the note that says so.
+        more: What else was given.
+    """
+    given = [*(name for name in ANSWERS if getattr(options, name) is not None), *more]
+    notes = [note for note in checkpoint.notes if not any(f"{name}=" in note for name in given)]
+    notes += [f"given by hand at {when}: {', '.join(given)}"] if given else []
+    notes += filter(None, [rate_conflict(checkpoint, options.sample_rate)])
+    notes = list(dict.fromkeys(notes))  # the same may have been given for the file before
+    guessed = {name: guess for name, guess in checkpoint.guessed.items() if name not in given}
+    training = {key: value for key, value in checkpoint.config.training.items() if key not in STORED_NOTES}
+    training |= {key: value for key, value in zip(STORED_NOTES, (notes, guessed), strict=True) if value}
+    config = replace(checkpoint.config, training=training)
+    return replace(checkpoint, config=config, notes=tuple(notes), guessed=guessed)
+
+
 def rate_conflict(checkpoint: Checkpoint, sample_rate: int | None) -> str:
     """Return a sentence where a rate given by hand is not the one that the file states, else nothing."""
     stated = checkpoint.config.frontend.sample_rate
@@ -233,7 +258,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _stored_notes(config: ModelConfig) -> dict[str, Any]:
-    """Return the notes and guesses that a converted file keeps, where they are some."""
+    """Return the notes and guesses that the config keeps, where they are some."""
     notes, guessed = (config.training.get(key) for key in STORED_NOTES)
     rate = guessed.get("sample_rate") if isinstance(guessed, dict) else None
     return {

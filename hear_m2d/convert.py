@@ -38,7 +38,7 @@ def write_converted(
     Raises:
         ValueError: An option that does not fit, a wrong number of labels, or a target that is the source.
     """
-    from hear_m2d.checkpoint import METADATA_KEY, empty_model, rate_conflict, write_tensors
+    from hear_m2d.checkpoint import METADATA_KEY, empty_model, settle_notes, write_tensors
     from hear_m2d.config import Options
 
     if target.exists() and target.samefile(checkpoint.path):
@@ -47,27 +47,17 @@ def write_converted(
     config = options.override(checkpoint.config)
     if labels and len(labels) != len(config.labels):
         raise ValueError(f"{len(labels)} labels were given; the classifier has {len(config.labels)} classes")
-    given = [n for n in ("sample_rate", "input_frames", "mean", "std") if getattr(options, n) is not None]
-    given += ["labels"] if labels else []
-    notes = [note for note in checkpoint.notes if not any(f"{name}=" in note for name in given)]
-    guessed = {name: guess for name, guess in checkpoint.guessed.items() if name not in given}
-    changed = f"given by hand at conversion: {', '.join(given)}"
-    notes += [changed] if given else []
-    notes += filter(None, [rate_conflict(checkpoint, options.sample_rate)])
+    settled = settle_notes(checkpoint, options, when="conversion", more=["labels"] if labels else [])
+    notes = list(settled.notes)
     if licence and checkpoint.config.licence not in (licence, "unknown"):
         notes.append(f"the licence was given by hand at conversion; IN has: {checkpoint.config.licence}")
-    training = {**checkpoint.config.training, "notes": notes}
-    if guessed:
-        training["guessed"] = guessed
-    else:
-        training.pop("guessed", None)
+    training = {**settled.config.training, "notes": notes}
     converted = dataclasses.replace(
-        checkpoint,
+        settled,
         config=dataclasses.replace(
             config, labels=labels or config.labels, licence=licence or config.licence, training=training
         ),
-        notes=tuple(training["notes"]),
-        guessed=guessed,
+        notes=tuple(notes),
         path=target,
     )
     empty_model(converted)

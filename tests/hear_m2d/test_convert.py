@@ -106,6 +106,33 @@ def test_a_guess_stays_a_guess(run, nameless, target):
     assert not any("nothing says the sample rate" in note for note in read_local(again).notes)
 
 
+def test_a_guess_stays_a_guess_in_a_saved_model(nameless, target):
+    with pytest.warns(UserWarning, match="16000 Hz taken"):
+        save_checkpoint(target, hear_m2d.load_model(nameless))
+    with pytest.warns(UserWarning, match="16000 Hz taken"):
+        hear_m2d.load_model(target)
+    assert read_local(target).notes == read_local(nameless).notes
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_guess_that_was_answered_is_none_in_a_saved_model(run, nameless, target, converted):
+    source = nameless
+    if converted:
+        source = target.with_name("guessed.safetensors")
+        assert run(nameless, source, "--licence", "MIT")[0] == 0
+    save_checkpoint(target, hear_m2d.load_model(source, sample_rate=32000))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = hear_m2d.load_model(target)
+        assert model.sample_rate == 32000
+        save_checkpoint(target, hear_m2d.load_model(target, sample_rate=32000))
+    notes = read_local(target).notes
+    assert "guessed" not in model.config.training
+    assert not any("16000 Hz taken" in note for note in notes)
+    assert sum("given by hand at loading: sample_rate" in note for note in notes) == 1
+    assert any("stores no statistics" in note for note in notes)
+
+
 def test_a_rate_that_the_file_contradicts_is_said(run, checkpoint_path, target):
     code, out, _ = run(checkpoint_path, target, "--sample-rate", 32000)
     assert code == 0
