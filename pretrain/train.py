@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import gc
 import logging
 import math
 import time
@@ -223,22 +224,24 @@ def _train(
 
     # How long: a run that is resumed keeps the number of steps that its minutes came to.
     known = processes.on_main(run.known)
+    record = {
+        "recipe": recipe.to_json(),
+        "minutes": minutes,
+        "steps": known["steps"] if known else 0,
+        "data": {"clips": len(data), "hours": round(data.hours, 4), "mean": data.mean, "std": data.std},
+    }
+    if noise is not None:
+        record["noise"] = {"clips": len(noise), "hours": round(noise.hours, 4), "mean": noise.mean}
     if minutes is None:
         steps = recipe.steps if recipe.steps is not None else steps_of_epochs(recipe, len(data))
     elif known and known.get("minutes") == minutes:
         steps = int(known["steps"])
     else:
-        trial = trainer(copy.deepcopy(objective))
-        steps = steps_within(minutes * 60, trial, recipe, processes)
-
-    record = {
-        "recipe": recipe.to_json(),
-        "minutes": minutes,
-        "steps": steps,
-        "data": {"clips": len(data), "hours": round(data.hours, 4), "mean": data.mean, "std": data.std},
-    }
-    if noise is not None:
-        record["noise"] = {"clips": len(noise), "hours": round(noise.hours, 4), "mean": noise.mean}
+        processes.on_main(lambda: run.changed(record, step=first, force=force))  # before minutes of timing
+        # Nothing here may hold the copy, so that it is gone when training begins: it is a second network.
+        steps = steps_within(minutes * 60, trainer(copy.deepcopy(objective)), recipe, processes)
+        gc.collect()  # compiled blocks refer to themselves
+    record["steps"] = steps
     changed = processes.on_main(lambda: run.changed(record, step=first, force=force))
     if not changed and processes.on_main(run.checkpoint.exists):
         processes.say("%s is already trained for %d steps", out, steps)

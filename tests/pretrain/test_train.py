@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ import hear_m2d
 from hear_m2d.checkpoint import read_tensors
 from hear_m2d.errors import WorkFailedError
 from hear_m2d.files import hold_folder
-from hear_m2d.pretrain.batches import mask_noise
+from hear_m2d.pretrain import train as module
+from hear_m2d.pretrain.batches import batches, mask_noise
 from hear_m2d.pretrain.dataset import Crops, LogMelData
+from hear_m2d.pretrain.pace import steps_within
 from hear_m2d.pretrain.prepare import prepare
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.run import RunFolder
@@ -221,6 +224,43 @@ def test_other_minutes_in_the_same_folder_are_refused(data, tmp_path):
     train(dataclasses.replace(TINY, steps=1), data, tmp_path / "run", device="cpu")
     with pytest.raises(ValueError, match="minutes is None there, 5 now"):
         train(dataclasses.replace(TINY, steps=1), data, tmp_path / "run", device="cpu", minutes=5)
+
+
+def test_another_run_is_refused_before_its_minutes_are_timed_and_forced_after(data, tmp_path, monkeypatch):
+    one = dataclasses.replace(TINY, steps=1)
+    train(one, data, tmp_path / "run", device="cpu")
+    timed = []
+    monkeypatch.setattr(module, "steps_within", lambda *args: timed.append(args) or 3)
+    other = dataclasses.replace(one, mask_ratio=0.6)
+    with pytest.raises(
+        ValueError, match=r"minutes is None there, 5 now; recipe\.mask_ratio is 0\.7 there, 0\.6 now\."
+    ):
+        train(other, data, tmp_path / "run", device="cpu", minutes=5)
+    assert not timed
+    train(other, data, tmp_path / "run", device="cpu", minutes=5, force=True)
+    assert len(timed) == 1
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["minutes"], record["steps"]) == (5, 3)
+    assert record["history"][0]["changed"]["steps"] == [1, 3]
+
+
+def test_the_copy_that_was_timed_is_gone_when_training_begins(data, tmp_path, monkeypatch):
+    copies, alive = [], []
+
+    def timed(seconds, trial, *args):
+        steps = steps_within(seconds, trial, *args)
+        weight = next(trial.objective.parameters())
+        copies.extend(map(weakref.ref, (trial, trial.objective, trial.optimizer, weight)))
+        return steps
+
+    def begun(*args, **kwargs):
+        alive.extend(copy() for copy in copies)
+        return batches(*args, **kwargs)
+
+    monkeypatch.setattr(module, "steps_within", timed)
+    monkeypatch.setattr(module, "batches", begun)
+    train(TINY, data, tmp_path / "run", device="cpu", minutes=0.001)
+    assert alive == [None] * 4
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
