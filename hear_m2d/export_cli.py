@@ -40,8 +40,9 @@ def export(model: str, kind: str, out: Path | None, force: bool, options: dict[s
     import hear_m2d
     from hear_m2d.export import check_target, export_onnx, export_torch
     from hear_m2d.export_check import TOLERANCE
+    from hear_m2d.weights import bare_name
 
-    out = out or Path(Path(model).absolute().name).with_suffix(SUFFIXES[kind])  # "." has no name
+    out = out or Path(bare_name(model) + SUFFIXES[kind])
     check_target(out, force=force)  # before a large checkpoint is read
     write = export_onnx if kind == "onnx" else export_torch
     agreement = write(hear_m2d.load_model(model, **options), out, force=force)

@@ -96,6 +96,33 @@ def test_wrong_usage_is_one_line(run, checkpoint_path, tmp_path, arguments, word
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("model", "written"),
+    [
+        ("runs/m2d_0.7", "m2d_0.7.pt2"),
+        ("runs/m2d_0.7.safetensors", "m2d_0.7.pt2"),
+        ("runs/m2d_0.7.PTH", "m2d_0.7.pt2"),
+        ("hf://lab/birds-v1.2", "birds-v1.2.pt2"),
+        ("hf://lab/birds/v1.2/last.ckpt", "last.pt2"),
+        ("https://lab.example/birds-v1.2.zip?token=secret#sha256=0a", "birds-v1.2.pt2"),
+    ],
+)
+def test_the_file_is_called_after_the_checkpoint_whose_name_may_hold_dots(
+    run, checkpoint_path, monkeypatch, tmp_path, model, written
+):
+    loaded = hear_m2d.load_model(checkpoint_path)
+    monkeypatch.setattr(hear_m2d, "load_model", lambda name, **_: loaded)
+    monkeypatch.setattr(export, "export_torch", write_nothing)
+    code, _, err = run(model, "--format", "torch")
+    assert (code, err) == (0, "")
+    assert names(tmp_path) == [written]
+
+
+def write_nothing(model, target, *, force):
+    target.write_bytes(b"")
+    return export.Agreement(1, 0.0, 0.0)
+
+
 def test_without_the_extra_only_onnx_is_refused(run, checkpoint_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(
