@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -166,12 +166,12 @@ def join() -> Processes:
     """Return the processes that the launcher started; they meet on the first call.
 
     Raises:
-        ValueError: The launcher's environment is incomplete.
+        ValueError: The launcher's environment is incomplete, or not made of numbers.
     """
     environment = os.environ
-    if "WORLD_SIZE" not in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if "WORLD_SIZE" not in environment and _number(environment, "SLURM_STEP_NUM_TASKS", 1, least=1) > 1:
         environment.update(_slurm(dict(environment)))
-    count = int(environment.get("WORLD_SIZE", "1"))
+    count = _number(environment, "WORLD_SIZE", 1, least=1)
     if count == 1:
         return Processes()
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]:
@@ -179,7 +179,9 @@ def join() -> Processes:
             f"WORLD_SIZE is {count} and {missing[0]} is not set: start the command with torchrun, "
             f"accelerate launch or srun"
         )
-    local = int(environment.setdefault("LOCAL_RANK", environment["RANK"]))
+    local = _number(environment, "LOCAL_RANK", _number(environment, "RANK"))
+    environment.setdefault("LOCAL_RANK", str(local))
+    _number(environment, "MASTER_PORT")  # torch reads it, and would not name it
     if not _JOINED:
         store, rank, _ = next(iter(rendezvous("env://")))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -210,7 +212,7 @@ def process_device(processes: Processes, name: str) -> torch.device:
         return device
     if device.index is not None:
         raise ValueError(f"{processes.count} processes cannot share {name}: give --device cuda")
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes.local + 1))
+    here = _number(os.environ, "LOCAL_WORLD_SIZE", processes.local + 1, least=1)
     gpus = torch.cuda.device_count()
     if gpus not in (1, here) and gpus <= processes.local:
         raise ValueError(f"{here} processes on a machine with {gpus} GPUs: start one for each GPU")
@@ -261,6 +263,21 @@ class StopRequest:
         return False
 
 
+def _number(environment: Mapping[str, str], name: str, default: int = 0, *, least: int = 0) -> int:
+    """Return a variable of the launcher's environment.
+
+    Raises:
+        ValueError: It is no whole number, or a smaller one.
+    """
+    value = environment.get(name, str(default))
+    if not value.isascii() or not value.isdecimal() or int(value) < least:
+        raise ValueError(
+            f"{name} is {value!r}; it is a whole number, at least {least}, which torchrun, accelerate launch "
+            f"or srun sets: start the command with one of them, or unset it"
+        )
+    return int(value)
+
+
 def _slurm(environment: dict[str, str]) -> dict[str, str]:
     """Return torch's variables for a process that srun started without torchrun."""
     nodes = environment.get("SLURM_STEP_NODELIST", "")
@@ -269,7 +286,7 @@ def _slurm(environment: dict[str, str]) -> dict[str, str]:
     if not first and "MASTER_ADDR" not in environment:
         raise ValueError("SLURM does not say on which node the first process runs: set MASTER_ADDR")
     address = (first[1] + (first[2] or "")) if first else ""
-    job = int(environment.get("SLURM_JOB_ID", "0"))
+    job = _number(environment, "SLURM_JOB_ID")
     return {
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "RANK": environment["SLURM_PROCID"],

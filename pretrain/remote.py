@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import math
 import os
 import threading
 import time
@@ -66,7 +67,7 @@ class RemoteData(Prepared):
         digest = hashlib.sha256(address.encode() + b"\0" + content).hexdigest()[:16]
         self.cache = cache_folder() / f"shards-{digest}"
         if cache_bytes is None:
-            cache_bytes = int(float(os.environ.get(CACHE_VARIABLE, CACHE_BYTES / 2**30)) * 2**30)
+            cache_bytes = _cache_bytes()
         largest = sorted((facts.bytes for facts in self.shards), reverse=True)
         self.cache_bytes = max(cache_bytes, sum(largest[: 3 * window]))
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
@@ -254,6 +255,19 @@ class _Fetcher:
                 self._data.fetch(number)
             except (OSError, ValueError) as error:
                 logger.debug("not fetched ahead: %s", error)
+
+
+def _cache_bytes() -> int:
+    """Return the most that the cache holds, as the environment says it."""
+    if not (value := os.environ.get(CACHE_VARIABLE)):
+        return CACHE_BYTES
+    try:
+        size = float(value)
+    except ValueError:
+        size = -1.0
+    if not 0 <= size < math.inf:
+        raise ValueError(f"{CACHE_VARIABLE} is {value!r}; it is a number of GiB, such as 16 or 0.5")
+    return int(size * 2**30)
 
 
 def _filesystem(address: str) -> Any:

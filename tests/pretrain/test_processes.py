@@ -276,6 +276,33 @@ def test_a_launcher_that_says_too_little_is_told_what_to_type(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [
+        ("WORLD_SIZE", "abc", 1),
+        ("WORLD_SIZE", "0", 1),
+        ("WORLD_SIZE", "", 1),
+        ("RANK", "first", 0),
+        ("LOCAL_RANK", "-1", 0),
+        ("MASTER_PORT", "2950O", 0),
+        ("SLURM_STEP_NUM_TASKS", "2(x3)", 1),
+        ("SLURM_JOB_ID", "41234_1", 0),
+    ],
+)
+def test_a_launchers_variable_that_is_no_number_is_named(monkeypatch, name, value, least):
+    told = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    if name.startswith("SLURM"):
+        for variable in told:
+            monkeypatch.delenv(variable, raising=False)
+        told = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "n1", "SLURM_JOB_ID": "41234"}
+    for variable, text in {**told, name: value}.items():
+        monkeypatch.setenv(variable, text)
+    with pytest.raises(
+        ValueError, match=re.escape(f"{name} is {value!r}; it is a whole number, at least {least}")
+    ):
+        join()
+
+
+@pytest.mark.parametrize(
     ("nodes", "first"),
     [("node[03-07,12],other", "node03"), ("gpu1", "gpu1"), ("a-1,b-2", "a-1"), ("n[7,9]", "n7")],
 )

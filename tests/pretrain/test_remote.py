@@ -228,6 +228,15 @@ def test_what_cannot_be_opened_is_said_in_a_sentence(address, server):
         RemoteData(address)
 
 
+@pytest.mark.parametrize("value", ["lots", "nan", "inf", "-1", "16 GB"])
+def test_a_size_of_the_cache_that_is_none_is_said_with_its_variable(address, monkeypatch, value):
+    monkeypatch.setenv("HEAR_M2D_SHARD_CACHE_GB", value)
+    with pytest.raises(ValueError, match=rf"HEAR_M2D_SHARD_CACHE_GB is '{value}'; it is a number of GiB"):
+        RemoteData(address)
+    monkeypatch.setenv("HEAR_M2D_SHARD_CACHE_GB", "2.5")
+    assert RemoteData(address).cache_bytes == 2.5 * 2**30
+
+
 def test_opened_data_travels_to_a_spawned_process(address):
     data = pickle.loads(pickle.dumps(RemoteData(address, window=3)))
     assert data.window == 3
