@@ -29,6 +29,8 @@ OURS = """\
 def plan_of(recipe: Recipe, precision: str) -> Plan:
     """Return what a recipe takes; a teacher is taken to be of the student's sizes, as published."""
     recipe = dataclasses.replace(recipe, precision=precision)
+    if recipe.offline == "labels":
+        recipe = dataclasses.replace(recipe, offline_features=527)  # AudioSet's
     return make_plan(recipe, device=torch.device("cpu"), teacher=recipe.encoder_config)
 
 

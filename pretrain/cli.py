@@ -44,7 +44,9 @@ INSTALL = "pip install 'hear-m2d[pretrain]'"  # for every command of this part
 @click.option(
     "--steps", type=click.IntRange(min=0), help="Train this many steps; 0 writes the untrained network."
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Train this many passes over the clips.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1), help="Train this many epochs, of clips // batch size steps."
+)
 @click.option("--batch-size", type=click.IntRange(min=1), help="Clips per step.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of weights, crops and masks.")
 @click.option(
@@ -220,6 +222,8 @@ def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str
             data = open_data(data_dir)
             require_frontend(data, recipe.frontend_config)
             clips = len(data)
+            if recipe.offline == "labels" and not recipe.offline_features:
+                recipe = dataclasses.replace(recipe, offline_features=len(data.labels))
         elif not (data_dir.exists() or address_of(data_dir) or glob(str(data_dir))):  # noqa: PTH207
             raise click.UsageError(f"{data_dir} does not exist")
     place = pick_device(device)

@@ -183,7 +183,9 @@ def describe_plan(
     )
     if plan.target:
         yield f"target network: {plan.target:,} parameters, averaged"
-    if recipe.offline and not recipe.offline_features and not (recipe.teacher or recipe.init):
+    if recipe.offline == "labels" and not recipe.offline_features:
+        yield "not counted: the offline predictor; --data says how many labels there are"
+    elif recipe.offline and not recipe.offline_features and not (recipe.teacher or recipe.init):
         yield "not counted: the teacher and the offline predictor; no teacher is named (--teacher or --init)"
     step = plan.operations * recipe.batch_size
     yield f"operations: {plan.operations / 1e9:.2f} GFLOP a clip, {step / 1e12:.4g} TFLOP a step"
@@ -215,7 +217,8 @@ def _length(recipe: Recipe, plan: Plan) -> Iterator[str]:
     if recipe.epochs is not None and not plan.steps:
         yield f"{line}: {plan.clips:,} clips ({whose}) are fewer than one batch"
     elif recipe.epochs is not None:
-        yield f"{line}: {recipe.epochs} epochs of {plan.clips:,} clips ({whose})"
+        whole = plan.clips // recipe.batch_size * recipe.batch_size
+        yield f"{line}: {recipe.epochs} epochs of {whole:,} of the {plan.clips:,} clips ({whose})"
     else:
         passes = plan.steps * recipe.batch_size / plan.clips
         yield f"{line}: {passes:.3g} passes over {plan.clips:,} clips ({whose})"

@@ -108,7 +108,8 @@ class Recipe:
         min_lr: Learning rate at the end of the cosine.
         warmup: Share of the run that warms up linearly from 0.
         steps: Length in optimiser steps; exactly one of ``steps`` and ``epochs`` is given.
-        epochs: Length in passes over the clips, one crop per clip.
+        epochs: Length in epochs of ``clips // batch_size`` steps: as many as published, whose loader drops
+            the last, incomplete batch. Here the clips of it come first in the next epoch.
         weight_decay: AdamW's, on matrices and tokens.
         beta1: AdamW's.
         beta2: AdamW's.

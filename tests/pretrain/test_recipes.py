@@ -23,7 +23,7 @@ SPEECH = {
     "online_weight": 1.0, "offline_weight": 0.5, "noise_ratio": 0.2, "batch_size": 2048,
     "warmup": 60 / 1000, "epochs": 1000,
 }  # fmt: skip
-LABELS = {"offline": "labels", "offline_features": 527, "online_weight": 1.0, "offline_weight": 1.0}
+LABELS = {"offline": "labels", "offline_features": 0, "online_weight": 1.0, "offline_weight": 1.0}
 COMMON_MAE = {
     "objective": "msm_mae", "width": 768, "depth": 12, "heads": 12, "mask_ratio": 0.75,
     "norm_pix_loss": False,
