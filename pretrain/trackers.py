@@ -41,27 +41,35 @@ class Trackers:
         folder: The run's folder; TensorBoard's files lie in it.
         names: Of accelerate's trackers, besides TensorBoard; or instances of its ``GeneralTracker``.
         settings: What the run is, for the trackers that keep such things.
+        step: Where the run is: TensorBoard hides the lines after it, which a resumed run writes again.
 
     Raises:
         ValueError: One of them cannot begin.
     """
 
     def __init__(
-        self, folder: Path, names: Sequence[Any] = (), settings: Mapping[str, Any] | None = None
+        self,
+        folder: Path,
+        names: Sequence[Any] = (),
+        settings: Mapping[str, Any] | None = None,
+        *,
+        step: int = 0,
     ) -> None:
         self._open: list[Any] = []
         try:
-            self._begin(folder, names, settings or {})
+            self._begin(folder, names, settings or {}, step)
         except Exception as error:  # no login, no connection: better known now than after days
             raise ValueError(
                 f"the trackers {', '.join(map(str, [ALWAYS, *names]))} cannot begin: {error} "
                 f"Put that right, or leave --track out"
             ) from error
 
-    def _begin(self, folder: Path, names: Sequence[Any], settings: Mapping[str, Any]) -> None:
+    def _begin(self, folder: Path, names: Sequence[Any], settings: Mapping[str, Any], step: int) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        self._open = [LOGGER_TYPE_TO_CLASS[ALWAYS](ALWAYS, str(folder))]
+        # As `cut_log` does: a run without a state begins anew, what was asked before its first step included.
+        purged = step + 1 if step else 0
+        self._open = [LOGGER_TYPE_TO_CLASS[ALWAYS](ALWAYS, str(folder), purge_step=purged)]
         for name in dict.fromkeys(names):
             if isinstance(name, str) and name != ALWAYS:
                 kind = LOGGER_TYPE_TO_CLASS[name]

@@ -263,7 +263,9 @@ def _train(
         processes.say("%d clips are shorter than a crop and are padded with the mean", short)
 
     # What is looked at meanwhile.
-    trackers = Trackers(out, settings.track, recipe.to_json()) if processes.is_main else None
+    trackers = None
+    if processes.is_main:
+        trackers = Trackers(out, settings.track, recipe.to_json(), step=first)
     if probes.wanted and processes.is_main:
         logger.info(probes.describe())
     operations = step_operations(recipe, objective)

@@ -1,6 +1,7 @@
 """Trackers: TensorBoard always, others beside it; one that fails does not stop a run."""
 
 import sys
+import time
 
 import pytest
 from accelerate.tracking import GeneralTracker
@@ -36,12 +37,18 @@ class Notebook(GeneralTracker):
         self.closed = True
 
 
-def tensorboard_steps(folder):
-    """Read TensorBoard's own files back: tag → steps."""
+def tensorboard_events(folder):
+    """Read TensorBoard's own files back."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder))
     events.Reload()
+    return events
+
+
+def tensorboard_steps(folder):
+    """Return the steps of each tag."""
+    events = tensorboard_events(folder)
     return {tag: [event.step for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
@@ -55,6 +62,21 @@ def test_tensorboard_and_another_get_every_line_and_the_settings(tmp_path):
     assert notebook.settings == {"width": 32}  # what trackers can keep: plain values
     assert notebook.closed
     assert tensorboard_steps(tmp_path / "tensorboard") == {"loss": [2, 4], "probe/x/knn": [4]}
+
+
+@pytest.mark.parametrize("state", [0, 4])
+def test_tensorboard_shows_the_steps_that_a_resumed_run_takes_again_once(state, tmp_path):
+    for begun, value in ((0, 0.25), (state, 0.75)):
+        trackers = Trackers(tmp_path, step=begun)
+        if not begun:
+            trackers.log({"step": 0, "probe/x/knn": value})
+        for step in range(begun + 2, 9, 2):
+            trackers.log({"step": step, "loss": value})
+        trackers.finish()
+        time.sleep(1.1)  # its files are read in the order of their names, which count seconds
+    assert tensorboard_steps(tmp_path / "tensorboard") == {"loss": [2, 4, 6, 8], "probe/x/knn": [0]}
+    values = [0.25] * (state // 2) + [0.75] * (4 - state // 2)
+    assert [event.value for event in tensorboard_events(tmp_path / "tensorboard").Scalars("loss")] == values
 
 
 def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(tmp_path, caplog):

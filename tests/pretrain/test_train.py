@@ -22,6 +22,7 @@ from hear_m2d.pretrain.prepare import prepare
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.run import RunFolder
 from hear_m2d.pretrain.state import STATE_KEY, States
+from hear_m2d.pretrain.trackers import Trackers
 from hear_m2d.pretrain.train import train
 
 TINY = Recipe(
@@ -179,6 +180,17 @@ def test_force_continues_with_other_settings_and_records_what_changed(data, tmp_
     assert hear_m2d.load_model(checkpoint).config.training["steps"] == 16
     assert hear_m2d.load_model(out / "checkpoint-12.safetensors").config.training["steps"] == 12
     assert train(longer, data, out, device="cpu") == checkpoint  # the new settings are now the run's own
+
+
+def test_the_trackers_are_told_where_a_continued_run_is(data, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        module, "Trackers", lambda *args, step: told.append(step) or Trackers(*args, step=step)
+    )
+    for steps in (1, 2):
+        recipe = dataclasses.replace(TINY, steps=steps)
+        train(recipe, data, tmp_path / "run", device="cpu", force=True)
+    assert told == [0, 1]
 
 
 def test_a_run_cannot_be_forced_to_end_before_where_it_is_or_into_another_network(data, tmp_path):
