@@ -7,6 +7,7 @@ failed, 2 bad input or usage (one line on standard error).
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import logging
@@ -155,12 +156,31 @@ def main(args: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except (click.ClickException, ValueError, TypeError, OSError, ImportError, WorkFailedError) as error:
-        if os.environ.get("HEAR_M2D_TRACEBACK"):
+    except (click.ClickException, ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        failed = _failed(error)
+        expected = failed or not isinstance(error, RuntimeError)
+        if os.environ.get("HEAR_M2D_TRACEBACK") or not expected:
             raise
         line = error.format_message() if isinstance(error, click.ClickException) else _one_line(error)
-        click.echo(f"error: {' '.join(line.split())}", err=True)
-        sys.exit(1 if isinstance(error, WorkFailedError) else 2)
+        click.echo(f"error: {' '.join((failed or line).split())}", err=True)
+        sys.exit(1 if failed else 2)
+
+
+def _failed(error: BaseException) -> str:
+    """Return what to say where the work failed through no fault of its input; empty for any other error."""
+    if isinstance(error, WorkFailedError):
+        return _one_line(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{_one_line(error)}: make room, then give the same command again"
+    first = _one_line(error).partition(". ")[0]
+    kind = type(error)
+    if kind.__name__ == "OutOfMemoryError":
+        return f"the device has too little memory: {first}. Try a smaller batch, or --device cpu"
+    if kind.__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return (
+            f"torch cannot compile the network here (a CPU needs a C++ compiler): {first}. Leave compile out"
+        )
+    return ""
 
 
 if __name__ == "__main__":

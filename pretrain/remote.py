@@ -293,7 +293,9 @@ def _fetch(work: Callable[[], T], address: str) -> T:
             raise
         except Exception as error:  # each kind of address has errors of its own
             told = str(error) or type(error).__name__
-            if wait is None or getattr(error, "errno", None) == errno.ENOSPC:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if wait is None:
                 raise ConnectionError(f"{address} cannot be fetched: {told}") from error
             logger.warning("%s: %s; again in %g s", address, told, wait)
             time.sleep(wait)

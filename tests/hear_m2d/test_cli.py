@@ -1,5 +1,6 @@
 """`hear-m2d`: help, info, and one line with exit code 2 for whatever cannot be used."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -134,6 +135,43 @@ def test_failed_work_exits_with_1(run, monkeypatch):
     monkeypatch.setitem(cli.cli.commands, "fail", fail)
     code, _, err = run("fail")
     assert (code, err) == (1, "error: the validator refused\n")
+
+
+def _compiler_is_missing():
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    return InvalidCxxCompiler()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: OSError(errno.ENOSPC, "No space left on device", "out/x"), ["out/x", "make room"]),
+        (lambda: torch.OutOfMemoryError("CUDA out of memory. Tried 2 GiB"), ["too little memory", "CUDA"]),
+        (_compiler_is_missing, ["cannot compile", "C++ compiler"]),
+    ],
+)
+def test_a_machine_that_is_too_small_is_failed_work_in_one_line(run, monkeypatch, make, words):
+    error = make()
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("hear_m2d.weights.read_weights", fail)
+    code, out, err = run("info", "x")
+    assert (code, out) == (1, "")
+    assert len(err.splitlines()) == 1
+    for word in words:
+        assert word in err
+
+
+def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr("hear_m2d.weights.read_weights", fail)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        cli.main(["info", "x"])
 
 
 def test_an_interrupt_is_said_in_one_line(run, monkeypatch):
