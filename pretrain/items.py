@@ -149,8 +149,10 @@ class FeatureCrops(Crops):
             vectors: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
             raise ValueError(f"{path} is missing: each file of the data needs its features") from None
-        except (ValueError, OSError) as error:
+        except OSError as error:
             raise ValueError(f"{path} is no array of features: {error}") from error
+        except ValueError as error:  # numpy's own words advise to unpickle
+            raise ValueError(f"{path} is no array of features: it is damaged, or of another kind") from error
         if vectors.ndim != 2 or not len(vectors) or vectors.dtype.kind != "f":
             raise ValueError(
                 f"{path} holds {vectors.dtype} of shape {list(vectors.shape)}, not (vectors, features)"

@@ -218,7 +218,8 @@ def _length(recipe: Recipe, plan: Plan) -> Iterator[str]:
         yield f"{line}: {plan.clips:,} clips ({whose}) are fewer than one batch"
     elif recipe.epochs is not None:
         whole = plan.clips // recipe.batch_size * recipe.batch_size
-        yield f"{line}: {recipe.epochs} epochs of {whole:,} of the {plan.clips:,} clips ({whose})"
+        some = f"{whole:,} of the " if whole != plan.clips else ""
+        yield f"{line}: {recipe.epochs} epochs of {some}{plan.clips:,} clips ({whose})"
     else:
         passes = plan.steps * recipe.batch_size / plan.clips
         yield f"{line}: {passes:.3g} passes over {plan.clips:,} clips ({whose})"
