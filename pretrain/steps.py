@@ -93,7 +93,7 @@ class Trainer:
             self._stepper, self._optimizer = self.accelerator.prepare(self.objective, self.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        # Not after the update: freed now, the gradients' memory serves the forward pass. Freed last, on a CPU,
+        # Not after the update: freed now, their memory serves the forward pass. Freed last, on a CPU,
         # it goes back to the system and is fetched again page by page: up to a fifth of a step.
         self._optimizer.zero_grad()
         clips = len(batch["x"])
