@@ -7,7 +7,6 @@ failed, 2 bad input or usage (one line on standard error).
 
 from __future__ import annotations
 
-import errno
 import importlib.util
 import json
 import logging
@@ -21,6 +20,7 @@ import click
 
 from hear_m2d._checkout import installed_version
 from hear_m2d.errors import WorkFailedError, unknown_name
+from hear_m2d.files import disk_is_full
 
 
 class PartCommand(click.Command):
@@ -170,7 +170,7 @@ def _failed(error: BaseException) -> str:
     """Return what to say where the work failed through no fault of its input; empty for any other error."""
     if isinstance(error, WorkFailedError):
         return _one_line(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if disk_is_full(error):
         return f"{_one_line(error)}: make room, then give the same command again"
     first = _one_line(error).partition(". ")[0]
     kind = type(error)

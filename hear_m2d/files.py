@@ -73,6 +73,11 @@ def visible_names(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
 
 
+def disk_is_full(error: BaseException) -> bool:
+    """Return whether an error says that a disk, or what of it one may use, is full."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what an :func:`atomic_write` that was killed left behind."""
     for path in folder.glob(".*.tmp"):

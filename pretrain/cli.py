@@ -235,7 +235,7 @@ def _check_data(recipe: Recipe, data: Path, noise: Path | None) -> None:
     from hear_m2d.pretrain.prepared import (
         address_of,
         is_prepared,
-        open_data,
+        read_facts,
         require_frontend,
         require_labels,
     )
@@ -243,7 +243,7 @@ def _check_data(recipe: Recipe, data: Path, noise: Path | None) -> None:
 
     labels = recipe.offline == "labels"
     if is_prepared(data):
-        prepared = open_data(data)
+        prepared = read_facts(data)
         require_frontend(prepared, recipe.frontend_config)
         if labels:
             require_labels(prepared.labels, data)
@@ -253,7 +253,7 @@ def _check_data(recipe: Recipe, data: Path, noise: Path | None) -> None:
         return
     if address := address_of(noise):
         raise click.UsageError(f"noise is read from a local folder only: copy {address} here")
-    require_frontend(open_data(noise), recipe.frontend_config)
+    require_frontend(read_facts(noise), recipe.frontend_config)
 
 
 def _prepared(place: Path, into: Path, sample_rate: int) -> Path:

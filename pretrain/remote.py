@@ -8,7 +8,6 @@ cached. A run that resumes begins by fetching the window that it was in.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import logging
 import math
@@ -26,6 +25,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from hear_m2d.download import cache_folder
+from hear_m2d.files import disk_is_full
 from hear_m2d.pretrain.dataset import Key, StepBatches
 from hear_m2d.pretrain.prepared import DATA_FILE, OpenShard, Prepared, ShardFacts, parse_summary
 
@@ -293,7 +293,7 @@ def _fetch(work: Callable[[], T], address: str) -> T:
             raise
         except Exception as error:  # each kind of address has errors of its own
             told = str(error) or type(error).__name__
-            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            if disk_is_full(error):
                 raise
             if wait is None:
                 raise ConnectionError(f"{address} cannot be fetched: {told}") from error

@@ -7,7 +7,6 @@ had not been, and needs nothing stored but weights, optimiser moments and the st
 from __future__ import annotations
 
 import copy
-import errno
 import gc
 import logging
 import math
@@ -23,7 +22,7 @@ import torch
 from hear_m2d.checkpoint import save_checkpoint
 from hear_m2d.device import native_bfloat16
 from hear_m2d.errors import WorkFailedError
-from hear_m2d.files import hold_folder, remove_leftovers
+from hear_m2d.files import disk_is_full, hold_folder, remove_leftovers
 from hear_m2d.pretrain.batches import batches
 from hear_m2d.pretrain.build import begin_objective, hear_model
 from hear_m2d.pretrain.dataset import LogMelData, require_frontend, step_batches
@@ -129,7 +128,7 @@ def _full_disk_told(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not disk_is_full(error):
             raise
         raise WorkFailedError(
             f"a file in {out} cannot be written ({error.strerror}); the states that were there still are. "
@@ -143,7 +142,7 @@ def _failure_told(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if disk_is_full(error):
             raise
         raise WorkFailedError(
             f"{str(error).rstrip('.')}. The same command continues {out} from the last saved state"
