@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,10 +68,15 @@ def write_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Write tensors with JSON metadata; each JSON object also gets the ``sha256`` of the data section."""
-    digest = hashlib.sha256(_data_section(safetensors.torch.save(dict(tensors)))).hexdigest()
-    texts = {key: json.dumps({**value, "sha256": digest}) for key, value in metadata.items()}
+    # Serialized once, which takes most of the time: a random text of the same length stands for the digest.
+    stand_in = secrets.token_hex(hashlib.sha256().digest_size)
+    texts = {key: json.dumps({**value, "sha256": stand_in}) for key, value in metadata.items()}
+    data = safetensors.torch.save(dict(tensors), metadata=texts)
+    section = _data_section(data)
+    digest = hashlib.sha256(section).hexdigest()
     with atomic_write(path) as file:
-        file.write(safetensors.torch.save(dict(tensors), metadata=texts))
+        file.write(data[: len(data) - len(section)].replace(stand_in.encode(), digest.encode()))
+        file.write(section)
 
 
 def read_tensors(
@@ -201,7 +207,7 @@ def settle_notes(
         more: What else was given.
     """
     given = [*(name for name in ANSWERS if getattr(options, name) is not None), *more]
-    notes = [note for note in checkpoint.notes if not any(f"{name}=" in note for name in given)]
+    notes = [note for note in checkpoint.notes if not _is_answered(note, given)]
     notes += [f"given by hand at {when}: {', '.join(given)}"] if given else []
     notes += filter(None, [rate_conflict(checkpoint, options.sample_rate)])
     notes = list(dict.fromkeys(notes))  # the same may have been given for the file before
@@ -210,6 +216,12 @@ def settle_notes(
     training |= {key: value for key, value in zip(STORED_NOTES, (notes, guessed), strict=True) if value}
     config = replace(checkpoint.config, training=training)
     return replace(checkpoint, config=config, notes=tuple(notes), guessed=guessed)
+
+
+def _is_answered(note: str, given: Iterable[str]) -> bool:
+    """Return whether a note asks for options, and all of them are given."""
+    asked = {name for name in (*ANSWERS, "labels") if f"{name}=" in note}
+    return bool(asked) and asked.issubset(given)
 
 
 def rate_conflict(checkpoint: Checkpoint, sample_rate: int | None) -> str:

@@ -23,7 +23,7 @@ from hear_m2d.embed_decode import Failure
 from hear_m2d.embed_inputs import Inputs
 from hear_m2d.embed_model import Embedding
 from hear_m2d.errors import WorkFailedError
-from hear_m2d.files import atomic_write, atomic_write_text, hold_folder, printable
+from hear_m2d.files import TEMPORARY, atomic_write, atomic_write_text, hold_folder, printable, sync_files
 
 STATE_FILE = "embed.json"
 FAILED_FILE = "failed.csv"
@@ -151,7 +151,7 @@ class NpyTarget:
             else:
                 _check(folder, state, names)
             if (folder / STATE_FILE).is_file():
-                for rest in _own_files(folder, ".*.npy.*.tmp"):  # of a run that was killed
+                for rest in _own_files(folder, TEMPORARY):  # of a run that was killed
                     rest.unlink()
             else:
                 with said_plainly(folder):
@@ -160,31 +160,36 @@ class NpyTarget:
 
     def add(self, batch: Sequence[Embedding]) -> list[Failure]:
         """Write a batch's files; a name that is too long for the system is a failure of that clip."""
-        failures = []
+        failures: list[Failure] = []
+        written: list[Path] = []
         pending = self.folder / _PENDING_FILE
         write_state(pending, {"names": [printable(embedding.clip.name) for embedding in batch]})
         for embedding in batch:
             try:
-                self._write(embedding)
+                written += self._write(embedding)
             except OSError as error:
                 if error.errno != errno.ENAMETOOLONG:
                     raise
                 failures.append(Failure(embedding.clip.name, "not written", str(error.strerror)))
-        pending.unlink()
+        sync_files(written)
+        pending.unlink()  # not before the batch is on disk
         return failures
 
-    def _write(self, embedding: Embedding) -> None:
+    def _write(self, embedding: Embedding) -> list[Path]:
+        """Write a clip's files, not yet synced to disk; return their names."""
         parts: dict[str, NDArray[np.float32] | None] = {
             "scene": embedding.scene,
             "timestamps": embedding.timestamps,
             "times": embedding.times_ms,
         }
-        for array, path in zip(self.arrays, self._paths(embedding.clip.name), strict=True):
+        paths = self._paths(embedding.clip.name)
+        for array, path in zip(self.arrays, paths, strict=True):
             values = np.ascontiguousarray(parts[array])
-            with atomic_write(path) as file:
+            with atomic_write(path, sync=False) as file:
                 # Not np.save: where the disk is full it does not say so.
                 np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(values))
                 file.write(values.data)
+        return paths
 
     def finish(self, failures: Sequence[Failure]) -> Path | None:
         """Write the list of failures."""

@@ -230,20 +230,21 @@ def part_names(part: Path) -> list[str]:
 
 def merged(files: Iterable[Path], order: Mapping[str, int]) -> Iterator[Any]:
     """Yield the rows in the order asked for, one row group in memory; rows without a place are left out."""
+    # One part is open at a time: there may be more parts than a process may open files.
     rows = []  # (place, part, row group, row in it)
-    parts = [pq.ParquetFile(file, memory_map=True) for file in files]
-    for number, part in enumerate(parts):
-        for group in range(part.num_row_groups):
-            names = part.read_row_group(group, columns=["path"])["path"].to_pylist()
-            rows += [(order[name], number, group, row) for row, name in enumerate(names) if name in order]
+    files = list(files)
+    for number, file in enumerate(files):
+        with pq.ParquetFile(file, memory_map=True) as part:
+            for group in range(part.num_row_groups):
+                names = part.read_row_group(group, columns=["path"])["path"].to_pylist()
+                rows += [(order[name], number, group, row) for row, name in enumerate(names) if name in order]
     rows.sort()
     latest: tuple[int, ...] = ()
     table: Any = None
     for where, chosen in groupby(rows, key=lambda row: row[1:3]):
         if where != latest:
-            latest, table = where, parts[where[0]].read_row_group(where[1])
+            with pq.ParquetFile(files[where[0]], memory_map=True) as part:
+                latest, table = where, part.read_row_group(where[1])
         wanted = [row for *_, row in chosen]
         whole = wanted == list(range(table.num_rows))
         yield table if whole else pa.concat_tables([table.slice(row, 1) for row in wanted])
-    for part in parts:
-        part.close()

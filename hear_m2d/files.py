@@ -5,41 +5,65 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import tempfile
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+TEMPORARY = ".hear-m2d-*.tmp"  # the names of temporary files, as a pattern
+
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside ``path``; on success it is synced to disk, and so is its new name.
+def atomic_write(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside ``path``; on success it is renamed to ``path``.
 
     Args:
         path: The final name; its folder is made.
+        sync: Sync the file and its new name to disk. Without it, call :func:`sync_files` later.
 
     Yields:
         The open binary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    # A short name, because one derived from a long final name may be too long for the file system.
+    temporary = path.with_name(TEMPORARY.replace("*", secrets.token_hex(8)))
+    # Not tempfile.mkstemp, which makes private files; here the system applies the umask.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    handle = os.open(temporary, flags, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; these are ordinary ones
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         with suppress(OSError):  # the first error is the one to tell
             temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if sync:
+        _sync_folder(path.parent)
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Sync files and their names to disk.
+
+    The files are synced at the same time, so that the file system commits its journal for many of them at
+    once. That is much faster than one after another.
+    """
+    paths = list(paths)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(_sync_file, paths))
+    for folder in {path.parent for path in paths}:
+        _sync_folder(folder)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("r+b") as file:  # Windows syncs only files that are open for writing
+        os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
@@ -80,7 +104,7 @@ def disk_is_full(error: BaseException) -> bool:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what an :func:`atomic_write` that was killed left behind."""
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(TEMPORARY):
         path.unlink(missing_ok=True)
 
 

@@ -168,8 +168,10 @@ def _hertz(rate: Any) -> int | None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [item for item in map(_plain, value[:16]) if item is not None and not isinstance(item, list)]
+    """Return a scalar, or a list of scalars, fit for JSON; None for anything else."""
+    if isinstance(value, list | tuple):  # lists inside are left out unread: one may hold itself
+        scalars = [_plain(item) for item in value[:16] if not isinstance(item, list | tuple)]
+        return [scalar for scalar in scalars if scalar is not None]
     if isinstance(value, str):
         return value[:200].encode("ascii", "backslashreplace").decode()
     if isinstance(value, float):

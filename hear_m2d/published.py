@@ -246,9 +246,9 @@ def _projector(state: Mapping[str, Tensor]) -> ProjectorConfig | None:
 def _notes_on_statistics(stats: Tensor | None, kind: str) -> list[str]:
     if stats is not None:
         return []
-    notes = [
-        f"the file stores no statistics: mean {DEFAULT_MEAN}, std {DEFAULT_STD}; mean= and std= change them"
-    ]
-    if kind == "m2d_s":
-        notes.append("those are AudioSet's, as its authors' code takes; for speech try mean=-10.43, std=4.24")
+    notes = []
+    for name, default, speech in (("mean", DEFAULT_MEAN, -10.43), ("std", DEFAULT_STD, 4.24)):
+        notes.append(f"the file stores no statistics: {name} is assumed to be {default}; {name}= changes it")
+        if kind == "m2d_s":
+            notes.append(f"{name} {default} is AudioSet's, as its code uses; for speech try {name}={speech}")
     return notes

@@ -66,6 +66,29 @@ def test_metadata_says_config_and_checksum_in_json(checkpoint_path):
     assert {"kind", "encoder", "frontend", "mean", "std", "labels", "licence", "training"} <= set(facts)
 
 
+def test_a_file_serialized_once_has_the_bytes_of_one_serialized_twice(tmp_path, monkeypatch):
+    """The first way of format 1: serialize for the digest, then again with the digest in the metadata."""
+    tensors = {
+        "z": torch.arange(12, dtype=torch.float32).reshape(3, 4),
+        "ä": torch.tensor(3),
+        "half": torch.arange(5, dtype=torch.float16),
+        "flags": torch.tensor([True, False, True]),
+        "empty": torch.zeros(0, 4),
+        "b": torch.randn(1000, generator=torch.Generator().manual_seed(0)).double(),
+    }
+    facts = {"note": 'Vögel "\\', "nested": {"sha256": "0" * 64}}
+    first = safetensors.torch.save(tensors)
+    digest = hashlib.sha256(first[8 + int.from_bytes(first[:8], "little") :]).hexdigest()
+    text = json.dumps({**facts, "sha256": digest})
+    expected = safetensors.torch.save(tensors, metadata={"hear_m2d": text})
+    calls = []
+    save = safetensors.torch.save
+    monkeypatch.setattr(safetensors.torch, "save", lambda *a, **k: calls.append(a) or save(*a, **k))
+    write_tensors(tmp_path / "x.safetensors", tensors, {"hear_m2d": facts})
+    assert (tmp_path / "x.safetensors").read_bytes() == expected
+    assert len(calls) == 1
+
+
 def test_a_loaded_model_trains(checkpoint_path, noise):
     model = hear_m2d.load_model(checkpoint_path)
     assert all(p.requires_grad for p in model.parameters())

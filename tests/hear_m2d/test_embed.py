@@ -97,13 +97,13 @@ def test_beginning_anew_leaves_the_run_in_a_folder_below_alone(sounds, spec, tmp
     inputs, below = collect_inputs([sounds / "a"]), tmp_path / "out" / "other"
     embed_files(inputs, spec, tmp_path / "out", workers=0)
     embed_files(inputs, spec, below, workers=0)
-    (below / ".6.wav.scene.npy.x.tmp").write_text("its process is at work on it")
-    (tmp_path / "out" / ".6.wav.scene.npy.x.tmp").write_text("its process was killed")
+    (below / ".hear-m2d-0.tmp").write_text("its process is at work on it")
+    (tmp_path / "out" / ".hear-m2d-0.tmp").write_text("its process was killed")
     before = contents(below)
     embed_files(inputs, spec, tmp_path / "out", workers=0, force=True)
     embed_files(inputs, spec, tmp_path / "out", workers=0)
     assert contents(below) == before
-    assert not (tmp_path / "out" / ".6.wav.scene.npy.x.tmp").exists()
+    assert not (tmp_path / "out" / ".hear-m2d-0.tmp").exists()
 
 
 def test_an_embedding_does_not_depend_on_its_batch(sounds, spec, tmp_path, monkeypatch):

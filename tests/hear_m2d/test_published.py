@@ -5,6 +5,7 @@ import os
 import pickle
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 import hear_m2d
+from hear_m2d.checkpoint import settle_notes
+from hear_m2d.config import Options
 from hear_m2d.published import read_published
 from hear_m2d.weights import read_weights
 
@@ -131,6 +134,32 @@ def test_statistics_come_from_the_file_or_are_said_to_be_the_default(fixtures_di
     own = read_published(published(fixtures_dir, "a"))
     assert (own.config.mean, own.config.std) == tuple(stored.tolist())
     assert not any("statistics" in note for note in own.notes)
+
+
+def test_a_mean_given_alone_leaves_the_note_that_std_is_a_default(fixtures_dir):
+    path = published(fixtures_dir, "a2")
+    read = read_published(path)
+    both = "the file stores no statistics: mean= and std= change them"  # as stored by the first version
+    read = replace(read, notes=(*read.notes, both))
+    after_mean = settle_notes(read, Options(mean=-6.0), when="loading")
+    assert [note for note in after_mean.notes if "no statistics" in note] == [
+        "the file stores no statistics: std is assumed to be 4.2; std= changes it", both
+    ]  # fmt: skip
+    after_std = settle_notes(after_mean, Options(mean=-6.0, std=3.0), when="loading")
+    assert not any("no statistics" in note for note in after_std.notes)
+
+
+def test_nested_lists_in_the_arguments_do_not_hang_loading(store, state):
+    """Each level once took 16 times as long, and a list that held itself ended in a RecursionError."""
+    deep = "x"
+    for _ in range(30):
+        deep = [deep] * 16
+    endless = ["a", 3]
+    endless.append(endless)
+    arguments = argparse.Namespace(csv_main=deep, data_path=endless, dataset=["b", ("c",), None, 2.5])
+    training = read_published(store({"model": state, "args": arguments})).config.training
+    assert "csv_main" not in training
+    assert (training["data_path"], training["dataset"]) == (["a", 3], ["b", 2.5])
 
 
 def test_what_pretraining_left_in_the_file_is_named(fixtures_dir):

@@ -43,7 +43,7 @@ FIELDS = {
 
 # A run that ends itself, or meets an error, at a chosen moment. Moments are counted: "log 5" is its fifth
 # line in the log, "file 3" the third operation on a file while states are written: open, write, half of it
-# written, fsync, chmod, replace; open, fsync and close of the folder; unlink of an old state.
+# written, fsync, replace; open, fsync and close of the folder; unlink of an old state.
 SCRIPT = """
 import errno, json, os, signal, sys
 from pathlib import Path
@@ -88,7 +88,7 @@ before(state.States, "newest", "newest")
 before(state.States, "load", "load")
 before(run.RunFolder, "log", "log")
 before(Trainer, "step", "step")
-for name in ("open", "fsync", "replace", "chmod", "unlink", "close"):
+for name in ("open", "fsync", "replace", "unlink", "close"):
     before(os, name, "file", in_run)
 
 fdopen = os.fdopen
@@ -245,7 +245,7 @@ def test_a_save_that_fails_at_any_operation_keeps_the_state_before_it(
     lines = (tmp_path / "out").read_text().splitlines()
     counts = [int(line.split()[1]) for line in lines if line.startswith("operations")]
     first, second = counts[:2]
-    assert second - first >= 8  # open, write, fsync, chmod, replace, the folder's open and fsync, …
+    assert second - first >= 8  # open, write, fsync, replace, the folder's open and fsync, …
     for number in range(first + 1, second + 1):
         run = tmp_path / "run"
         for path in sorted(run.rglob("*"), reverse=True):

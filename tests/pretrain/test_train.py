@@ -363,7 +363,7 @@ def test_a_second_run_at_work_in_the_same_folder_is_refused(data, tmp_path):
 
 def test_what_a_killed_save_left_behind_is_no_obstacle_and_is_removed(data, tmp_path):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / ".run.json.abc.tmp").write_text("{")
+    (tmp_path / "run" / ".hear-m2d-0.tmp").write_text("{")
     (tmp_path / "run" / ".DS_Store").write_text("")
     train(dataclasses.replace(TINY, steps=1), data, tmp_path / "run", device="cpu")
     assert sorted(p.name for p in (tmp_path / "run").glob(".*")) == [".DS_Store", ".lock"]
