@@ -90,7 +90,7 @@ test-tf: $(STAMP) ## the harness where tensorflow is installed
 	$(call beside,tf,tensorflow-cpu,tests/evaluation/check_tf.py)
 
 test-adapters: $(STAMP) ## the adapters under the real mteb and X-ARES
-	$(call beside,adapters,"mteb>=2" "xares>=0.1.3",tests/hear_m2d/check_adapters.py)
+	$(call beside,adapters,"mteb>=2" "xares>=0.1.3",tests/evaluation/adapters/check_adapters.py)
 
 bench: $(STAMP) ## the speed tables: embedding and pretraining
 	@$(BIN)/python benchmarks/embed.py

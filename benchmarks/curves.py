@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hear_m2d.files import atomic_write
+from hear_m2d.utils.files import atomic_write
 
 Line = Mapping[str, Any]
 METERS = {

@@ -24,8 +24,8 @@ import torch
 from machine import describe_machine
 from torch.utils.data import DataLoader
 
-from hear_m2d.pretrain.dataset import Crops, LogMelData, StepBatches, collate
-from hear_m2d.pretrain.prepare import prepare
+from hear_m2d.pretrain.data.crops import Crops, LogMelData, StepBatches, collate
+from hear_m2d.pretrain.data.prepare import prepare
 
 KINDS = [("wav", 16000, 1), ("wav", 44100, 2), ("flac", 44100, 2), ("ogg", 44100, 2), ("mp3", 44100, 2)]
 NEEDED = 4000  # clips a second that a training step of the base size takes on a current data-centre GPU

@@ -13,11 +13,11 @@ from machine import HEADER, Measured, arguments, describe_machine, measure, row
 from torch import Tensor
 
 import hear_m2d
-from hear_m2d.config import ModelConfig, Options
-from hear_m2d.device import pick_device
-from hear_m2d.encoder import SIZES, EncoderConfig
-from hear_m2d.model import HearModel
-from hear_m2d.operations import encoder_operations
+from hear_m2d.model.config import ModelConfig, Options
+from hear_m2d.model.encoder import SIZES, EncoderConfig
+from hear_m2d.model.hear_model import HearModel
+from hear_m2d.utils.device import pick_device
+from hear_m2d.utils.flops import encoder_operations
 
 
 def operations_per_clip(model: HearModel, samples: int) -> float:

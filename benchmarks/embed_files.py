@@ -15,14 +15,14 @@ import soundfile
 import torch
 from machine import describe_machine
 
-from hear_m2d.checkpoint import save_checkpoint
-from hear_m2d.config import ModelConfig
-from hear_m2d.device import pick_device
-from hear_m2d.embed import embed_files
-from hear_m2d.embed_inputs import Inputs, collect_inputs
-from hear_m2d.embed_model import ModelSpec
-from hear_m2d.encoder import SIZES, EncoderConfig
-from hear_m2d.model import HearModel
+from hear_m2d.checkpoint.format import save_checkpoint
+from hear_m2d.embed.embedder import ModelSpec
+from hear_m2d.embed.inputs import Inputs, collect_inputs
+from hear_m2d.embed.run import embed_files
+from hear_m2d.model.config import ModelConfig
+from hear_m2d.model.encoder import SIZES, EncoderConfig
+from hear_m2d.model.hear_model import HearModel
+from hear_m2d.utils.device import pick_device
 
 KINDS = (("wav", 16000), ("flac", 44100), ("ogg", 48000))  # what people have: speech, music, field recordings
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from hear_m2d.encoder import SIZES
-from hear_m2d.operations import matrix_rate, seconds_of
+from hear_m2d.model.encoder import SIZES
+from hear_m2d.utils.flops import matrix_rate, seconds_of
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ import torch
 from machine import describe_machine
 
 import hear_m2d
-from hear_m2d.config import ModelConfig, Options
-from hear_m2d.encoder import SIZES, EncoderConfig
-from hear_m2d.model import HearModel
+from hear_m2d.model.config import ModelConfig, Options
+from hear_m2d.model.encoder import SIZES, EncoderConfig
+from hear_m2d.model.hear_model import HearModel
 
 
 def status(name: str) -> int:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from machine import describe_machine, peak_memory, seconds_of
 
-from hear_m2d.device import pick_device
+from hear_m2d.utils.device import pick_device
 
 Embed = Callable[[], object]
 RATE = 16000
@@ -40,7 +40,7 @@ def clips(batch: int, seconds: float, rate: int) -> np.ndarray[Any, np.dtype[np.
 def ours(batch: int, seconds: float, device: torch.device, dtype: str = "float32") -> Embed:
     """hear-m2d, base size, 80x608 input, 16x16 patches: scene embeddings."""
     import hear_m2d
-    from hear_m2d.config import ModelConfig, Options
+    from hear_m2d.model.config import ModelConfig, Options
 
     model = hear_m2d.HearModel(ModelConfig(), Options(dtype=dtype)).eval()
     model.encoder.to(getattr(torch, dtype))

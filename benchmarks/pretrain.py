@@ -22,14 +22,14 @@ from machine import (
     seconds_of,
 )
 
-from hear_m2d.device import pick_device
-from hear_m2d.encoder import SIZES
-from hear_m2d.pretrain.batches import mask_noise
-from hear_m2d.pretrain.build import build_objective
-from hear_m2d.pretrain.operations import operations_per_clip
+from hear_m2d.model.encoder import SIZES
+from hear_m2d.pretrain.data.loader import mask_noise
+from hear_m2d.pretrain.objectives.build import build_objective
 from hear_m2d.pretrain.recipe import Recipe
-from hear_m2d.pretrain.schedules import decay_groups
-from hear_m2d.pretrain.steps import Trainer
+from hear_m2d.pretrain.training.operations import operations_per_clip
+from hear_m2d.pretrain.training.schedules import decay_groups
+from hear_m2d.pretrain.training.step import Trainer
+from hear_m2d.utils.device import pick_device
 
 
 def main() -> None:

@@ -11,8 +11,8 @@ import dataclasses
 
 import torch
 
-from hear_m2d.pretrain.plan import ASSUMED_SHARE, Plan, make_plan
 from hear_m2d.pretrain.recipe import Recipe, load_recipe, shipped_recipes
+from hear_m2d.pretrain.training.estimate import ASSUMED_SHARE, Plan, make_plan
 
 GPU_RATE = 700e12  # bfloat16 products on one H100 SXM, operations per second; its data sheet says 989e12
 CPU_RATE = 207e9  # float32 products on the two cores of docs/performance.md

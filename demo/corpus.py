@@ -18,7 +18,7 @@ import synth
 from tqdm import tqdm
 
 from hear_m2d.audio import find_audio
-from hear_m2d.files import atomic_write_text
+from hear_m2d.utils.files import atomic_write_text
 
 EXAMPLES = 3
 CLIP_S = 5.0

@@ -26,9 +26,9 @@ import synth
 import table
 import tasks
 
-from hear_m2d.device import processors
-from hear_m2d.evaluation.folders import check_rate, find_tasks
-from hear_m2d.files import atomic_write_text
+from hear_m2d.evaluation.hear.tasks import check_rate, find_tasks
+from hear_m2d.utils.device import processors
+from hear_m2d.utils.files import atomic_write_text
 
 SETTINGS = "demo.json"
 COMMAND = (sys.executable, "-m", "hear_m2d.cli")

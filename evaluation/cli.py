@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from hear_m2d.cli import MODEL_OPTIONS, PartCommand
-from hear_m2d.errors import WorkFailedError
-from hear_m2d.evaluation.installed import EXTRA, INSTALL_EVALUATE, INSTALL_HEARVALIDATOR
+from hear_m2d.evaluation.hear.requirements import EXTRA, INSTALL_EVALUATE, INSTALL_HEARVALIDATOR
+from hear_m2d.utils.errors import WorkFailedError
 
 MODEL = click.option(
     "--model",
@@ -37,7 +37,7 @@ def validate(model: str | None, module: str, options: dict[str, Any], device: st
     Exit code 0: it looks good; 1: the validator refused; 2: the model could not be loaded. The note on
     rounding errors is always printed.
     """
-    from hear_m2d.evaluation.validate import validate as run_validator
+    from hear_m2d.evaluation.hear.validator import validate as run_validator
 
     run_validator(model, module=module, device=device, options=options)
 
@@ -64,9 +64,9 @@ def evaluate(tasks_dir: Path, out: Path, tasks: tuple[str, ...], **settings: Any
     OUT/results.json. The same command again does only what is not finished. Exit code 0: every task has a
     score; 1: a task failed; 2: bad input.
     """
-    from hear_m2d.evaluation.harness import evaluate as run_harness
-    from hear_m2d.evaluation.results import table
-    from hear_m2d.evaluation.settings import Evaluation
+    from hear_m2d.evaluation.hear.harness import evaluate as run_harness
+    from hear_m2d.evaluation.hear.results import table
+    from hear_m2d.evaluation.hear.settings import Evaluation
 
     wanted = Evaluation(tasks_dir=tasks_dir, out=out, tasks=tasks, **settings)
     results = run_harness(wanted, progress=lambda line: click.echo(line, err=True))

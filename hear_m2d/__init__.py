@@ -17,11 +17,11 @@ from typing import Any
 from torch import Tensor
 
 from hear_m2d._checkout import explain_missing_parts
-from hear_m2d.checkpoint import Checkpoint, build_model, rate_conflict
-from hear_m2d.clips import Audio
-from hear_m2d.config import Options
-from hear_m2d.model import HearModel
-from hear_m2d.weights import read_weights
+from hear_m2d.checkpoint.format import Checkpoint, build_model, rate_conflict
+from hear_m2d.checkpoint.resolve import read_weights
+from hear_m2d.model.clips import Audio
+from hear_m2d.model.config import Options
+from hear_m2d.model.hear_model import HearModel
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +35,9 @@ def load_model(model_file_path: str | os.PathLike[str] = "", **options: Any) -> 
 
     Args:
         model_file_path: A path (our ``.safetensors``, a published ``.pth``, a zip or folder with one), a name
-            of a registry, ``hf://owner/repo``, or an address: see :func:`hear_m2d.weights.read_weights`.
-        options: See :class:`hear_m2d.config.Options`; what is given by hand overrides the file.
+            of a registry, ``hf://owner/repo``, or an address: see
+            :func:`hear_m2d.checkpoint.resolve.read_weights`.
+        options: See :class:`hear_m2d.model.config.Options`; what is given by hand overrides the file.
 
     Returns:
         The model; ``model.to(device)`` moves it.
@@ -54,7 +55,7 @@ def model_of(checkpoint: Checkpoint, chosen: Options) -> HearModel:
     """Build the model of a checkpoint that was read, and say what its file leaves open.
 
     Args:
-        checkpoint: From :func:`hear_m2d.weights.read_weights`.
+        checkpoint: From :func:`hear_m2d.checkpoint.resolve.read_weights`.
         chosen: What was given by hand.
 
     Returns:

@@ -19,8 +19,8 @@ from typing import Any
 import click
 
 from hear_m2d._checkout import installed_version
-from hear_m2d.errors import WorkFailedError, unknown_name
-from hear_m2d.files import disk_is_full
+from hear_m2d.utils.errors import WorkFailedError, unknown_name
+from hear_m2d.utils.files import disk_is_full
 
 
 class PartCommand(click.Command):
@@ -119,8 +119,8 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(file: str, as_json: bool) -> None:
     """Describe a checkpoint: kind, sizes, rate, hop, statistics, licence, training."""
-    from hear_m2d.checkpoint import describe
-    from hear_m2d.weights import read_weights
+    from hear_m2d.checkpoint.format import describe
+    from hear_m2d.checkpoint.resolve import read_weights
 
     facts = describe(read_weights(file))
     if as_json:

@@ -150,14 +150,20 @@ def pretrain(
     if data_dir is None or out is None:
         raise click.UsageError("give --data and --out; only --dry-run does without them")
 
-    from hear_m2d.pretrain.build import check_start
-    from hear_m2d.pretrain.dataset import LogMelData, open_data
-    from hear_m2d.pretrain.items import check_given
-    from hear_m2d.pretrain.probe import check_probes
-    from hear_m2d.pretrain.processes import STOPPED, OtherProcessFailedError, StoppedError, join, leave
-    from hear_m2d.pretrain.run import RunFolder
-    from hear_m2d.pretrain.trackers import check_trackers
-    from hear_m2d.pretrain.train import train
+    from hear_m2d.pretrain.data.crops import LogMelData, open_data
+    from hear_m2d.pretrain.data.features import check_given
+    from hear_m2d.pretrain.objectives.build import check_start
+    from hear_m2d.pretrain.training.distributed import (
+        STOPPED,
+        OtherProcessFailedError,
+        StoppedError,
+        join,
+        leave,
+    )
+    from hear_m2d.pretrain.training.loop import train
+    from hear_m2d.pretrain.training.probes import check_probes
+    from hear_m2d.pretrain.training.run_folder import RunFolder
+    from hear_m2d.pretrain.training.trackers import check_trackers
 
     processes = join()
     try:
@@ -212,9 +218,9 @@ def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str
     """Yield what a run would take; of audio that is not prepared nobody knows how many clips it gives."""
     from glob import glob
 
-    from hear_m2d.device import pick_device
-    from hear_m2d.pretrain.plan import describe_plan, make_plan
-    from hear_m2d.pretrain.prepared import address_of, is_prepared, open_data, require_frontend
+    from hear_m2d.pretrain.data.prepared import address_of, is_prepared, open_data, require_frontend
+    from hear_m2d.pretrain.training.estimate import describe_plan, make_plan
+    from hear_m2d.utils.device import pick_device
 
     clips = None
     if data_dir is not None:
@@ -232,14 +238,14 @@ def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str
 
 def _check_data(recipe: Recipe, data: Path, noise: Path | None) -> None:
     """Refuse data and noise that the recipe cannot use, as far as can be told before any is prepared."""
-    from hear_m2d.pretrain.prepared import (
+    from hear_m2d.pretrain.data.prepared import (
         address_of,
         is_prepared,
         read_facts,
         require_frontend,
         require_labels,
     )
-    from hear_m2d.pretrain.sources import open_source
+    from hear_m2d.pretrain.data.sources.base import open_source
 
     labels = recipe.offline == "labels"
     if is_prepared(data):
@@ -258,8 +264,8 @@ def _check_data(recipe: Recipe, data: Path, noise: Path | None) -> None:
 
 def _prepared(place: Path, into: Path, sample_rate: int) -> Path:
     """Return a prepared folder; audio is prepared into the run's own."""
-    from hear_m2d.pretrain.prepare import prepare as run
-    from hear_m2d.pretrain.prepared import is_prepared
+    from hear_m2d.pretrain.data.prepare import prepare as run
+    from hear_m2d.pretrain.data.prepared import is_prepared
 
     if is_prepared(place):
         return place

@@ -62,7 +62,7 @@ def prepare(
     Parquet with the files' bytes; or hf://datasets/owner/name. Files that cannot be used are listed in
     OUT/skipped.csv. An interrupted run is continued by the same command.
     """
-    from hear_m2d.pretrain import prepare as work
+    from hear_m2d.pretrain.data import prepare as work
 
     if ray is not None and (shard is not None or workers is not None):
         raise click.UsageError("--ray spreads the work itself: leave out --shard and --workers")

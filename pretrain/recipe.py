@@ -12,11 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from hear_m2d.encoder import EncoderConfig
-from hear_m2d.errors import unknown_name
-from hear_m2d.frontend import FrontendConfig
-from hear_m2d.pretrain.decoder import DecoderConfig
-from hear_m2d.pretrain.masking import visible_count
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.model.frontend import FrontendConfig
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
+from hear_m2d.pretrain.objectives.masking import visible_count
+from hear_m2d.utils.errors import unknown_name
 
 CHOICES = {
     "objective": ("m2d", "msm_mae"),

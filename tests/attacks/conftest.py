@@ -6,10 +6,10 @@ import signal
 import pytest
 import torch
 
-from hear_m2d.config import ModelConfig
-from hear_m2d.encoder import EncoderConfig
-from hear_m2d.model import HearModel
-from hear_m2d.weights import read_weights
+from hear_m2d.checkpoint.resolve import read_weights
+from hear_m2d.model.config import ModelConfig
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.model.hear_model import HearModel
 
 LONGEST_S = 10
 

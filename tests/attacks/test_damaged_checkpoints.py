@@ -9,8 +9,8 @@ import zipfile
 import pytest
 import torch
 
-from hear_m2d.checkpoint import save_checkpoint
-from hear_m2d.weights import read_weights
+from hear_m2d.checkpoint.format import save_checkpoint
+from hear_m2d.checkpoint.resolve import read_weights
 
 ROUNDS = 500  # of each format
 

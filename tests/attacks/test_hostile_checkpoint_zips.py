@@ -9,8 +9,8 @@ import zipfile
 import pytest
 import torch
 
-from hear_m2d.checkpoint import save_checkpoint
-from hear_m2d.weights import read_weights
+from hear_m2d.checkpoint.format import save_checkpoint
+from hear_m2d.checkpoint.resolve import read_weights
 
 
 @pytest.fixture
@@ -141,6 +141,6 @@ def test_a_name_that_steers_the_terminal_is_escaped(path, pth):
 
 
 def test_too_many_members_are_refused(path, monkeypatch):
-    monkeypatch.setattr("hear_m2d.archive.MAX_MEMBERS", 20)
+    monkeypatch.setattr("hear_m2d.checkpoint.archive.MAX_MEMBERS", 20)
     write(path, {f"{index}/data.pkl": b"" for index in range(21)})
     refused(path, "21 members")

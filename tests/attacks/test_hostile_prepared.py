@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from hear_m2d.pretrain.prepare import prepare
-from hear_m2d.pretrain.prepared import DATA_FILE, open_data
+from hear_m2d.pretrain.data.prepare import prepare
+from hear_m2d.pretrain.data.prepared import DATA_FILE, open_data
 
 pytest.importorskip("pyarrow")
 SHARD = "shard-00000.arrow"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hear_m2d
-from hear_m2d.checkpoint import (
+from hear_m2d.checkpoint.format import (
     METADATA_KEY,
     describe,
     read_checkpoint,
@@ -16,10 +16,10 @@ from hear_m2d.checkpoint import (
     save_checkpoint,
     write_tensors,
 )
-from hear_m2d.config import ModelConfig
-from hear_m2d.encoder import EncoderConfig
-from hear_m2d.model import HearModel
-from hear_m2d.projector import ProjectorConfig
+from hear_m2d.model.config import ModelConfig
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.model.hear_model import HearModel
+from hear_m2d.model.projector import ProjectorConfig
 
 ODD = [
     *(None, True, False, 0, -1, 1, 2**70, 1e308, -0.5, float("nan"), float("inf")),

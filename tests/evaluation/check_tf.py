@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from tiny_tasks import events, scene_multiclass
 
-from hear_m2d.checkpoint import save_checkpoint
-from hear_m2d.config import ModelConfig
-from hear_m2d.encoder import EncoderConfig
-from hear_m2d.model import HearModel
+from hear_m2d.checkpoint.format import save_checkpoint
+from hear_m2d.model.config import ModelConfig
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.model.hear_model import HearModel
 
-COMPAT = ("-m", "hear_m2d.evaluation.compat")
+COMPAT = ("-m", "hear_m2d.evaluation.hear.compat")
 VALIDATOR, EMBEDDINGS = "hearvalidator.validate", "heareval.embeddings.runner"
 
 

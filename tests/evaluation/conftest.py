@@ -65,10 +65,10 @@ def our_checkpoint(tmp_path: Path) -> Path:
     """A small untrained network of ours, as a file."""
     import torch
 
-    from hear_m2d.checkpoint import save_checkpoint
-    from hear_m2d.config import ModelConfig
-    from hear_m2d.encoder import EncoderConfig
-    from hear_m2d.model import HearModel
+    from hear_m2d.checkpoint.format import save_checkpoint
+    from hear_m2d.model.config import ModelConfig
+    from hear_m2d.model.encoder import EncoderConfig
+    from hear_m2d.model.hear_model import HearModel
 
     torch.manual_seed(0)
     encoder = EncoderConfig(input_size=(80, 96), patch_size=(16, 16), width=48, depth=2, heads=3)

@@ -15,12 +15,12 @@ import pytest
 import soundfile
 import torch
 
-from hear_m2d.checkpoint import save_checkpoint
-from hear_m2d.config import ModelConfig, Options
-from hear_m2d.embed_model import ModelSpec
-from hear_m2d.encoder import EncoderConfig
-from hear_m2d.frontend import FrontendConfig
-from hear_m2d.model import HearModel
+from hear_m2d.checkpoint.format import save_checkpoint
+from hear_m2d.embed.embedder import ModelSpec
+from hear_m2d.model.config import ModelConfig, Options
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.model.frontend import FrontendConfig
+from hear_m2d.model.hear_model import HearModel
 
 MakeModel = Callable[..., HearModel]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hear_m2d import cli
-from hear_m2d.errors import WorkFailedError
+from hear_m2d.utils.errors import WorkFailedError
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_machine_that_is_too_small_is_failed_work_in_one_line(run, monkeypatch
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("hear_m2d.weights.read_weights", fail)
+    monkeypatch.setattr("hear_m2d.checkpoint.resolve.read_weights", fail)
     code, out, err = run("info", "x")
     assert (code, out) == (1, "")
     assert len(err.splitlines()) == 1
@@ -169,7 +169,7 @@ def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
     def fail(*_):
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr("hear_m2d.weights.read_weights", fail)
+    monkeypatch.setattr("hear_m2d.checkpoint.resolve.read_weights", fail)
     with pytest.raises(RuntimeError, match="a fault of ours"):
         cli.main(["info", "x"])
 

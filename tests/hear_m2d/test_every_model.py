@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import hear_m2d
-from hear_m2d.checkpoint import save_checkpoint
-from hear_m2d.model import HearModel
+from hear_m2d.checkpoint.format import save_checkpoint
+from hear_m2d.model.hear_model import HearModel
 
 PATCHES = [(16, 16), (16, 8), (16, 4), (80, 2), (80, 4)]
 RATES = [16000, 32000]

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import hear_m2d
-from hear_m2d.checkpoint import save_checkpoint
-from hear_m2d.config import ModelConfig
-from hear_m2d.encoder import SIZES, EncoderConfig
-from hear_m2d.model import HearModel
+from hear_m2d.checkpoint.format import save_checkpoint
+from hear_m2d.model.config import ModelConfig
+from hear_m2d.model.encoder import SIZES, EncoderConfig
+from hear_m2d.model.hear_model import HearModel
 
 PATCHES = [(16, 16), (16, 8), (16, 4), (80, 2), (80, 4)]
 FRAMES = 208  # of a window

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import hear_m2d
-from hear_m2d.checkpoint import save_checkpoint
+from hear_m2d.checkpoint.format import save_checkpoint
 
 
 def cosine(a, b) -> float:

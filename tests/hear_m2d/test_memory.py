@@ -16,9 +16,9 @@ SCRIPT = """
 import gc, re, sys
 from pathlib import Path
 import torch
-from hear_m2d.config import ModelConfig, Options
-from hear_m2d.encoder import EncoderConfig
-from hear_m2d.model import HearModel
+from hear_m2d.model.config import ModelConfig, Options
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.model.hear_model import HearModel
 
 def status(name):
     return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

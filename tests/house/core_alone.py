@@ -32,9 +32,9 @@ def embed(checkpoint: str) -> None:
     import torch
 
     import hear_m2d
-    from hear_m2d.checkpoint import save_checkpoint
-    from hear_m2d.config import ModelConfig
-    from hear_m2d.encoder import SIZES, EncoderConfig
+    from hear_m2d.checkpoint.format import save_checkpoint
+    from hear_m2d.model.config import ModelConfig
+    from hear_m2d.model.encoder import SIZES, EncoderConfig
 
     assert Path(hear_m2d.__file__).is_relative_to(sys.prefix), f"imported from {hear_m2d.__file__}"
     torch.manual_seed(0)

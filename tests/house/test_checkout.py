@@ -26,7 +26,7 @@ def test_tests_run_against_the_editable_install(repo_root):
     assert Path(hear_m2d.evaluation.__file__) == repo_root / "evaluation" / "__init__.py"
 
 
-@pytest.mark.parametrize("part", ["pretrain", "evaluation", "pretrain.train", "evaluation.harness"])
+@pytest.mark.parametrize("part", ["pretrain", "evaluation", "pretrain.training", "evaluation.hear"])
 def test_checkout_that_is_not_installed_says_so(checkout, python_beside, part):
     done = python_beside(checkout, "-c", f"import hear_m2d.{part}", cwd=checkout)
     assert done.returncode == 1

@@ -30,9 +30,14 @@ def test_nothing_is_left_for_later(files, repo_root):
     assert not found
 
 
-def test_parts_are_flat(python_files):
-    """A nested package would silently be missing from the wheel."""
-    assert not {str(path) for path in python_files if path.parts[0] in PARTS and len(path.parts) > 2}
+def test_every_folder_with_python_files_is_a_listed_package(python_files, repo_root):
+    """A package that is not listed in pyproject.toml is missing from the wheel."""
+    import tomllib
+
+    settings = tomllib.loads((repo_root / "pyproject.toml").read_text())["tool"]["setuptools"]
+    roots = {folder: name for name, folder in settings["package-dir"].items()}
+    folders = {path.parent.parts for path in python_files if path.parts[0] in PARTS}
+    assert {".".join((roots[first], *rest)) for first, *rest in folders} == set(settings["packages"])
 
 
 def test_every_python_file_of_a_part_says_what_it_is_for(python_files, repo_root):

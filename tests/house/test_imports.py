@@ -76,7 +76,7 @@ def test_core_imports_neither_the_parts_nor_what_only_extras_bring(python_files,
         "scipy",
         "pandas",
     }
-    asked_for = {("embed_parquet.py", "pyarrow")}  # imported by nothing but `embed` to Parquet
+    asked_for = {("parquet.py", "pyarrow")}  # imported by nothing but `embed` to Parquet
     wrong = {
         f"{path}: {name}"
         for path in python_files

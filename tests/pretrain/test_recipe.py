@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from hear_m2d.pretrain.build import build_objective
+from hear_m2d.pretrain.objectives.build import build_objective
 from hear_m2d.pretrain.recipe import Recipe, load_recipe, parse_recipe, shipped_recipes
 
 

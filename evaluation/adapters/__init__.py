@@ -1,0 +1,1 @@
+"""Our models under other benchmarks: mteb and X-ARES."""

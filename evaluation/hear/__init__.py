@@ -1,0 +1,1 @@
+"""The official HEAR validator and harness on a current Python."""

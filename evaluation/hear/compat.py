@@ -1,0 +1,256 @@
+"""What the official HEAR packages need on a current Python, supplied at run time and taken back afterwards.
+
+heareval 2021.1.3 and hearvalidator 2021.0.6 run unmodified. Each repair below is one small context
+manager with a name, made only around an official tool and undone when the tool ends; nothing here
+happens on ``import hear_m2d``. The same start from the command line::
+
+    python -m hear_m2d.evaluation.hear.compat [--without NAME]… heareval.embeddings.runner hear_m2d …
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import runpy
+import sys
+import types
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from hear_m2d.evaluation.hear.requirements import check_installed, is_importable
+from hear_m2d.utils.errors import unknown_name
+
+VALIDATOR = "hearvalidator.validate"
+EMBEDDINGS = "heareval.embeddings.runner"
+PREDICTIONS = "heareval.predictions.runner"
+
+AGED_WARNINGS = (
+    "pkg_resources is deprecated",
+    r"Deprecated call to `pkg_resources",
+    "Implicit dimension choice for softmax",
+    ".*'pin_memory' argument is set as true but no accelerator",
+)
+
+
+@contextmanager
+def aged_warnings() -> Iterator[None]:
+    """N1: hide the warnings that only say how old the packages are."""
+    with warnings.catch_warnings():
+        for message in AGED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
+
+
+@contextmanager
+def pkg_resources_stand_in() -> Iterator[None]:
+    """R7: setuptools 82 removed ``pkg_resources``, of which the packages call one function at import."""
+    if is_importable("pkg_resources"):
+        yield
+        return
+    stand_in: Any = types.ModuleType("pkg_resources")
+    stand_in.declare_namespace = lambda name: None
+    with _in_sys_modules("pkg_resources", stand_in):
+        yield
+
+
+@contextmanager
+def tensorflow_stand_in() -> Iterator[None]:
+    """R1: the validator and the embeddings runner import tensorflow even for a torch model.
+
+    The stand-in is taken even where tensorflow is installed: the real one costs 0.7 GB and refuses to
+    start beside a GPU that only torch sees. For a model written in tensorflow, leave R1 out.
+    """
+    stand_in: Any = types.ModuleType("tensorflow")
+    stand_in.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)  # find_spec() raises without one
+    stand_in.__version__ = "0.0.0+stand-in"
+    stand_in.Module = type("Module", (), {})  # only ever the second argument of isinstance
+    stand_in.test = types.SimpleNamespace(is_gpu_available=lambda *args, **kwargs: False)
+    with _in_sys_modules("tensorflow", stand_in):
+        try:
+            yield
+        finally:
+            for name in [name for name in sys.modules if name.split(".")[0] in {"heareval", "hearvalidator"}]:
+                if vars(sys.modules[name]).get("tf") is stand_in:
+                    del sys.modules[name]
+
+
+@contextmanager
+def tensorflow_sees_the_gpu() -> Iterator[None]:
+    """R6: the embeddings runner stops where torch sees a GPU and tensorflow does not."""
+    if not is_importable("tensorflow"):
+        yield
+        return
+    import tensorflow
+
+    with _attribute(tensorflow.test, "is_gpu_available", lambda *args, **kwargs: True):
+        yield
+
+
+@contextmanager
+def trusted_checkpoint_names() -> Iterator[None]:
+    """R2: torch loads plain weights only; the kit's own checkpoints name these five harmless things."""
+    import torch
+
+    names: list[Any] = [
+        torch.nn.Identity,
+        torch.nn.BatchNorm1d,
+        torch.optim.Adam,
+        torch.nn.init.xavier_uniform_,
+        torch.nn.init.xavier_normal_,
+    ]
+    with torch.serialization.safe_globals(names):
+        yield
+
+
+@contextmanager
+def settable_epoch() -> Iterator[None]:
+    """R3: the kit sets ``fit_loop.current_epoch`` before the test; since Lightning 1.6 that does nothing."""
+    from pytorch_lightning.loops.fit_loop import FitLoop
+
+    def read(loop: Any) -> Any:
+        return loop.epoch_progress.current.completed
+
+    def write(loop: Any, epoch: int) -> None:
+        loop.epoch_progress.current.completed = epoch
+
+    with _attribute(FitLoop, "current_epoch", property(read, write)):
+        yield
+
+
+@contextmanager
+def gpu_name_as_text() -> Iterator[None]:
+    """R5: newer NVML bindings give the GPU's name as text, which the kit then tries to decode."""
+    import torch
+
+    if not torch.cuda.is_available():
+        yield
+        return
+    gpu_max_mem = importlib.import_module("heareval.gpu_max_mem")
+    with _attribute(gpu_max_mem, "device_name", lambda index=0: torch.cuda.get_device_name(index)):
+        yield
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One repair: its name, the context manager that makes and undoes it, the tools that need it."""
+
+    name: str
+    make: Callable[[], AbstractContextManager[None]]
+    tools: tuple[str, ...]
+
+
+REPAIRS = (  # in the order in which they are made: R7 comes before anything that imports Lightning
+    Repair("N1", aged_warnings, (VALIDATOR, EMBEDDINGS, PREDICTIONS)),
+    Repair("R7", pkg_resources_stand_in, (EMBEDDINGS, PREDICTIONS)),
+    Repair("R1", tensorflow_stand_in, (VALIDATOR, EMBEDDINGS)),
+    Repair("R6", tensorflow_sees_the_gpu, (EMBEDDINGS,)),
+    Repair("R5", gpu_name_as_text, (EMBEDDINGS, PREDICTIONS)),
+    Repair("R2", trusted_checkpoint_names, (PREDICTIONS,)),
+    Repair("R3", settable_epoch, (PREDICTIONS,)),
+)
+
+
+@contextmanager
+def repaired(tool: str, *, without: Collection[str] = ()) -> Iterator[None]:
+    """Make the repairs that one official tool needs, and undo them at the end.
+
+    Args:
+        tool: The module of the tool, one of those named above.
+        without: Names of repairs to leave out.
+
+    Raises:
+        ValueError: If the tool or a name in ``without`` is unknown.
+    """
+    check_names(tool, without)
+    with ExitStack() as stack:
+        for repair in REPAIRS:
+            if tool in repair.tools and repair.name not in without:
+                stack.enter_context(repair.make())
+        yield
+
+
+def check_names(tool: str, without: Collection[str]) -> None:
+    """Raise a ValueError that names the nearest known ones if the tool or a repair is unknown."""
+    if tool not in (tools := {name for repair in REPAIRS for name in repair.tools}):
+        raise ValueError(unknown_name("tool", tool, tools))
+    for name in without:
+        if name not in (names := [repair.name for repair in REPAIRS]):
+            raise ValueError(unknown_name("repair", name, names))
+
+
+def run_tool(tool: str, args: Sequence[str], *, without: Collection[str] = ()) -> None:
+    """Run an official tool unmodified in this process, as ``python -m TOOL ARGS…`` would.
+
+    Args:
+        tool: The tool's module.
+        args: Its command-line arguments.
+        without: Names of repairs to leave out.
+
+    Raises:
+        ImportError: If a package is missing or of the wrong version; the message has the line to type.
+        SystemExit: If the tool ends with a code other than 0.
+    """
+    check_installed(tool, without=without)
+    with repaired(tool, without=without), _attribute(sys, "argv", [tool, *args]):
+        try:
+            runpy.run_module(tool, run_name="__main__", alter_sys=True)
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                raise
+
+
+@contextmanager
+def _in_sys_modules(name: str, module: types.ModuleType) -> Iterator[None]:
+    absent = object()
+    before: Any = sys.modules.get(name, absent)
+    sys.modules[name] = module
+    try:
+        yield
+    finally:
+        if before is absent:
+            sys.modules.pop(name, None)
+        else:
+            sys.modules[name] = before
+
+
+@contextmanager
+def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute and put back what the owner itself held, be it nothing."""
+    absent = object()
+    before = vars(owner).get(name, absent)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is absent:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Start ``[--without NAME]… TOOL ARGS…``; the exit code is the tool's own, 2 for bad usage."""
+    rest = list(sys.argv[1:] if args is None else args)
+    without = []
+    while len(rest) > 1 and rest[0] == "--without":
+        without.append(rest[1])
+        rest = rest[2:]
+    if not rest:
+        sys.stderr.write("usage: python -m hear_m2d.evaluation.hear.compat [--without NAME]… TOOL ARGS…\n")
+        sys.exit(2)
+    tool = rest[0]
+    try:
+        check_names(tool, without)
+        check_installed(tool, without=without)
+    except (ImportError, ValueError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    sys.path.insert(0, "")  # as `python -m TOOL` has it: a model's module may lie in the working directory
+    run_tool(tool, rest[1:], without=without)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""`results.json`: what the official harness printed, gathered into one strict file.
+
+No number is computed here that the official code did not print, except the mean and the standard
+deviation over folds where it prints none. A number that is not finite becomes null and is named in the
+task's ``error``; a task whose score is not finite, on all folds or on one, is not ``ok``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hear_m2d.utils.files import atomic_write_text
+
+RAW = "test.predicted-scores.json"
+EMBEDDED = ".done.embeddings"
+PREDICTED = "prediction-done.json"
+AGGREGATE = "aggregated_scores"
+PREFIX = "test_"
+NOT_METRICS = {"score", "loss"}  # the primary metric under another name, and the loss
+
+
+def read_finished(folder: Path, *, out: Path, metric: str, peak_memory_bytes: int | None) -> dict[str, Any]:
+    """Read one finished task from the harness's own files.
+
+    Args:
+        folder: The task's folder of embeddings, in which the harness leaves its files.
+        out: The folder of `results.json`; the path of the raw file is given relative to it.
+        metric: The task's primary metric.
+        peak_memory_bytes: As measured by the process that ran the task.
+
+    Returns:
+        One entry of ``tasks`` in `results.json`.
+    """
+    raw = json.loads((folder / RAW).read_text())
+    folds = [name for name, value in raw.items() if isinstance(value, dict) and PREFIX + "score" in value]
+    notes: list[str] = []
+    entries = []
+    for fold in folds:
+        scores = _scores(raw[fold], fold, notes)
+        entries.append({"fold": fold, "score": _finite(raw[fold][PREFIX + "score"]), "scores": scores})
+    if len(folds) > 1:
+        overall = raw.get(AGGREGATE) or _aggregate([raw[fold] for fold in folds])
+        score = _finite(overall[f"{PREFIX}score_mean"])
+        scores = _over_folds(overall, notes)
+    else:
+        score, scores = entries[0]["score"], entries[0]["scores"]
+    bad = [entry["fold"] for entry in entries if entry["score"] is None]
+    if bad:
+        notes.insert(
+            0, f"{metric} is not a number on {', '.join(bad)}; the harness's mean leaves such a fold out"
+        )
+    return {
+        "task": folder.name,
+        "status": "failed" if bad or score is None else "ok",
+        "error": "; ".join(notes) or None,
+        "metric": metric,
+        "score": score,
+        "scores": scores,
+        "folds": entries,
+        "seconds": {
+            "embedding": _number(folder / "profile.embeddings.json", "time_elapsed"),
+            "prediction": _number(folder / PREDICTED, "time"),
+        },
+        "peak_memory_bytes": peak_memory_bytes,
+        "raw": (folder / RAW).relative_to(out).as_posix(),
+    }
+
+
+def failed(task: str, *, metric: str, error: str, peak_memory_bytes: int | None = None) -> dict[str, Any]:
+    """Return the entry of a task that did not reach a score."""
+    return {
+        "task": task,
+        "status": "failed",
+        "error": error,
+        "metric": metric,
+        "score": None,
+        "scores": {},
+        "folds": [],
+        "seconds": {"embedding": None, "prediction": None},
+        "peak_memory_bytes": peak_memory_bytes,
+        "raw": None,
+    }
+
+
+def is_embedded(folder: Path) -> bool:
+    """Say whether the embeddings runner finished here; if not, it will begin anew."""
+    return (folder / EMBEDDED).is_file()
+
+
+def is_finished(folder: Path) -> bool:
+    """Say whether both official tools left their done files, and the scores are there."""
+    return all((folder / name).is_file() for name in (EMBEDDED, PREDICTED, RAW))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON: whole, or not at all."""
+    atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def table(tasks: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table that `hear-m2d evaluate` prints: one line for each task."""
+    rows = [("task", "metric", "score", "embedding", "prediction", "")]
+    for task in tasks:
+        spread = task["scores"].get(f"{task['metric']}_std")
+        rows.append(
+            (
+                task["task"],
+                task["metric"],
+                "–" if task["score"] is None else _format(task["score"], spread),
+                _seconds(task["seconds"]["embedding"]),
+                _seconds(task["seconds"]["prediction"]),
+                "" if task["status"] == "ok" else "failed",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _scores(values: Mapping[str, Any], fold: str, notes: list[str]) -> dict[str, float | None]:
+    """Take a fold's metrics by name; what is not finite is null and noted."""
+    scores: dict[str, float | None] = {}
+    for key, value in values.items():
+        name = key.removeprefix(PREFIX)
+        if not key.startswith(PREFIX) or name in NOT_METRICS:
+            continue
+        scores[name] = _finite(value)
+        if scores[name] is None:
+            notes.append(f"{name} of {fold} is {_spell(value)}")
+    return scores
+
+
+def _over_folds(overall: Mapping[str, Any], notes: list[str]) -> dict[str, float | None]:
+    """Take mean and deviation over folds: ``metric`` and ``metric_std``."""
+    scores: dict[str, float | None] = {}
+    for key, value in overall.items():
+        name, _, kind = key.removeprefix(PREFIX).rpartition("_")
+        if not key.startswith(PREFIX) or name in NOT_METRICS or kind not in {"mean", "std"}:
+            continue
+        shown = name if kind == "mean" else f"{name}_std"
+        scores[shown] = _finite(value)
+        if scores[shown] is None:
+            notes.append(f"{shown} over the folds is {_spell(value)}")
+    return scores
+
+
+def _aggregate(folds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Compute mean and sample deviation over folds, as the harness does where it prints them."""
+    overall = {}
+    for key in folds[0]:
+        values = [fold[key] for fold in folds if key in fold and math.isfinite(fold[key])]
+        overall[f"{key}_mean"] = statistics.fmean(values) if values else math.nan
+        overall[f"{key}_std"] = statistics.stdev(values) if len(values) > 1 else math.nan
+    return overall
+
+
+def _finite(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _spell(value: Any) -> str:
+    if not isinstance(value, float):
+        return repr(value)
+    return "not a number" if math.isnan(value) else ("infinite" if value > 0 else "minus infinite")
+
+
+def _number(path: Path, key: str) -> float | None:
+    try:
+        return _finite(json.loads(path.read_text())[key])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _format(score: float, spread: float | None) -> str:
+    return f"{score:.4f}" if spread is None else f"{score:.4f} ± {spread:.4f}"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} s"

@@ -1,0 +1,1 @@
+"""Checkpoints: our format, the published files, names, downloads and the hub."""

@@ -1,0 +1,140 @@
+"""`hear-m2d convert`: any checkpoint that can be read, written as one ``.safetensors`` of our own."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from hear_m2d.checkpoint.format import Checkpoint
+    from hear_m2d.model.config import Options
+
+
+def write_converted(
+    checkpoint: Checkpoint,
+    target: Path,
+    *,
+    options: Options | None = None,
+    labels: tuple[str, ...] = (),
+    licence: str = "",
+) -> Checkpoint:
+    """Write a checkpoint as one of our own; what is given replaces what the file said.
+
+    Args:
+        checkpoint: As read.
+        target: A new ``.safetensors``.
+        options: ``sample_rate``, ``input_frames``, ``mean`` and ``std``; the others have no place in a file.
+        labels: Names of the classes.
+        licence: Terms of the weights.
+
+    Returns:
+        What was written; its notes are stored too, but for those that were answered.
+
+    Raises:
+        ValueError: An option that does not fit, a wrong number of labels, or a target that is the source.
+    """
+    from hear_m2d.checkpoint.format import METADATA_KEY, empty_model, settle_notes, write_tensors
+    from hear_m2d.model.config import Options
+
+    if target.exists() and target.samefile(checkpoint.path):
+        raise ValueError(f"{target} is the file that is read: give another name")
+    options = options or Options()
+    config = options.override(checkpoint.config)
+    if labels and len(labels) != len(config.labels):
+        raise ValueError(f"{len(labels)} labels were given; the classifier has {len(config.labels)} classes")
+    settled = settle_notes(checkpoint, options, when="conversion", more=["labels"] if labels else [])
+    notes = list(settled.notes)
+    if licence and checkpoint.config.licence not in (licence, "unknown"):
+        notes.append(f"the licence was given by hand at conversion; IN has: {checkpoint.config.licence}")
+    training = {**settled.config.training, "notes": notes}
+    converted = dataclasses.replace(
+        settled,
+        config=dataclasses.replace(
+            config, labels=labels or config.labels, licence=licence or config.licence, training=training
+        ),
+        notes=tuple(notes),
+        path=target,
+    )
+    empty_model(converted)
+    # Copies: a .pth may hold one storage under two names.
+    tensors = {name: tensor.clone().contiguous() for name, tensor in converted.tensors.items()}
+    write_tensors(target, tensors, {METADATA_KEY: converted.config.to_json()})
+    return converted
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Read class names: one a line, or AudioSet's ``class_labels_indices.csv``.
+
+    AudioSet's classes are in the order of their machine ids as texts, not of that file's index.
+
+    Raises:
+        ValueError: Not a text of names.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a UTF-8 text of class names") from error
+    if lines and {"mid", "display_name"} <= set(lines[0].split(",")):
+        return tuple(_by_machine_id(csv.DictReader(lines)))
+    names = tuple(line.strip() for line in lines if line.strip())
+    if not names:
+        raise ValueError(f"{path} holds no class names: write one a line")
+    return names
+
+
+def _by_machine_id(rows: Iterable[dict[str, str]]) -> list[str]:
+    return [str(row["display_name"]) for row in sorted(rows, key=lambda row: str(row["mid"]))]
+
+
+def _check_target(target: Path, *, force: bool) -> None:
+    if target.suffix.lower() != ".safetensors":
+        raise click.UsageError(f"{target}: a checkpoint of ours ends in .safetensors")
+    if target.is_dir():
+        raise click.UsageError(f"{target} is a folder: give the name of a file")
+    if target.exists() and not force:
+        raise click.UsageError(f"{target} exists: give another name, or --force to replace it")
+
+
+@click.command()
+@click.argument("source", metavar="IN")
+@click.argument("target", type=click.Path(path_type=Path), metavar="OUT.safetensors")
+@click.option("--sample-rate", type=int, help="Hertz, where IN does not say, or says it wrongly.")
+@click.option("--input-frames", type=int, help="Frames of one window, where they are no multiple of a patch.")
+@click.option("--mean", type=float, help="Mean of the log-mel in training.")
+@click.option("--std", type=float, help="Standard deviation of the log-mel in training.")
+@click.option("--labels", type=click.Path(path_type=Path), help="Class names: one a line, or AudioSet's csv.")
+@click.option("--licence", default="", help="Terms of the weights, where IN does not say.")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+def convert(
+    source: str,
+    target: Path,
+    sample_rate: int | None,
+    input_frames: int | None,
+    mean: float | None,
+    std: float | None,
+    labels: Path | None,
+    licence: str,
+    force: bool,
+) -> None:
+    """Write IN (.pth, .zip, folder, a name) as one .safetensors file that says everything about itself."""
+    from hear_m2d.checkpoint.resolve import read_weights
+    from hear_m2d.model.config import Options
+
+    _check_target(target, force=force)
+    options = Options(sample_rate=sample_rate, input_frames=input_frames, mean=mean, std=std)
+    names = read_labels(labels) if labels else ()
+    converted = write_converted(read_weights(source), target, options=options, labels=names, licence=licence)
+    config = converted.config
+    kept = [f"an encoder of {config.encoder.depth} blocks"]
+    kept += [f"a classifier of {len(config.labels)} classes"] if config.head_width else []
+    kept += ["M2D-CLAP's audio projector"] if config.projector else []
+    click.echo(f"kept: {', '.join(kept)}")
+    click.echo(f"{config.frontend.sample_rate} Hz, mean {config.mean}, std {config.std}")
+    for note in converted.notes:
+        click.echo(note)
+    click.echo(f"wrote {target}")

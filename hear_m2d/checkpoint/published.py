@@ -1,0 +1,254 @@
+"""The authors' .pth files, read safely into the same config and tensors as our own.
+
+Nothing is unpickled: see ``torchfile.py``. Sizes come from tensor shapes; what shapes cannot tell (the sample
+rate, an input length that is no multiple of the patch) comes from names and arguments: see ``origin.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from hear_m2d.checkpoint.allowed import Attributes, RefusedTypeError, StoredTensor
+from hear_m2d.checkpoint.format import Checkpoint, empty_model
+from hear_m2d.checkpoint.published_names import Said, first_msm_mae, input_and_rate, kind_of, training_facts
+from hear_m2d.checkpoint.torch_files import TorchFile, open_torch_file
+from hear_m2d.model.config import DEFAULT_MEAN, DEFAULT_STD, ModelConfig
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.model.frontend import FrontendConfig
+from hear_m2d.model.projector import ProjectorConfig
+
+HEAD_WIDTH = 64  # of every published encoder
+MELS = 80
+# A fine-tuned task network, a M2D-CLAP runtime, or the bare encoder.
+PREFIXES = ("module.ar.runtime.backbone.", "backbone.")
+RENAMED = {
+    "module.head.norm.": "head.norm.",
+    "module.head.mlp.mlp.0.": "head.linear.",
+    "audio_proj.0.": "projector.hidden.",  # M2D-CLAP 2024
+    "audio_proj.2.": "projector.out.",
+    "audio_proj.sem_token": "projector.token",  # M2D-CLAP 2025
+    "audio_proj.sem_blocks.": "projector.blocks.",
+    "audio_proj.norm.": "projector.norm.",
+}
+# Beside a prefixed encoder: the front end's tables, which follow from the config, and text encoders.
+BESIDE = re.compile(r"module\.ar\.runtime\.to_spec\.|to_spec\.|text_encoder\.|logit_scale$")
+# What pretraining files hold beside the encoder: named in the notes, and left.
+LEFT = re.compile(
+    r"(mask_token|decoder_\w+|target_blocks|target_norm|offline_predictor|text_proj|text_encoder|logit_scale)"
+    r"(\.|$)"
+)
+TENSOR_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
+LABELS = "hear-m2d convert --labels= names them"
+LICENCE = "NTT Software License Agreement for Evaluation: internal, non-commercial evaluation only"
+
+
+def read_published(
+    path: str | os.PathLike[str], *, file: IO[bytes] | None = None, inside: str = ""
+) -> Checkpoint:
+    """Read a ``.pth`` file of M2D or MSM-MAE, strictly, without running any pickle code.
+
+    Args:
+        path: The file, or the zip that it lies in; its name and its folder's name may say size and rate.
+        file: Its content, where it lies in a zip.
+        inside: Its name in the zip.
+
+    Returns:
+        The encoder, and a classifier and audio projector where there are some, with notes on what the file
+        did not say and what was left in it.
+
+    Raises:
+        ValueError: Not a checkpoint, or not exactly the tensors of one.
+    """
+    path = Path(path).absolute()  # its folder's name may say the rate; no link is followed
+    shown = f"{path} ({inside})" if inside else str(path)
+    names = [path.stem, path.parent.name]
+    source = f"{path.parent.name}/{path.name}"
+    if inside:
+        last, *folders = reversed(inside.split("/"))
+        names = [Path(last).stem, *folders[:2], *names]
+        source = f"{path.name}/{inside}"
+    try:
+        if file is not None:
+            return _checkpoint(file, path, names, source)
+        with path.open("rb") as opened:
+            return _checkpoint(opened, path, names, source)
+    except RefusedTypeError as error:
+        raise ValueError(
+            f"{shown} is a pickle that holds {error}, which no checkpoint does; it was not run"
+        ) from error
+    except _NoCheckpointError as error:
+        raise ValueError(f"{shown} is a pickle, but not a checkpoint: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{shown} is not a readable checkpoint: {error}") from error
+
+
+class _NoCheckpointError(ValueError):
+    """Sound, and something else."""
+
+
+def _checkpoint(file: IO[bytes], path: Path, names: Sequence[str], source: str) -> Checkpoint:
+    with open_torch_file(file) as opened:
+        content = opened.content
+        state, beside = _without_prefix(_state_dict(content))
+        tensors = _tensors(opened, state)
+    arguments = _arguments(content)
+    stats = tensors.pop("norm_stats", None)
+    config, said = _config(tensors, names, arguments, stats)
+    kind = kind_of(state, names, arguments)
+    notes = [*said.notes, *_notes_on_statistics(stats, kind)]
+    families = sorted(beside | {key.split(".")[0] for key in state if LEFT.match(key)})
+    if families:
+        notes.append(f"left in the file: {', '.join(families)}")
+    if config.labels:
+        notes.append(f"the file does not name its {len(config.labels)} classes: they are numbered; {LABELS}")
+    config = replace(
+        config,
+        kind=kind,
+        code_base="msm_mae" if first_msm_mae(state) else "m2d",
+        licence=LICENCE,
+        training={"source": source, **training_facts(names, arguments, content.get("epoch"))},
+    )
+    found = Checkpoint(config=config, tensors=tensors, path=path, notes=tuple(notes), guessed=said.guessed)
+    empty_model(found)
+    return found
+
+
+def _state_dict(content: Any) -> dict[str, Any]:
+    """Return the state dict of a training file (its ``model``) or of a bare one."""
+    state = content.get("model", content) if type(content) is dict else content
+    if type(state) is not dict or not all(type(key) is str and TENSOR_NAME.fullmatch(key) for key in state):
+        raise _NoCheckpointError(f"it holds a {type(state).__name__} that is no state dict")
+    return state
+
+
+def _arguments(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that a training file keeps; a bare state dict has none."""
+    found = content.get("args")
+    if type(found) is Attributes:
+        return found.values
+    return {key: found[key] for key in found if type(key) is str} if type(found) is dict else {}
+
+
+def _without_prefix(state: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """Strip the encoder's prefix, if there is one, and name what stands beside it."""
+    prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in state)), "")
+    bare: dict[str, Any] = {}
+    beside: set[str] = set()
+    for key, value in state.items():
+        if prefix and not key.startswith(prefix) and BESIDE.match(key):
+            beside.add(key.removeprefix("module.ar.runtime.").split(".")[0])
+            continue
+        name = key.removeprefix(prefix)  # what is left over, the strict check names
+        if name in bare:
+            raise ValueError(f"it holds {name} twice")
+        bare[name] = value
+    if "patch_embed.proj.weight" not in bare:
+        raise _NoCheckpointError("it has no tensor patch_embed.proj.weight")
+    return bare, beside
+
+
+def _tensors(opened: TorchFile, state: dict[str, Any]) -> dict[str, Tensor]:
+    """Read the tensors of the encoder, the head and the projector, under our names."""
+    tensors: dict[str, Tensor] = {}
+    for key, value in state.items():
+        if LEFT.match(key):
+            continue
+        if type(value) is not StoredTensor:
+            raise ValueError(f"{key} is a {type(value).__name__}, not a tensor")
+        start = next((start for start in RENAMED if key.startswith(start)), "")
+        name = RENAMED.get(start, "") + key.removeprefix(start)
+        if name in tensors:
+            raise ValueError(f"it holds {name} twice")
+        tensors[name] = opened.tensor(value)
+    if "head.linear.weight" in tensors:
+        tensors.setdefault("head.norm.num_batches_tracked", torch.tensor(0))
+    return _joined_biases(tensors)
+
+
+def _joined_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Turn separate q and v biases (the first MSM-MAE) into a joint one; the key's is zero."""
+    joined = {key: value for key, value in state.items() if not key.endswith((".q_bias", ".v_bias"))}
+    for key in state:
+        if key.endswith((".q_bias", ".v_bias")):
+            q, v = (state.get(f"{key[:-6]}{letter}_bias") for letter in "qv")
+            if q is None or v is None or q.shape != v.shape or q.dtype != v.dtype:
+                raise ValueError(f"{key} has no other bias beside it, or one of another shape")
+            joined[f"{key[:-6]}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    return joined
+
+
+def _config(
+    state: Mapping[str, Tensor], names: Sequence[str], arguments: Mapping[str, Any], stats: Tensor | None
+) -> tuple[ModelConfig, Said]:
+    """Return what shapes say, and names and arguments where shapes cannot."""
+    weight, positions = state["patch_embed.proj.weight"], state.get("pos_embed")
+    if weight.ndim != 4 or positions is None or positions.ndim != 3 or not 0 < weight.shape[2] <= MELS:
+        raise ValueError("patch_embed.proj.weight or pos_embed is missing or misshapen")
+    if 0 in weight.shape:
+        raise ValueError(f"patch_embed.proj.weight is empty: its shape is {list(weight.shape)}")
+    width, _, high, wide = weight.shape
+    if width % HEAD_WIDTH:
+        raise ValueError(f"its width {width} is no multiple of {HEAD_WIDTH}: the number of heads is unknown")
+    class_token = "cls_token" in state
+    said = input_and_rate(
+        names,
+        arguments,
+        patch=(high, wide),
+        columns=(positions.shape[1] - class_token) // (MELS // high),
+    )
+    hidden, head = state.get("blocks.0.mlp.fc1.weight"), state.get("head.linear.weight")
+    if head is not None and head.ndim != 2:
+        raise ValueError(f"the classifier's weight has shape {list(head.shape)}: it has two axes")
+    if stats is not None and stats.shape != (2,):
+        raise ValueError(f"norm_stats has shape {list(stats.shape)}, not [2]")
+    config = ModelConfig(
+        encoder=EncoderConfig(
+            input_size=(MELS, said.frames),
+            patch_size=(high, wide),
+            width=width,
+            depth=len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
+            heads=width // HEAD_WIDTH,
+            mlp_ratio=hidden.shape[0] / width if hidden is not None and hidden.ndim else 4.0,
+            class_token=class_token,
+        ),
+        frontend=FrontendConfig.for_rate(said.sample_rate),
+        mean=DEFAULT_MEAN if stats is None else float(stats[0]),
+        std=DEFAULT_STD if stats is None else float(stats[1]),
+        labels=() if head is None else tuple(f"class {i}" for i in range(len(head))),
+        head_width=None if head is None else int(head.shape[1]),
+        projector=_projector(state),
+    )
+    return config, said
+
+
+def _projector(state: Mapping[str, Tensor]) -> ProjectorConfig | None:
+    """Return the sizes of M2D-CLAP's audio projector, of 2024 or 2025, where the file has one."""
+    if not any(name.startswith("projector.") for name in state):
+        return None
+    hidden, out = state.get("projector.hidden.weight"), state.get("projector.out.weight")
+    if hidden is not None and out is not None and hidden.ndim == out.ndim == 2:
+        return ProjectorConfig(kind="mean", width=len(out), hidden=len(hidden))
+    token, hidden = state.get("projector.token"), state.get("projector.blocks.0.mlp.fc1.weight")
+    if token is None or hidden is None or token.ndim != 3 or hidden.ndim != 2:
+        raise ValueError("the tensors of its audio_proj are neither those of M2D-CLAP 2024 nor of 2025")
+    blocks = {name.split(".")[2] for name in state if name.startswith("projector.blocks.")}
+    return ProjectorConfig(kind="semantic", width=token.shape[2], hidden=len(hidden), depth=len(blocks))
+
+
+def _notes_on_statistics(stats: Tensor | None, kind: str) -> list[str]:
+    if stats is not None:
+        return []
+    notes = []
+    for name, default, speech in (("mean", DEFAULT_MEAN, -10.43), ("std", DEFAULT_STD, 4.24)):
+        notes.append(f"the file stores no statistics: {name} is assumed to be {default}; {name}= changes it")
+        if kind == "m2d_s":
+            notes.append(f"{name} {default} is AudioSet's, as its code uses; for speech try {name}={speech}")
+    return notes

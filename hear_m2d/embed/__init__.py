@@ -1,0 +1,1 @@
+"""`hear-m2d embed`: many files to embeddings, resumable."""

@@ -1,0 +1,128 @@
+"""The command `hear-m2d embed`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hear_m2d.cli import MODEL_OPTIONS
+
+if TYPE_CHECKING:
+    from hear_m2d.embed.run import Summary
+
+
+@click.command()
+@click.argument("inputs", metavar="[INPUT]...", nargs=-1)
+@click.option("--model", required=True, help="A checkpoint's path or name, as for `load_model`.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder, or a .parquet file.")
+@click.option(
+    "--what",
+    type=click.Choice(["scene", "timestamps", "both"]),
+    default="scene",
+    show_default=True,
+    help="One vector a clip, vectors in time, or both.",
+)
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["npy", "parquet"]),
+    help="[default: parquet if OUT ends in .parquet or with --ray, else npy]",
+)
+@click.option(
+    "--list",
+    "list_file",
+    type=click.Path(path_type=Path),
+    help="A text file with one path a line; relative ones count from its own folder.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16"]),
+    default="float32",
+    show_default=True,
+    help="Of the encoder.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    help="Processes that decode; 0: this one does.  [default: processors - 1, at least 1]  "
+    "With --ray: beside each model, never 0.  [default: 1]",
+)
+@MODEL_OPTIONS
+@click.option(
+    "--ray", "ray_address", metavar="ADDRESS", help="Work on a Ray cluster: auto, local, or HOST:PORT."
+)
+@click.option("--force", is_flag=True, help="Begin anew: replace what an earlier run wrote to OUT.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+def embed(
+    inputs: tuple[str, ...],
+    model: str,
+    out: Path,
+    what: str,
+    output_format: str | None,
+    list_file: Path | None,
+    device: str,
+    dtype: str,
+    workers: int | None,
+    options: dict[str, Any],
+    ray_address: str | None,
+    force: bool,
+    dry_run: bool,
+) -> None:
+    """Embed audio files.
+
+    INPUT: files, folders (with all below them), or patterns in quotes ('recordings/**/*.flac'), in any format
+    of libsndfile and at any rate. An interrupted run is continued by the same command. Files that cannot be
+    read are listed at the end, in OUT/failed.csv or OUT.failed.csv.
+    """
+    from hear_m2d.embed.embedder import ModelSpec
+    from hear_m2d.embed.inputs import collect_inputs
+    from hear_m2d.embed.run import embed_files
+
+    if not inputs and list_file is None:
+        raise click.UsageError("give audio files, folders, patterns in quotes, or --list FILE")
+    if "dtype" in options:
+        raise click.UsageError(f"--model-options has a dtype: give --dtype {options['dtype']}")
+    spec = ModelSpec(name=model, what=what, options=options | {"dtype": dtype}, device=device)
+    if output_format is None:
+        output_format = "parquet" if out.suffix == ".parquet" or ray_address else "npy"
+    found = collect_inputs(inputs, list_file)
+    if found.duplicates:
+        click.echo(f"{found.duplicates} mentions of files that are there already are left out", err=True)
+    if dry_run:
+        click.echo(
+            f"{len(found.clips)} clips below {found.root}: {found.clips[0].name} … {found.clips[-1].name}"
+        )
+        click.echo(f"{what} embeddings of {model} as {output_format} to {out}")
+        return
+    if ray_address:
+        if output_format != "parquet":
+            raise click.UsageError("--ray writes Parquet: leave --format out")
+        from hear_m2d.embed.ray import embed_on_ray
+
+        summary = embed_on_ray(
+            found, spec, out, address=ray_address, workers=workers, force=force, progress=True
+        )
+    else:
+        summary = embed_files(
+            found, spec, out, output_format=output_format, workers=workers, force=force, progress=True
+        )
+    report(out, summary)
+
+
+def report(out: Path, summary: Summary) -> None:
+    """Print what was done."""
+    before = f" ({summary.already} were done before)" if summary.already else ""
+    click.echo(f"{out}: {summary.clips} clips, {summary.audio_s / 3600:.2f} h of audio{before}")
+    if summary.clips:
+        click.echo(
+            f"{summary.hours_per_minute:.2f} audio hours per minute; the model waited for data "
+            f"{100 * summary.waiting_share:.0f} % of the time"
+        )
+    if summary.many_channels:
+        click.echo(f"{summary.many_channels} files with more than two channels were averaged")
+    if summary.report is not None:
+        told = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items())
+        click.echo(f"failed: {told}; listed in {summary.report}")

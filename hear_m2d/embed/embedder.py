@@ -1,0 +1,170 @@
+"""The model of `hear-m2d embed`: decoded clips in batches → embeddings, one at a time or reported.
+
+A clip's embedding is its own, whatever it shares a batch with; batches only fill the forward passes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hear_m2d import model_of
+from hear_m2d._checkout import installed_version
+from hear_m2d.audio import Sound
+from hear_m2d.checkpoint.resolve import read_weights
+from hear_m2d.embed.decode import Decoded, Failure
+from hear_m2d.embed.inputs import Clip
+from hear_m2d.model.config import Options
+from hear_m2d.model.hear_model import HearModel
+from hear_m2d.utils.device import pick_device
+from hear_m2d.utils.files import file_sha256
+
+WHAT = ("scene", "timestamps", "both")
+# Audio in a batch, seconds: windows enough for several passes, little enough to lose when a run is killed.
+_BATCH_S = {"cpu": 120.0, "cuda": 600.0}
+_BATCH_CLIPS = 512
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model, and what is asked of it.
+
+    Attributes:
+        name: As for :func:`hear_m2d.load_model`.
+        what: ``scene``, ``timestamps`` or ``both``.
+        options: As for :func:`hear_m2d.load_model`.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
+    """
+
+    name: str
+    what: str = "scene"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.what not in WHAT:
+            raise ValueError(f"what={self.what!r}; it is one of {', '.join(WHAT)}")
+        Options.parse(self.options)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One clip's embeddings.
+
+    Attributes:
+        clip: The clip.
+        sound: What it was like; its samples are dropped.
+        duration_s: Its length at the model's rate, seconds.
+        scene: (features,), float32, if asked for.
+        timestamps: (n, features), float32, if asked for.
+        times_ms: (n,), float32, milliseconds, if asked for.
+    """
+
+    clip: Clip
+    sound: Sound
+    duration_s: float
+    scene: NDArray[np.float32] | None
+    timestamps: NDArray[np.float32] | None
+    times_ms: NDArray[np.float32] | None
+
+
+class Embedder:
+    """A loaded model on its device.
+
+    Args:
+        spec: Which, and what is asked of it.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        device = pick_device(spec.device)
+        self.spec = spec
+        checkpoint = read_weights(spec.name)
+        self.path = checkpoint.path
+        self.model: HearModel = model_of(checkpoint, Options.parse(spec.options)).to(device)
+        self.sample_rate = self.model.sample_rate
+        # With the batch's own statistics a clip's embedding would depend on its mates.
+        alone = self.model.options.normalization == "batch"
+        self.batch_s = 0.0 if alone else _BATCH_S.get(device.type, _BATCH_S["cuda"])
+
+    def facts(self) -> dict[str, Any]:
+        """Return what identifies the embeddings, and describes them: JSON."""
+        defaults = dataclasses.asdict(Options())
+        chosen = dataclasses.asdict(self.model.options)
+        return {
+            "format": 1,
+            "model": self.spec.name,
+            "sha256": file_sha256(self.path),
+            "options": json.loads(json.dumps({k: v for k, v in chosen.items() if v != defaults[k]})),
+            "sample_rate": self.sample_rate,
+            "embedding_size": self.model.scene_embedding_size,
+            "version": installed_version(),
+        }
+
+    def batches(self, clips: Iterable[Decoded]) -> Iterator[list[Decoded]]:
+        """Group clips, in their order; those that failed go along and count for nothing."""
+        batch: list[Decoded] = []
+        seconds, good = 0.0, 0
+        for decoded in clips:
+            batch.append(decoded)
+            if isinstance(decoded.result, Sound):
+                seconds += len(decoded.result.samples) / self.sample_rate
+                good += 1
+            if seconds > self.batch_s or good >= _BATCH_CLIPS:
+                yield batch
+                batch, seconds, good = [], 0.0, 0
+        if batch:
+            yield batch
+
+    def embed(self, batch: Sequence[Decoded]) -> list[Embedding | Failure]:
+        """Return each clip's embeddings, or why it has none, in the same order."""
+        good = [decoded for decoded in batch if isinstance(decoded.result, Sound)]
+        found = iter(self._embed(good))
+        return [d.result if isinstance(d.result, Failure) else next(found) for d in batch]
+
+    def _embed(self, batch: Sequence[Decoded]) -> list[Embedding | Failure]:
+        if not batch:
+            return []
+        try:
+            return self._run(batch)
+        except (ValueError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not _out_of_memory(error):
+                raise
+            if len(batch) > 1:  # one of them is to blame, or together they are too much
+                return [result for decoded in batch for result in self._embed([decoded])]
+            reason = "not embedded" if isinstance(error, ValueError) else "too large"
+            return [Failure(batch[0].clip.name, reason, " ".join(str(error).split()) or "out of memory")]
+
+    def _run(self, batch: Sequence[Decoded]) -> list[Embedding | Failure]:
+        sounds = [decoded.result for decoded in batch if isinstance(decoded.result, Sound)]
+        audio = [torch.from_numpy(sound.samples) for sound in sounds]
+        scenes: Any = [None] * len(audio)
+        frames: Any = scenes
+        times: Any = scenes
+        if self.spec.what == "scene":
+            scenes = self.model.scene_embeddings(audio)
+        elif self.spec.what == "timestamps":
+            frames, times = self.model.timestamp_embeddings(audio)
+        else:
+            scenes, frames, times = self.model.scene_and_timestamp_embeddings(audio)
+        results: list[Embedding | Failure] = []
+        for decoded, sound, *parts in zip(batch, sounds, scenes, frames, times, strict=True):
+            scene, timestamps, times_ms = (None if part is None else part.cpu().numpy() for part in parts)
+            if any(part is not None and not np.isfinite(part).all() for part in (scene, timestamps)):
+                detail = "its samples are so loud that the embedding is not finite"
+                results.append(Failure(decoded.clip.name, "not embedded", detail))
+                continue
+            told = dataclasses.replace(sound, samples=np.empty(0, np.float32))
+            duration_s = len(sound.samples) / self.sample_rate
+            results.append(Embedding(decoded.clip, told, duration_s, scene, timestamps, times_ms))
+        return results
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -1,0 +1,1 @@
+"""The model: log-mel front end, encoder, windows, pooling and timestamps."""

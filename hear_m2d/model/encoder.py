@@ -1,0 +1,259 @@
+"""The encoder: spectrogram patches, fixed 2-D sine-cosine positions, class token, timm blocks.
+
+Tokens are frequency-major: token index = row * columns + column, the lowest frequency row first.
+Source: M2D (Niizumi et al., 2023) section III; ViT (Dosovitskiy et al., 2021); MAE (He et al., 2022).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hear_m2d.utils.errors import check_whole_numbers
+
+SIZES: dict[str, tuple[int, int, int]] = {  # width, blocks, heads
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+}
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of the encoder.
+
+    Attributes:
+        input_size: Mel bins and frames of one window.
+        patch_size: Mel bins and frames of one patch.
+        width: Features of a token.
+        depth: Transformer blocks.
+        heads: Attention heads.
+        mlp_ratio: Hidden features of a block's MLP, as a multiple of the width.
+        class_token: Whether a learned class token stands before the patches.
+    """
+
+    input_size: tuple[int, int] = (80, 608)
+    patch_size: tuple[int, int] = (16, 16)
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    mlp_ratio: float = 4.0
+    class_token: bool = True
+
+    def __post_init__(self) -> None:
+        (mels, frames), (high, wide) = self.input_size, self.patch_size
+        sizes = {"mels": mels, "frames": frames, "patch height": high, "patch width": wide}
+        check_whole_numbers(**sizes, width=self.width, depth=self.depth, heads=self.heads)
+        if min(mels, frames, high, wide, self.width, self.depth, self.heads) <= 0:
+            raise ValueError(f"an encoder needs positive sizes, not {self}")
+        if mels % high or frames < wide:
+            raise ValueError(f"patches of {high}x{wide} do not tile an input of {mels}x{frames}")
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} must divide by 4 and by the {self.heads} heads")
+        if not isinstance(self.class_token, bool):
+            raise ValueError(f"class_token is {self.class_token!r}; it is true or false")
+        if not 0 < self.mlp_ratio < 100:
+            raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it is a positive number, usually 4")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along frequency and time of one window."""
+        return self.input_size[0] // self.patch_size[0], self.input_size[1] // self.patch_size[1]
+
+    @property
+    def column_width(self) -> int:
+        """Features of a column: all frequency rows of one time step, stacked."""
+        return self.grid[0] * self.width
+
+
+def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
+    """Return the fixed 2-D position table, (rows * columns, width), float32.
+
+    The first half of the features encodes time, the second frequency; each half holds its sines, then
+    its cosines, of position / 10000^(k / (width / 4)). Positions are integers, so the table of a
+    shorter grid is a column subset of a longer one's.
+    """
+    rows, columns = grid
+    rates = 10000.0 ** (-np.arange(width // 4) / (width / 4))
+    time = np.outer(np.tile(np.arange(columns), rows), rates)
+    frequency = np.outer(np.repeat(np.arange(rows), columns), rates)
+    table = np.concatenate([np.sin(time), np.cos(time), np.sin(frequency), np.cos(frequency)], axis=1)
+    return torch.from_numpy(table).float()
+
+
+def resize_positions(table: Tensor, grid: tuple[int, int], columns: int) -> Tensor:
+    """Return a stored table for another number of columns: cropped if fewer, resampled (bicubic) if more.
+
+    Args:
+        table: (1, [1 +] rows * columns, width); a class token's row comes first and is kept.
+        grid: Rows and columns of the table.
+        columns: Columns wanted.
+    """
+    rows, now = grid
+    first = table[:, : table.shape[1] - rows * now]
+    places = table[:, first.shape[1] :].reshape(rows, now, -1)
+    if columns <= now:
+        places = places[:, :columns]
+    else:
+        image = places.permute(2, 0, 1)[None]  # (1, width, rows, columns)
+        image = nn.functional.interpolate(image, size=(rows, columns), mode="bicubic", align_corners=False)
+        places = image[0].permute(1, 2, 0)
+    return torch.cat([first, places.reshape(1, rows * columns, -1)], dim=1)
+
+
+def transformer_blocks(width: int, *, depth: int, heads: int, mlp_ratio: float = 4.0) -> nn.ModuleList:
+    """Return ``depth`` pre-norm blocks of timm: joint qkv with bias, exact GELU, LayerNorm eps 1e-6."""
+    # Heavy, so imported where an encoder is built; and never on a caller's meta device, where torch 2.6
+    # cannot import its compiler.
+    with torch.device("cpu"):
+        from timm.models.vision_transformer import Block
+
+    norm: Any = partial(nn.LayerNorm, eps=1e-6)
+    return nn.ModuleList(
+        Block(dim=width, num_heads=heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm)
+        for _ in range(depth)
+    )
+
+
+def initialise(module: nn.Module) -> None:
+    """Initialise as published: Xavier-uniform weights with zero biases, LayerNorm one and zero."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
+
+
+class PatchEmbedding(nn.Module):
+    """Spectrogram (batch, 1, mels, frames) → tokens (batch, patches, width); a trailing part is dropped."""
+
+    def __init__(self, patch_size: tuple[int, int], width: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(1, width, kernel_size=patch_size, stride=patch_size)
+        # As one matrix, not as a convolution; the convolution's own bias keeps PyTorch's default.
+        nn.init.xavier_uniform_(self.proj.weight.view(width, -1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the tokens in frequency-major order."""
+        # Without overlap the convolution is one matrix product over flattened patches, which runs at
+        # the machine's matrix rate, also in training, where a strided convolution's gradient does not.
+        return nn.functional.linear(patchify(x, self.patch_size), self.proj.weight.flatten(1), self.proj.bias)
+
+
+def patchify(x: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Cut (batch, 1, mels, frames) into (batch, patches, high * wide); pixels in (mel, frame) order."""
+    high, wide = patch_size
+    rows, columns = x.shape[-2] // high, x.shape[-1] // wide
+    x = x[:, 0, : rows * high, : columns * wide].reshape(-1, rows, high, columns, wide)
+    return x.permute(0, 1, 3, 2, 4).reshape(x.shape[0], rows * columns, high * wide)
+
+
+def unpatchify(patches: Tensor, patch_size: tuple[int, int], rows: int) -> Tensor:
+    """Undo :func:`patchify`: (batch, patches, high * wide) → (batch, 1, mels, frames)."""
+    high, wide = patch_size
+    batch, count, _ = patches.shape
+    x = patches.reshape(batch, rows, count // rows, high, wide).permute(0, 1, 3, 2, 4)
+    return x.reshape(batch, 1, rows * high, count // rows * wide)
+
+
+class SpectrogramEncoder(nn.Module):
+    """A vision transformer over log-mel patches.
+
+    Args:
+        config: Sizes.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_embed = PatchEmbedding(config.patch_size, width)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, width)) if config.class_token else None
+        positions = sincos_positions(width, config.grid)
+        if config.class_token:  # the class token's row is zeros, and is added anyway
+            positions = torch.cat([positions.new_zeros(1, width), positions])
+        # Stored, not recomputed: fine-tuned files hold tables resampled to another length.
+        self.register_buffer("pos_embed", positions[None])
+        self.blocks = transformer_blocks(
+            width, depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio
+        )
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        initialise(self.blocks)
+        if self.cls_token is not None:
+            nn.init.normal_(self.cls_token, std=0.02)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Return patch tokens with their positions.
+
+        Args:
+            x: Standardised log-mel, (batch, 1, mels, frames); at most the input's length.
+
+        Returns:
+            (batch, rows * columns, width).
+        """
+        rows, columns = self.config.grid
+        now = x.shape[-1] // self.config.patch_size[1]
+        if now > columns:
+            raise ValueError(
+                f"a window of {x.shape[-1]} frames is longer than the {self.config.input_size[1]}"
+            )
+        table = self.pos_embed[:, 1:] if self.cls_token is not None else self.pos_embed
+        table = table.reshape(1, rows, columns, -1)[:, :, :now].flatten(1, 2)
+        tokens: Tensor = self.patch_embed(x)
+        return tokens + table.to(tokens.dtype)
+
+    def with_class_token(self, tokens: Tensor) -> Tensor:
+        """Prepend the class token (and its position) to (batch, n, width), if there is one."""
+        if self.cls_token is None:
+            return tokens
+        first = self.cls_token + self.pos_embed[:, :1].to(self.cls_token.dtype)
+        return torch.cat([first.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Run the blocks and the final norm over tokens, (batch, n, width) → (batch, [1 +] n, width)."""
+        x = self.with_class_token(tokens)
+        for block in self.blocks:
+            x = block(x)
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the patch tokens after the final norm, without the class token.
+
+        Args:
+            x: Standardised log-mel, (batch, 1, mels, frames).
+
+        Returns:
+            (batch, rows * columns, width), frequency-major.
+        """
+        z = self.encode(self.embed(x))
+        return z[:, 1:] if self.cls_token is not None else z
+
+    def layers(self, x: Tensor) -> list[Tensor]:
+        """Return every block's output without the class token; only the last is normed.
+
+        Args:
+            x: Standardised log-mel, (batch, 1, mels, frames).
+
+        Returns:
+            ``depth`` tensors (batch, rows * columns, width).
+        """
+        tokens = self.with_class_token(self.embed(x))
+        outputs = []
+        for block in self.blocks:
+            tokens = block(tokens)
+            outputs.append(tokens)
+        outputs[-1] = self.norm(tokens)
+        return [z[:, 1:] for z in outputs] if self.cls_token is not None else outputs

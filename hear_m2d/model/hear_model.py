@@ -1,0 +1,354 @@
+"""HearModel: waveform → log-mel → standardised → windows → encoder → columns → scene, timestamps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hear_m2d.checkpoint.hub import SharedModel
+from hear_m2d.model.clips import Audio, check_audio
+from hear_m2d.model.config import ModelConfig, Options
+from hear_m2d.model.encoder import SpectrogramEncoder
+from hear_m2d.model.frontend import LogMelSpectrogram
+from hear_m2d.model.pooling import (
+    Collector,
+    Columns,
+    InterpolatedColumns,
+    MeanOverColumns,
+    PhasedColumns,
+    batch_statistics,
+    compile_blocks,
+    cut_log_mel,
+    passes,
+)
+from hear_m2d.model.projector import make_projector
+from hear_m2d.model.timestamps import dense_offset, frame_step, timestamp_count, timestamps_ms
+from hear_m2d.model.windows import Window, plan_windows
+from hear_m2d.utils.device import warn_of_slow_bfloat16, windows_per_pass
+
+PerClip = Any  # of a tensor, one tensor with the batch first; of a list of clips, a list with a tensor each
+
+
+class ClassifierHead(nn.Module):
+    """BatchNorm without affine, then a linear layer: pooled features (batch, width) → logits."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False)
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, (batch, classes)."""
+        logits: Tensor = self.linear(self.norm(x))
+        return logits
+
+
+class HearModel(nn.Module, SharedModel):
+    """An audio embedding model behind the HEAR API.
+
+    Args:
+        config: What the checkpoint says.
+        options: What the caller asks for.
+    """
+
+    def __init__(self, config: ModelConfig, options: Options | None = None) -> None:
+        super().__init__()
+        self.options = options or Options()
+        self.config = config = self.options.override(config)
+        depth = config.encoder.depth
+        for index in self.options.layers or ():
+            if not -depth <= index < depth:
+                raise ValueError(f"layers={list(self.options.layers or ())}: there are {depth} blocks")
+        self.frontend = LogMelSpectrogram(config.frontend)
+        self.encoder = SpectrogramEncoder(config.encoder)
+        self.head = ClassifierHead(config.head_width, len(config.labels)) if config.head_width else None
+        self.projector = make_projector(config.encoder.width, config.projector) if config.projector else None
+        # Windows per forward pass; None: enough to fill the device, few enough for its free memory.
+        self.batch_windows: int | None = None
+        if self.options.compile:
+            compile_blocks(self.encoder.blocks)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Come out of a pickle or a copy, where nothing compiled goes in."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.options.compile:
+            compile_blocks(self.encoder.blocks)
+
+    @property
+    def sample_rate(self) -> int:
+        """Hertz that the audio must have."""
+        return self.config.frontend.sample_rate
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names of the classifier; empty without one."""
+        return self.config.labels
+
+    @property
+    def timestamp_embedding_size(self) -> int:
+        """Features of one timestamp embedding."""
+        encoder = self.config.encoder
+        width = encoder.column_width if self.options.output == "columns" else encoder.width
+        return width * self._layer_count
+
+    @property
+    def scene_embedding_size(self) -> int:
+        """Features of a scene embedding: the mean over time has as many as one time."""
+        return self.timestamp_embedding_size
+
+    @property
+    def _layer_count(self) -> int:
+        return len(self.options.layers or (-1,)) if self.options.layer_mode == "concat" else 1
+
+    def forward(self, audio: Audio) -> PerClip:
+        """Return the columns of the last block after the final norm, with gradients.
+
+        Args:
+            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
+
+        Returns:
+            (batch, time_patches, freq_patches * width), the lowest frequency row first; for a list, a list
+            of (time_patches, freq_patches * width).
+
+        Raises:
+            ValueError: Audio that cannot be embedded; the message says why.
+        """
+        found = self._last_columns(check_audio(audio))
+        return torch.stack(found) if isinstance(audio, Tensor) else found
+
+    @torch.no_grad()
+    def columns(self, audio: Audio) -> PerClip:
+        """Return what :meth:`forward` returns, without gradients."""
+        return self.forward(audio)
+
+    @torch.no_grad()
+    def features(self, audio: Audio) -> PerClip:
+        """Return what embeddings are made of, as ``layers`` and ``output`` say, without gradients.
+
+        Args:
+            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
+
+        Returns:
+            ``columns`` and ``mean``: (batch, time_patches, features). ``tokens``: (batch, patches, features),
+            window by window, within a window frequency-major. For a list, a list without the batch.
+        """
+        clips = check_audio(audio)
+        arrange = self._tokens_of_window if self.options.output == "tokens" else self._rows_averaged
+        collector = Columns(len(clips), arrange)
+        self._stream(clips, self._windows(clips), self._features, [collector])
+        found = collector.result()
+        return torch.stack(found) if isinstance(audio, Tensor) else found
+
+    @torch.no_grad()
+    def scene_embeddings(self, audio: Audio) -> Tensor:
+        """Return one vector per clip, the mean over its columns.
+
+        Args:
+            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
+
+        Returns:
+            (batch, scene_embedding_size), float32.
+
+        Raises:
+            ValueError: Audio that cannot be embedded; the message says why.
+        """
+        clips = check_audio(audio)
+        scenes = self._mean_over_columns(len(clips))
+        self._stream(clips, self._windows(clips), self._features, [scenes])
+        return self._rows_averaged(scenes.result())
+
+    @torch.no_grad()
+    def timestamp_embeddings(self, audio: Audio) -> tuple[PerClip, PerClip]:
+        """Return embeddings in time and the centre of each.
+
+        Args:
+            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
+
+        Returns:
+            Embeddings (batch, n, timestamp_embedding_size) and their times in milliseconds (batch, n); for a
+            list, two lists of tensors without the batch. All are float32.
+
+        Raises:
+            ValueError: Audio that cannot be embedded; the message says why.
+        """
+        _, embeddings, times = self._embed(audio, scenes=False)
+        return embeddings, times
+
+    @torch.no_grad()
+    def scene_and_timestamp_embeddings(self, audio: Audio) -> tuple[Tensor, PerClip, PerClip]:
+        """Return what the two functions return, of one run of the encoder: scenes, embeddings, times."""
+        return self._embed(audio, scenes=True)
+
+    def classify(self, audio: Audio) -> Tensor:
+        """Return logits, (batch, classes), of a checkpoint that holds a classifier, with gradients.
+
+        Args:
+            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
+
+        Raises:
+            ValueError: The checkpoint holds none, or the audio cannot be embedded.
+        """
+        if self.head is None:
+            raise ValueError("this checkpoint has no classifier: it only embeds")
+        means = [columns.mean(0) for columns in self._last_columns(check_audio(audio))]
+        pooled = torch.stack(means)  # (batch, freq_patches * width)
+        if self.config.head_width == self.config.encoder.width:  # the mean over tokens
+            pooled = pooled.reshape(len(pooled), -1, self.config.encoder.width).mean(1)
+        return self.head(pooled.to(self.head.linear.weight.dtype)).float()  # type: ignore[no-any-return]
+
+    def project(self, audio: Audio) -> Tensor:
+        """Return M2D-CLAP's audio vectors, which lie beside its texts': (batch, width), with gradients.
+
+        Args:
+            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
+
+        Raises:
+            ValueError: The checkpoint holds no audio projector.
+        """
+        if self.projector is None:
+            raise ValueError("this checkpoint has no audio projector: it is no M2D-CLAP")
+        width = self.config.encoder.width
+        clips = self._last_columns(check_audio(audio))  # each (time_patches, freq_patches * width)
+        dtype = next(self.projector.parameters()).dtype
+        vectors = [self.projector(columns.reshape(1, -1, width).to(dtype)) for columns in clips]
+        return torch.cat(vectors).float()
+
+    def standardised(self, batch: Tensor) -> Tensor:
+        """Return (log-mel - mean) / std of whole clips, (batch, mels, frames).
+
+        The statistics are the checkpoint's own; with ``normalization="batch"`` those of the batch at hand.
+        """
+        clips = [clip.to(self._device) for clip in check_audio(batch)]
+        mean, std = self._statistics(clips)
+        logmel: Tensor = self.frontend(torch.stack(clips))
+        return (logmel - mean) / std
+
+    @property
+    def _device(self) -> torch.device:
+        return self.encoder.pos_embed.device
+
+    def _statistics(self, clips: Sequence[Tensor]) -> tuple[float, float]:
+        if self.options.normalization == "batch":
+            return batch_statistics(self.frontend, clips, self._device)
+        return self.config.mean, self.config.std
+
+    def _windows(self, clips: Sequence[Tensor], shift: int = 0, phase: int = 0) -> list[Window]:
+        """Return the windows of all clips; with a shift, those of spectrograms that begin at that frame."""
+        encoder = self.config.encoder
+        rule = "whole" if self.options.windows == "whole" else self.config.code_base
+        found = []
+        for clip, audio in enumerate(clips):
+            frames = self.config.frontend.frames(len(audio)) - shift
+            if frames > 0:
+                plan = plan_windows(
+                    frames, window=encoder.input_size[1], patch=encoder.patch_size[1], rule=rule
+                )
+                found += plan.windows(frames, clip=clip, shift=shift, phase=phase)
+        return found
+
+    def _stream(
+        self,
+        clips: Sequence[Tensor],
+        windows: Sequence[Window],
+        features: Callable[[Tensor], Tensor],
+        collectors: Sequence[Collector],
+    ) -> None:
+        """Run ``features`` over the windows, a pass at a time, and hand its columns to the collectors."""
+        dtype = self.encoder.norm.weight.dtype
+        warn_of_slow_bfloat16(dtype, self._device)
+        statistics = self._statistics(clips)
+
+        if self.batch_windows is not None and self.batch_windows < 1:
+            raise ValueError(f"batch_windows={self.batch_windows}; it is a positive whole number, or None")
+
+        def size(frames: int) -> int:
+            return self.batch_windows or windows_per_pass(
+                self.config.encoder, frames, layers=self._layer_count, dtype=dtype, device=self._device
+            )
+
+        for some in passes(windows, size):
+            x = cut_log_mel(self.frontend, clips, some, statistics=statistics, device=self._device)
+            columns = features(x[:, None].to(dtype)).float()
+            for collector in collectors:
+                collector.add(some, columns)
+
+    def _embed(self, audio: Audio, *, scenes: bool) -> tuple[Any, Any, Any]:
+        """Return scenes (or None), embeddings in time, and their times."""
+        clips = check_audio(audio)
+        config, frontend = self.config.encoder, self.config.frontend
+        patch = config.patch_size[1]
+        step = frame_step(patch, frontend.hop_ms)
+        counts = [timestamp_count(len(clip), step=step, hop_length=frontend.hop_length) for clip in clips]
+        size = self.timestamp_embedding_size
+        if isinstance(audio, Tensor):
+            embeddings: Any = self._empty(len(clips), counts[0], size)
+        else:
+            embeddings = [self._empty(count, size) for count in counts]
+        means = self._mean_over_columns(len(clips)) if scenes else None
+        collectors: list[Collector] = [] if means is None else [means]
+        if step < patch and self.options.timestamps == "dense":
+            if collectors:
+                self._stream(clips, self._windows(clips), self._features, collectors)
+            phases = patch // step
+            windows = []
+            for phase in range(min(phases, max(counts))):
+                shift = dense_offset(phase, step=step, patch_frames=patch)
+                windows += self._windows(clips, shift, phase)
+            phased = PhasedColumns(embeddings, phases=phases, arrange=self._rows_averaged)
+            self._stream(clips, windows, self._features, [phased])
+        else:
+            smooth = InterpolatedColumns(embeddings, step=step, patch=patch, arrange=self._rows_averaged)
+            self._stream(clips, self._windows(clips), self._features, [*collectors, smooth])
+            smooth.finish()
+        times: Any = [timestamps_ms(n, step=step, frontend=frontend).float().to(self._device) for n in counts]
+        if isinstance(audio, Tensor):
+            times = torch.stack(times)
+        return None if means is None else self._rows_averaged(means.result()), embeddings, times
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self._device)
+
+    def _mean_over_columns(self, clips: int) -> MeanOverColumns:
+        size = self.config.encoder.column_width * self._layer_count
+        return MeanOverColumns(clips, size, self._device)
+
+    def _last_columns(self, clips: Sequence[Tensor]) -> list[Tensor]:
+        collector = Columns(len(clips))
+        self._stream(clips, self._windows(clips), self._columns_of_last_block, [collector])
+        return collector.result()
+
+    def _columns_of_last_block(self, windows: Tensor) -> Tensor:
+        return self._columns(self.encoder(windows))
+
+    def _columns(self, tokens: Tensor) -> Tensor:
+        """Stack the frequency rows: (windows, rows * n, width) → (windows, n, rows * width)."""
+        windows, patches, width = tokens.shape
+        rows = self.config.encoder.grid[0]
+        return tokens.reshape(windows, rows, patches // rows, width).transpose(1, 2).flatten(2)
+
+    def _features(self, windows: Tensor) -> Tensor:
+        if self.options.layers is None:
+            return self._columns_of_last_block(windows)
+        outputs = self.encoder.layers(windows)
+        chosen = [self._columns(outputs[index]) for index in self.options.layers]
+        if self.options.layer_mode == "mean":
+            return torch.stack(chosen).mean(0)
+        return torch.cat(chosen, dim=-1)
+
+    def _by_row(self, columns: Tensor) -> Tensor:
+        """Unfold the features of (n, layers * rows * width) to (n, layers, rows, width)."""
+        encoder = self.config.encoder
+        return columns.reshape(len(columns), self._layer_count, encoder.grid[0], encoder.width)
+
+    def _rows_averaged(self, columns: Tensor) -> Tensor:
+        """Average the frequency rows of (n, layers * rows * width), unless columns are wanted."""
+        if self.options.output == "columns":
+            return columns
+        return self._by_row(columns).mean(2).flatten(1)
+
+    def _tokens_of_window(self, columns: Tensor) -> Tensor:
+        """Return one window's tokens, frequency-major: (rows * n, layers * width)."""
+        return self._by_row(columns).permute(2, 0, 1, 3).flatten(0, 1).flatten(1)

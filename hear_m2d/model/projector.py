@@ -1,0 +1,109 @@
+"""M2D-CLAP's audio projectors: all tokens of a clip → one vector beside the text's.
+
+2024: the mean over tokens through a small MLP. 2025: a learned token that attends
+to all tokens, the semantic projector (arXiv 2503.22104). Settings as published; the text side is not here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from hear_m2d.utils.errors import check_whole_numbers
+
+KINDS = ("mean", "semantic")
+LARGEST, DEEPEST = 10**6, 100  # of a config that lies, nothing is built
+
+
+@dataclass(frozen=True)
+class ProjectorConfig:
+    """Sizes of an audio projector.
+
+    Attributes:
+        kind: ``mean`` (M2D-CLAP 2024) or ``semantic`` (2025).
+        width: Features of its result.
+        hidden: Hidden features of its MLP, or of each block's.
+        depth: Blocks of a semantic projector; 0 otherwise.
+    """
+
+    kind: str = "mean"
+    width: int = 768
+    hidden: int = 768
+    depth: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"a projector is {' or '.join(KINDS)}, not {self.kind!r}")
+        check_whole_numbers(width=self.width, hidden=self.hidden, depth=self.depth)
+        if max(self.width, self.hidden) > LARGEST or self.depth > DEEPEST:
+            raise ValueError(f"a projector is not as large as {self}")
+        if min(self.width, self.hidden) <= 0 or (self.depth > 0) != (self.kind == "semantic"):
+            raise ValueError(f"a projector needs positive sizes, and blocks if it is semantic, not {self}")
+
+
+class MeanProjector(nn.Module):
+    """Mean over tokens, Linear, ReLU, Linear.
+
+    Args:
+        width: Features of a token.
+        config: Sizes.
+    """
+
+    def __init__(self, width: int, config: ProjectorConfig) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(width, config.hidden)
+        self.out = nn.Linear(config.hidden, config.width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Project (batch, tokens, width) to (batch, config.width)."""
+        projected: Tensor = self.out(torch.relu(self.hidden(tokens.mean(1))))
+        return projected
+
+
+class SemanticProjector(nn.Module):
+    """A learned token before all others, pre-norm blocks of one head, then that token's LayerNorm.
+
+    The LayerNorms have PyTorch's eps of 1e-5, unlike the encoder's.
+
+    Args:
+        width: Features of a token.
+        config: Sizes.
+    """
+
+    def __init__(self, width: int, config: ProjectorConfig) -> None:
+        super().__init__()
+        from timm.models.vision_transformer import Block  # heavy: imported where a projector is built
+
+        # timm rounds width * ratio down: half a feature more makes that exact.
+        ratio = (config.hidden + 0.5) / width
+        self.token = nn.Parameter(torch.zeros(1, 1, width))
+        self.blocks = nn.ModuleList(
+            Block(dim=width, num_heads=1, mlp_ratio=ratio, qkv_bias=True, norm_layer=nn.LayerNorm)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Project (batch, tokens, width) to (batch, width)."""
+        x = torch.cat([self.token.expand(len(tokens), -1, -1), tokens], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        projected: Tensor = self.norm(x[:, 0])
+        return projected
+
+
+def make_projector(width: int, config: ProjectorConfig) -> nn.Module:
+    """Return the projector of a config, for tokens of that width.
+
+    Raises:
+        ValueError: A semantic projector whose result has another width than its tokens.
+    """
+    if config.kind == "mean":
+        return MeanProjector(width, config)
+    if config.width != width:
+        raise ValueError(
+            f"a semantic projector gives {width} features, as its tokens have, not {config.width}"
+        )
+    return SemanticProjector(width, config)

@@ -1,0 +1,1 @@
+"""Helpers that every part uses: devices, errors, files, operation counts, progress."""

@@ -1,0 +1,1 @@
+"""Training data: from audio files to prepared shards, crops and batches."""

@@ -1,0 +1,1 @@
+"""Where `prepare` reads audio: folders, CSV files, tar archives, Parquet and the hub."""

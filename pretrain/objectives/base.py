@@ -1,0 +1,62 @@
+"""What the training loop needs of an objective, and what M2D and MSM-MAE share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hear_m2d.model.encoder import SpectrogramEncoder
+from hear_m2d.pretrain.objectives.decoder import Decoder
+
+
+class Outcome(NamedTuple):
+    """One forward pass of an objective.
+
+    Attributes:
+        loss: A scalar with gradients.
+        predicted: Predictions at the masked patches, (batch, masked, features).
+        target: What they are compared with, before standardisation, likewise.
+        latent: Encoder output, (batch, [1 +] visible, width).
+        meters: Scalars to log.
+    """
+
+    loss: Tensor
+    predicted: Tensor
+    target: Tensor
+    latent: Tensor
+    meters: dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """An encoder with what trains it: ``objective(x, noise, target)`` returns an :class:`Outcome`."""
+
+    encoder: SpectrogramEncoder
+    decoder: Decoder
+
+    @property
+    def offline_shape(self) -> tuple[int, ...] | None:
+        """Shape of one clip's offline target; None where the objective has none."""
+        return None
+
+    def offline_target(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Return what a batch is compared with besides the objective's own targets; None where nothing is."""
+        return None
+
+    def momentum_update(self, decay: float) -> None:
+        """Update a momentum network after an optimiser step; nothing where there is none."""
+
+    def beside_encoder(self) -> dict[str, Tensor]:
+        """Return the state that a checkpoint of the encoder leaves out."""
+        return {name: t for name, t in self.state_dict().items() if not name.startswith("encoder.")}
+
+
+def standardise_tokens(x: Tensor) -> Tensor:
+    """Standardise over the last axis, unbiased variance plus 1e-6, as published (``norm_pix_loss``)."""
+    return (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-6)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return float64 as it is, and anything else as float32."""
+    return x if x.dtype == torch.float64 else x.float()

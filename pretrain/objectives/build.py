@@ -1,0 +1,129 @@
+"""Recipe → objective, and objective → the checkpoint that `hear_m2d.load_model` reads."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hear_m2d.model.config import ModelConfig
+from hear_m2d.model.hear_model import HearModel
+from hear_m2d.pretrain.objectives.base import Objective
+from hear_m2d.pretrain.objectives.m2d import M2D
+from hear_m2d.pretrain.objectives.m2d_x import M2DX
+from hear_m2d.pretrain.objectives.msm_mae import MSMMAE
+from hear_m2d.pretrain.objectives.teacher import read_teacher, with_offline
+from hear_m2d.pretrain.recipe import Recipe
+
+# What a recipe trains, by where its offline target comes from: the kind of its checkpoint.
+KINDS = {"": "m2d", "teacher": "m2d_x", "labels": "m2d_as", "features": "m2d_s"}
+
+
+def build_objective(recipe: Recipe) -> Objective:
+    """Return the recipe's objective with fresh weights, a function of its seed alone.
+
+    Raises:
+        ValueError: An M2D-X whose ``offline_features`` nobody filled in (``teacher.with_offline`` does).
+    """
+    common: dict[str, Any] = {"mask_ratio": recipe.mask_ratio, "norm_pix_loss": recipe.norm_pix_loss}
+    sizes = recipe.encoder_config, recipe.decoder_config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if recipe.objective == "msm_mae":
+            return MSMMAE(*sizes, **common)
+        common |= {
+            "loss": recipe.loss,
+            "target_init": recipe.target_init,
+            "target_input": recipe.target_input,
+        }
+        if not recipe.offline:
+            return M2D(*sizes, **common)
+        if not recipe.offline_features:
+            raise ValueError("offline_features = 0: the teacher or the data must say how many there are")
+        return M2DX(
+            *sizes,
+            offline=recipe.offline,
+            offline_features=recipe.offline_features,
+            online_weight=recipe.online_weight,
+            offline_weight=recipe.offline_weight,
+            **common,
+        )
+
+
+def begin_objective(
+    recipe: Recipe,
+    *,
+    mean: float,
+    std: float,
+    target_shape: tuple[int, ...] | None = None,
+    resumed: bool = False,
+) -> tuple[Recipe, Objective]:
+    """Return the recipe, its open fields filled in, and its objective as a run begins with it.
+
+    That is fresh, or with the weights of ``init``; and with its teacher, where it has one.
+
+    Args:
+        recipe: What to train.
+        mean: Of the data.
+        std: Likewise.
+        target_shape: Of one item's ``target``; None where the data carries none.
+        resumed: The weights will come from a saved state: ``init`` need not be there any more.
+
+    Raises:
+        FileNotFoundError: No such checkpoint.
+        ValueError: ``init``, the teacher or the data's targets do not fit the recipe.
+    """
+    from hear_m2d.pretrain.training.warm_start import warm_start
+
+    recipe, teacher = with_offline(recipe, mean=mean, std=std, target_shape=target_shape)
+    objective = build_objective(recipe)
+    if recipe.init and not resumed:
+        warm_start(objective, recipe)
+    if isinstance(objective, M2DX):
+        objective.teacher = teacher
+    return recipe, objective
+
+
+def check_start(recipe: Recipe) -> None:
+    """Refuse a checkpoint to continue from, or a teacher, that does not fit; the data need not be there yet.
+
+    Raises:
+        FileNotFoundError: No such checkpoint.
+        ValueError: It does not fit, or the recipe needs a teacher and names none.
+    """
+    from hear_m2d.pretrain.training.warm_start import read_init
+
+    if recipe.offline == "teacher":
+        read_teacher(recipe)
+    if recipe.init:
+        read_init(recipe)
+
+
+def hear_model(
+    objective: Objective, recipe: Recipe, *, mean: float, std: float, training: dict[str, Any]
+) -> HearModel:
+    """Return the objective's encoder as a model, with the statistics that it was trained with."""
+    with torch.device("meta"):
+        model = HearModel(
+            ModelConfig(
+                kind=KINDS[recipe.offline] if recipe.objective == "m2d" else recipe.objective,
+                encoder=recipe.encoder_config,
+                frontend=recipe.frontend_config,
+                mean=mean,
+                std=std,
+                training={"recipe": _told(recipe), "hear_m2d": version("hear-m2d"), **training},
+            )
+        )
+    model.encoder.load_state_dict(objective.encoder.state_dict(), assign=True)
+    return model.eval()
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe's fields for a file that may be given away: of a path, the file and its folder."""
+    fields = recipe.to_json()
+    for name in ("init", "teacher"):
+        if "://" not in fields[name]:
+            fields[name] = "/".join(Path(fields[name]).parts[-2:])
+    return fields

@@ -1,0 +1,176 @@
+"""The frozen network that M2D-X learns from beside its own targets, and what must fit before training.
+
+Source: M2D-X (see ``m2d_x.py``), whose published code hands the teacher the student's spectrograms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hear_m2d.checkpoint.format import Checkpoint, build_model
+from hear_m2d.checkpoint.resolve import read_weights
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.model.hear_model import HearModel
+from hear_m2d.pretrain.recipe import Recipe
+
+
+def to_columns(tokens: Tensor, rows: int) -> Tensor:
+    """Stack the frequency rows: (batch, rows * n, width), frequency-major → (batch, n, rows * width)."""
+    batch, patches, width = tokens.shape
+    return tokens.reshape(batch, rows, patches // rows, width).transpose(1, 2).flatten(2)
+
+
+class Teacher:
+    """A frozen encoder: clean spectrograms in, columns out, one after another of its own windows.
+
+    It is no ``nn.Module``: an objective that holds it neither trains, saves nor synchronises it.
+
+    Args:
+        model: The network; put into eval mode.
+        mean: Of the student's data.
+        std: Likewise.
+        statistics: It hears spectrograms standardised as the ``student``'s, or with its ``own`` two numbers.
+    """
+
+    def __init__(self, model: HearModel, *, mean: float, std: float, statistics: str = "student") -> None:
+        self.encoder = model.encoder.eval().requires_grad_(False)
+        self.scale, self.shift = 1.0, 0.0
+        if statistics == "own":
+            self.scale = std / model.config.std
+            self.shift = (mean - model.config.mean) / model.config.std
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        """Return itself: it never changes, and a copy of an objective can do with the one."""
+        return self
+
+    @property
+    def features(self) -> int:
+        """Features of a column."""
+        return self.encoder.config.column_width
+
+    @torch.no_grad()
+    def columns(self, clean: Tensor) -> Tensor:
+        """Return the columns of a batch, (batch, columns, rows * width).
+
+        Args:
+            clean: Spectrograms standardised with the student's statistics, (batch, 1, mels, frames).
+        """
+        self.encoder.to(clean.device)
+        config = self.encoder.config
+        x = clean.to(self.encoder.norm.weight.dtype) * self.scale + self.shift
+        found = []
+        for window in torch.split(x, config.grid[1] * config.patch_size[1], dim=-1):
+            short = -window.shape[-1] % config.patch_size[1]
+            tokens = self.encoder(nn.functional.pad(window, (0, short)))
+            found.append(to_columns(tokens, rows=config.grid[0]))
+        return torch.cat(found, dim=1)
+
+
+def teacher_name(recipe: Recipe) -> str:
+    """Return the teacher's path or name; what a run continues from also teaches, as published.
+
+    Raises:
+        ValueError: The recipe names neither.
+    """
+    if name := recipe.teacher or recipe.init:
+        return name
+    raise ValueError(
+        'offline = "teacher" needs a frozen network: give --teacher CHECKPOINT, or --init CHECKPOINT, which '
+        "then teaches too"
+    )
+
+
+def with_offline(
+    recipe: Recipe, *, mean: float, std: float, target_shape: tuple[int, ...] | None = None
+) -> tuple[Recipe, Teacher | None]:
+    """Read the teacher, or look at what the data carries, and fill in ``offline_features``.
+
+    Args:
+        recipe: What will be trained.
+        mean: Of the data.
+        std: Likewise.
+        target_shape: Of one clip's target in the data, once cropped; None where it carries none.
+
+    Returns:
+        The recipe with its ``offline_features``, and the teacher, if there is one.
+
+    Raises:
+        ValueError: What there is does not fit the recipe: front end, time grid, number of features.
+    """
+    if not recipe.offline:
+        return recipe, None
+    if recipe.offline == "teacher":
+        recipe, checkpoint = read_teacher(recipe)
+        model = build_model(checkpoint)
+        return recipe, Teacher(model, mean=mean, std=std, statistics=recipe.teacher_statistics)
+    columns = recipe.encoder_config.grid[1]
+    wanted = "one number a class" if recipe.offline == "labels" else f"{columns} columns of features"
+    if target_shape is None or len(target_shape) != (1 if recipe.offline == "labels" else 2):
+        carries = "nothing" if target_shape is None else f"targets of shape {list(target_shape)}"
+        raise ValueError(
+            f'offline = "{recipe.offline}" needs {wanted} with each clip; the data carries {carries}'
+        )
+    if recipe.offline == "features" and target_shape[0] != columns:
+        raise ValueError(
+            f"a crop of the data has {target_shape[0]} columns of features, the recipe {columns}"
+        )
+    return _with_features(recipe, target_shape[-1], "the data"), None
+
+
+def read_teacher(recipe: Recipe) -> tuple[Recipe, Checkpoint]:
+    """Return the recipe with its ``offline_features`` filled in, and the teacher's checkpoint.
+
+    Args:
+        recipe: One with ``offline = "teacher"``.
+
+    Raises:
+        FileNotFoundError: No such checkpoint.
+        ValueError: The recipe names no teacher, or one that does not fit.
+    """
+    name = teacher_name(recipe)
+    checkpoint = read_weights(name)
+    check_teacher(recipe, checkpoint.config.encoder, name)
+    if checkpoint.config.frontend != recipe.frontend_config and "sample_rate" not in checkpoint.guessed:
+        raise ValueError(
+            f"the teacher {name} hears {checkpoint.config.frontend.sample_rate} Hz, the recipe has "
+            f"sample_rate = {recipe.sample_rate}: both hear the same spectrograms, so they must agree"
+        )
+    features = checkpoint.config.encoder.column_width
+    return _with_features(recipe, features, f"the teacher {name}"), checkpoint
+
+
+def check_teacher(recipe: Recipe, teacher: EncoderConfig, name: str) -> None:
+    """Hold a teacher's time grid against the recipe's.
+
+    Raises:
+        ValueError: It makes another number of columns of a crop, or reads other mel bins.
+    """
+    student = recipe.encoder_config
+    if teacher.input_size[0] != student.input_size[0]:
+        raise ValueError(
+            f"the teacher {name} reads {teacher.input_size[0]} mel bins, the recipe has "
+            f"{student.input_size[0]}"
+        )
+    step = teacher.grid[1] * teacher.patch_size[1]
+    full, rest = divmod(recipe.input_frames, step)
+    columns = full * teacher.grid[1] + -(-rest // teacher.patch_size[1])
+    if columns != student.grid[1]:
+        raise ValueError(
+            f"the teacher {name} makes {columns} columns of {recipe.input_frames} frames (its patches are "
+            f"{teacher.patch_size[1]} frames wide), the student {student.grid[1]} (patch_size = "
+            f"{list(student.patch_size)}): give a teacher whose patches are as wide, and whole patches in "
+            f"input_frames"
+        )
+
+
+def _with_features(recipe: Recipe, features: int, whose: str) -> Recipe:
+    if recipe.offline_features not in (0, features):
+        raise ValueError(
+            f"offline_features = {recipe.offline_features}, but {whose} has {features}: "
+            f"set it to {features}, or to 0 for as many as there are"
+        )
+    return dataclasses.replace(recipe, offline_features=features)

@@ -1,0 +1,1 @@
+"""The training run: loop, step, schedules, processes, states, metrics."""

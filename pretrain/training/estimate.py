@@ -1,0 +1,235 @@
+"""What a recipe will take, before anything is trained: parameters, operations, steps, memory, time.
+
+Counts are exact; memory and time are estimates, and say what they rest on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from hear_m2d.checkpoint.resolve import read_weights
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.pretrain.objectives.build import build_objective
+from hear_m2d.pretrain.objectives.masking import visible_count
+from hear_m2d.pretrain.objectives.teacher import check_teacher
+from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.training.operations import operations_per_clip
+from hear_m2d.utils.device import native_bfloat16
+from hear_m2d.utils.flops import matrix_rate
+
+# Shares of the matrix rate that a step is taken to reach: on two CPU cores about what was measured
+# (docs/performance.md), on a GPU the aim of this project.
+ASSUMED_SHARE = {"cpu": 0.65, "cuda": 0.40}
+QUICK_SIZES = (1024, 2048)  # of the matrices that tell a machine's rate well enough for an estimate
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take.
+
+    Attributes:
+        encoder: Learned parameters of the encoder; its positions are none.
+        predictor: Those of the predictor or decoder, and of the offline predictor.
+        target: Parameters of M2D's target network, which are averaged, not learned.
+        operations: Of one clip's step.
+        clips: Of the set; None where none is known.
+        steps: Of the run; None where that follows from an unknown set.
+        state_bytes: Weights, gradients, moments, target network, and copies in the network's precision.
+        clip_bytes: What one clip of the batch adds.
+        precision: What the network computes in.
+    """
+
+    encoder: int
+    predictor: int
+    target: int
+    operations: float
+    clips: int | None
+    steps: int | None
+    state_bytes: float
+    clip_bytes: float
+    precision: str
+
+    def hours(self, rate: float, batch: int) -> float | None:
+        """Return the hours that the steps take at so many operations per second."""
+        return None if self.steps is None else self.steps * batch * self.operations / rate / 3600
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    clips: int | None = None,
+    device: torch.device | None = None,
+    teacher: EncoderConfig | None = None,
+) -> Plan:
+    """Count what a run of the recipe will take.
+
+    Args:
+        recipe: What would be trained.
+        clips: Of the data; by default those that the recipe was published with.
+        device: Where; the CPU by default. It decides the precision that ``auto`` means.
+        teacher: Sizes of M2D-X's teacher, where the recipe names none.
+
+    Raises:
+        ValueError: A named teacher is no checkpoint, or does not fit.
+    """
+    device = device or torch.device("cpu")
+    precision = recipe.precision
+    if precision == "auto":
+        precision = "bfloat16" if native_bfloat16(device) else "float32"
+    if recipe.offline != "teacher":
+        teacher = None
+    elif name := recipe.teacher or recipe.init:
+        teacher = read_weights(name).config.encoder
+        check_teacher(recipe, teacher, name)
+    if recipe.offline == "teacher" and teacher is not None and not recipe.offline_features:
+        recipe = dataclasses.replace(recipe, offline_features=teacher.column_width)
+    clips = clips or recipe.published_clips or None
+    steps = recipe.steps
+    if steps is None and clips is not None:
+        steps = clips // recipe.batch_size * (recipe.epochs or 0)
+    encoder, predictor, target = parameters(recipe)
+    state, clip = memory(recipe, precision=precision, teacher=teacher)
+    operations = operations_per_clip(recipe, teacher)
+    return Plan(encoder, predictor, target, operations, clips, steps, state, clip, precision)
+
+
+def parameters(recipe: Recipe) -> tuple[int, int, int]:
+    """Return the parameters of encoder, predictor side and target network.
+
+    An offline predictor counts only where ``offline_features`` is known.
+    """
+    if recipe.offline and not recipe.offline_features:
+        recipe = dataclasses.replace(recipe, offline="", teacher="")
+    with torch.device("meta"):  # shapes without storage
+        objective = build_objective(recipe)
+    counts = {"encoder": 0, "target": 0, "predictor": 0}
+    for name, parameter in objective.named_parameters():
+        part = name.split(".")[0]
+        counts[part if part in counts else "predictor"] += parameter.numel()
+    return counts["encoder"], counts["predictor"], counts["target"]
+
+
+def memory(recipe: Recipe, *, precision: str, teacher: EncoderConfig | None = None) -> tuple[float, float]:
+    """Estimate the bytes of a training step: those that stay, and those that each clip of the batch adds.
+
+    Args:
+        recipe: What is trained.
+        precision: What the network computes in.
+        teacher: Sizes of M2D-X's teacher.
+    """
+    encoder, predictor, target = parameters(recipe)
+    learned = encoder + predictor
+    exact = 8 if precision == "float64" else 4
+    value = 2 if precision == "bfloat16" else exact
+    # Weights, gradients and two moments; the averaged network; in bfloat16 a copy of what is multiplied.
+    state = exact * (4 * learned + target) + (value * (learned + target) if value < exact else 0)
+
+    config = recipe.encoder_config
+    patches, extra = math.prod(config.grid), int(config.class_token)
+    visible = visible_count(patches, recipe.mask_ratio)
+    masked = patches - visible
+    clip = config.depth * _block(config.width, extra + visible, config.mlp_ratio, value)
+    clip += recipe.decoder_depth * _block(recipe.decoder_width, extra + patches, 4.0, value)
+    clip += (exact + value) * math.prod(config.input_size)  # the clip, and its patches
+    clip += value * config.width * patches * 2  # tokens with positions, and those gathered
+    # Predictions and targets: of M2D standardised and normed, of MSM-MAE their difference.
+    clip += (
+        exact * masked * (3 * config.width if recipe.objective == "m2d" else 2 * math.prod(config.patch_size))
+    )
+    if recipe.offline:
+        clip += exact * config.grid[1] * (2 * config.column_width + 3 * recipe.offline_features)
+    if teacher is not None:
+        state += 4 * (12 * teacher.width**2 * teacher.depth)
+    return state, clip
+
+
+def _block(width: int, tokens: int, mlp_ratio: float, value: int) -> float:
+    """Return the bytes that one block keeps of one sequence for its backward pass."""
+    # Its input, both norms' outputs, q, k and v, the attention's output, the sum after it (8 widths); the
+    # MLP's hidden features before and after GELU.
+    return tokens * width * value * (8 + 2 * mlp_ratio)
+
+
+def describe_plan(
+    recipe: Recipe, plan: Plan, device: torch.device, rate: float | None = None
+) -> Iterator[str]:
+    """Yield the lines of a dry run: the resolved recipe, then what it takes.
+
+    Args:
+        recipe: Resolved.
+        plan: Of it.
+        device: Where the time is estimated for.
+        rate: Operations per second of the device's matrix products; measured here, in a second, if not given.
+    """
+    for name, value in dataclasses.asdict(recipe).items():
+        if isinstance(value, tuple) and name != "patch_size":
+            yield f"{name} = [" + ("" if value else "]")
+            yield from (f"    {json.dumps(text, ensure_ascii=False)}," for text in value)
+            if value:
+                yield "]"
+        elif value is not None:
+            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    yield ""
+    yield f"peak learning rate: {recipe.learning_rate:g}"
+    yield (
+        f"learned parameters: {plan.encoder + plan.predictor:,} (encoder {plan.encoder:,}, "
+        f"{'predictor' if recipe.objective == 'm2d' else 'decoder'} {plan.predictor:,})"
+    )
+    if plan.target:
+        yield f"target network: {plan.target:,} parameters, averaged"
+    if recipe.offline == "labels" and not recipe.offline_features:
+        yield "not counted: the offline predictor; --data says how many labels there are"
+    elif recipe.offline and not recipe.offline_features and not (recipe.teacher or recipe.init):
+        yield "not counted: the teacher and the offline predictor; no teacher is named (--teacher or --init)"
+    step = plan.operations * recipe.batch_size
+    yield f"operations: {plan.operations / 1e9:.2f} GFLOP a clip, {step / 1e12:.4g} TFLOP a step"
+    yield from _length(recipe, plan)
+    total = plan.state_bytes + plan.clip_bytes * recipe.batch_size
+    yield (
+        f"memory, estimated in {plan.precision}: {plan.state_bytes / 2**30:.2f} GiB and "
+        f"{plan.clip_bytes / 2**20:.1f} MiB a clip: {total / 2**30:.1f} GiB for {recipe.batch_size} clips "
+        f"on one device; --at-once N needs that of N clips"
+    )
+    measured = rate is None
+    rate = matrix_rate(_dtype(plan.precision), device, QUICK_SIZES) if rate is None else rate
+    share = ASSUMED_SHARE.get(device.type, ASSUMED_SHARE["cuda"])
+    told = f"{rate / 1e9:,.0f} GFLOP/s ({'measured just now' if measured else 'given'}, {device})"
+    line = f"time, estimated at a share of {share:.2f} of {told}: {step / (rate * share):.3g} s a step"
+    hours = plan.hours(rate * share, recipe.batch_size)
+    yield line if hours is None else f"{line}, {_duration(hours)} in all"
+
+
+def _length(recipe: Recipe, plan: Plan) -> Iterator[str]:
+    if plan.steps is None:
+        yield f"steps: {recipe.epochs} epochs of clips // {recipe.batch_size}; --data says how many clips"
+        return
+    line = f"steps: {plan.steps:,} of {recipe.batch_size:,} clips"
+    if plan.clips is None:
+        yield line
+        return
+    whose = "as published" if plan.clips == recipe.published_clips else "of the data"
+    if recipe.epochs is not None and not plan.steps:
+        yield f"{line}: {plan.clips:,} clips ({whose}) are fewer than one batch"
+    elif recipe.epochs is not None:
+        whole = plan.clips // recipe.batch_size * recipe.batch_size
+        some = f"{whole:,} of the " if whole != plan.clips else ""
+        yield f"{line}: {recipe.epochs} epochs of {some}{plan.clips:,} clips ({whose})"
+    else:
+        passes = plan.steps * recipe.batch_size / plan.clips
+        yield f"{line}: {passes:.3g} passes over {plan.clips:,} clips ({whose})"
+
+
+def _dtype(precision: str) -> torch.dtype:
+    return {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(precision, torch.float32)
+
+
+def _duration(hours: float) -> str:
+    if hours < 1:
+        return f"{hours * 60:.2g} minutes"
+    return f"{hours:.3g} hours" if hours < 48 else f"{hours / 24:.3g} days"

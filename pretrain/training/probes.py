@@ -1,0 +1,145 @@
+"""Probes of a network in training: how well its frozen embeddings tell labelled clips apart, now and then.
+
+The main process asks and the others wait. Nothing that the training depends on is touched: not the weights,
+not their modes, not a random state. A run with probes ends with the weights of one without.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hear_m2d.model.frontend import LogMelSpectrogram
+from hear_m2d.pretrain.objectives.base import Objective
+from hear_m2d.pretrain.objectives.build import hear_model
+from hear_m2d.pretrain.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+INSTALL = "pip install 'hear-m2d[evaluation]'"
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """What to probe with, and when.
+
+    Attributes:
+        places: HEAR task folders, or CSV files with the columns file and label.
+        every: ``10 epochs``, ``500 steps``; a bare number counts epochs. The first and the last step of a run
+            are probed in any case.
+        clips: Most clips of a set; of a larger one each class keeps its share.
+    """
+
+    places: tuple[Path, ...] = ()
+    every: str = "10 epochs"
+    clips: int = 1000
+
+    def steps(self, epoch: int) -> int:
+        """Return how many steps lie between two probes.
+
+        Args:
+            epoch: Steps of an epoch.
+
+        Raises:
+            ValueError: ``every`` is nothing of the kind.
+        """
+        found = re.fullmatch(r"\s*(\d+)\s*(epochs?|steps?)?\s*", self.every)
+        if not found or not int(found[1]):
+            raise ValueError(
+                f"probe-every is {self.every!r}: give epochs or steps, as in 10epochs or 500steps"
+            )
+        return int(found[1]) * (1 if (found[2] or "").startswith("step") else max(epoch, 1))
+
+
+class Probes:
+    """The labelled sets, read once.
+
+    Args:
+        settings: What and when.
+        sample_rate: Of the network, hertz.
+        epoch: Steps of an epoch.
+        read: Read the sets; only the process that probes needs them.
+
+    Raises:
+        FileNotFoundError: A set, or a part of its audio, is not there.
+        ValueError: A set that cannot be probed with, or two of one name.
+        ImportError: scikit-learn is not installed.
+    """
+
+    def __init__(
+        self, settings: ProbeSettings, *, sample_rate: int, epoch: int = 1, read: bool = True
+    ) -> None:
+        self.wanted = bool(settings.places)
+        self.every = settings.steps(epoch)
+        self.sets: list[Any] = []
+        if not (self.wanted and read):
+            return
+        if importlib.util.find_spec("sklearn") is None:
+            raise ImportError(f"--probe needs scikit-learn. Type: {INSTALL}", name="sklearn")
+        from hear_m2d.evaluation.linear.probes import read_labelled
+
+        for place in settings.places:
+            labelled = read_labelled(place, sample_rate).limited(settings.clips)
+            if labelled.name in [known.name for known in self.sets]:
+                raise ValueError(f"two probes are called {labelled.name}: rename one of them")
+            self.sets.append(labelled)
+
+    def due(self, step: int, steps: int) -> bool:
+        """Return whether to probe after so many of so many steps."""
+        return self.wanted and (step % self.every == 0 or step == steps)
+
+    def describe(self) -> str:
+        """Return a sentence on what is probed with."""
+        sets = [f"{s.name} ({'; '.join(s.notes) or f'{len(s.clips)} clips'})" for s in self.sets]
+        return f"probes every {self.every} steps: {', '.join(sets)}"
+
+    def ask(
+        self, objective: Objective, recipe: Recipe, *, mean: float, std: float, step: int
+    ) -> dict[str, Any]:
+        """Return a line for the log: ``probe/<set>/knn``, ``probe/<set>/linear`` and the seconds it took.
+
+        A set that can no longer be read is left out with a warning: the run goes on.
+
+        Args:
+            objective: In training.
+            recipe: Of it.
+            mean: Of the data.
+            std: Likewise.
+            step: After which it is asked.
+        """
+        from hear_m2d.evaluation.linear.probes import embed_task, probe
+
+        start = time.perf_counter()
+        line: dict[str, Any] = {"step": step}
+        # A model of its own around the same weights: the objective stays in training mode.
+        model = hear_model(objective, recipe, mean=mean, std=std, training={})
+        place = next(objective.encoder.parameters()).device
+        model.frontend = LogMelSpectrogram(model.config.frontend).to(place)
+        for labelled in self.sets:
+            try:
+                result = probe(embed_task(model, labelled), labelled)
+            except (ValueError, OSError, torch.OutOfMemoryError) as error:
+                logger.warning("no probe of %s at step %d: %s", labelled.name, step, error)
+                continue
+            line[f"probe/{labelled.name}/knn"] = result.knn
+            line[f"probe/{labelled.name}/linear"] = result.linear
+        return {**line, "probe_s": time.perf_counter() - start}
+
+
+def check_probes(places: Sequence[Path], *, every: str, clips: int, sample_rate: int) -> ProbeSettings:
+    """Return the settings, having read each set once: what is wrong is told before any audio is prepared.
+
+    Raises:
+        As :class:`Probes`.
+    """
+    settings = ProbeSettings(tuple(places), every, clips)
+    Probes(settings, sample_rate=sample_rate)
+    return settings

@@ -1,0 +1,155 @@
+"""A run's folder: what is being trained, the training states, the log; safe to interrupt at any moment.
+
+run.json                  what this run is: recipe, data, steps, and its history
+metrics.jsonl             one line per logged step
+tensorboard/              the same, for TensorBoard
+state-<step>.safetensors  weights, optimiser moments and step, to resume from
+checkpoint.safetensors    the encoder, for load_model
+objective.safetensors     the rest: predictor or decoder, target network
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from hear_m2d.checkpoint.format import write_tensors
+from hear_m2d.pretrain.objectives.base import Objective
+from hear_m2d.utils.files import atomic_write_text, visible_names
+
+OBJECTIVE_KEY = "hear_m2d_objective"
+TEXTS = ("description",)  # fields of a recipe that change nothing
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        folder: Where; made if it is not there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.record = folder / "run.json"
+        self.metrics = folder / "metrics.jsonl"
+        self.checkpoint = folder / "checkpoint.safetensors"
+        self.objective = folder / "objective.safetensors"
+
+    def known(self) -> dict[str, Any] | None:
+        """Return what ``run.json`` says, or None where no run began here.
+
+        Raises:
+            ValueError: The folder holds something else, or a damaged ``run.json``.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"{self.folder} is a file: give a folder for --out")
+        if not self.record.exists():
+            # Data and noise are prepared before run.json is written.
+            others = [name for name in visible_names(self.folder) if name not in ("data", "noise")]
+            if others:
+                raise ValueError(
+                    f"{self.folder} holds files of something else ({others[0]}): give an empty --out"
+                )
+            return None
+        try:
+            record = json.loads(self.record.read_text())
+        except ValueError as error:
+            raise ValueError(f"{self.record} is damaged: {error}") from error
+        if not isinstance(record, dict) or not {"recipe", "steps", "data"} <= record.keys():
+            raise ValueError(f"{self.record} is not of a pretraining run: give an empty --out")
+        return record
+
+    def changed(
+        self, record: dict[str, Any], *, step: int = 0, force: bool = False
+    ) -> dict[str, tuple[Any, Any]]:
+        """Return what differs between the run here and what is asked for: nothing, unless forced.
+
+        Args:
+            record: What is asked for.
+            step: Where the run is.
+            force: Whether it may differ.
+
+        Raises:
+            ValueError: Another run is here, or one that is further than it shall go.
+        """
+        known = self.known()
+        if known is None:
+            return {}
+        known.pop("history", None)
+        changed = changes(known, record)
+        if changed and not force:
+            told = [f"{name} is {before!r} there, {now!r} now" for name, (before, now) in changed.items()]
+            raise ValueError(
+                f"{self.folder} holds another run: {'; '.join(told)}. Give another --out, the same "
+                f"settings, or --force to continue it with these"
+            )
+        if changed and step > record["steps"]:
+            raise ValueError(f"{self.folder} is at step {step} already: it cannot end at {record['steps']}")
+        return changed
+
+    def begin(self, record: dict[str, Any], changed: dict[str, tuple[Any, Any]], *, step: int = 0) -> None:
+        """Write ``run.json``, or what changed in it.
+
+        Args:
+            record: What is asked for.
+            changed: What :meth:`changed` returned; recorded under ``history``. A checkpoint that is there
+                already is kept, under its number of steps.
+            step: Where the run is.
+        """
+        known = self.known()
+        if known is None:
+            self._write({**record, "history": []})
+        elif changed:
+            # First, so that the run is unfinished before it is longer.
+            for path in (self.checkpoint, self.objective):
+                if path.exists():
+                    path.replace(path.with_name(f"{path.stem}-{known['steps']}{path.suffix}"))
+            entry = {"step": step, "changed": {name: list(pair) for name, pair in changed.items()}}
+            self._write({**record, "history": [*known.get("history", []), entry]})
+
+    def _write(self, record: dict[str, Any]) -> None:
+        atomic_write_text(self.record, json.dumps(record, indent=2) + "\n")
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append a line to ``metrics.jsonl``."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def sync_log(self) -> None:
+        """Have the lines written so far survive a power cut."""
+        if self.metrics.exists():
+            with self.metrics.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def cut_log(self, step: int) -> float | None:
+        """Drop the lines after a step, which a resumed run writes again; return the first line's loss."""
+        if not self.metrics.exists():
+            return None
+        kept: list[dict[str, Any]] = []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                if (entry := json.loads(line))["step"] <= step:
+                    kept.append(entry)
+            except ValueError:
+                continue  # a line cut short when the process was killed
+        atomic_write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
+        return next((float(entry["loss"]) for entry in kept if "loss" in entry), None)  # probes have none
+
+    def save_objective(self, objective: Objective, record: dict[str, Any]) -> None:
+        """Write what the checkpoint leaves out."""
+        tensors = {n: t.detach().cpu().contiguous() for n, t in objective.beside_encoder().items()}
+        write_tensors(self.objective, tensors, {OBJECTIVE_KEY: record})
+
+
+def changes(known: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return the fields that differ, with the value there and the value asked for."""
+    found: dict[str, tuple[Any, Any]] = {}
+    for key in sorted(known.keys() | asked.keys()):
+        here, now = known.get(key), asked.get(key)
+        if isinstance(here, dict) and isinstance(now, dict):
+            found |= changes(here, now, f"{prefix}{key}.")
+        elif here != now and not (prefix == "recipe." and key in TEXTS):
+            found[f"{prefix}{key}"] = here, now
+    return found

@@ -1,0 +1,170 @@
+"""Continuing from a checkpoint: `init` of a recipe. A new run from these weights, not the resuming of a run.
+
+From a run of ours comes everything: ``objective.safetensors`` lies beside its checkpoint. From a published
+training file likewise. From an encoder alone, the target network starts as its copy and the predictor anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hear_m2d.checkpoint.allowed import StoredTensor
+from hear_m2d.checkpoint.format import Checkpoint, read_tensors
+from hear_m2d.checkpoint.resolve import read_weights
+from hear_m2d.checkpoint.torch_files import open_torch_file
+from hear_m2d.pretrain.objectives.base import Objective
+from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.training.run_folder import OBJECTIVE_KEY
+
+logger = logging.getLogger(__name__)
+
+# What a published training file holds beside the encoder, and our names for it.
+BESIDE = {
+    r"decoder_(embed|blocks|norm|pred)\b": r"decoder.\1",
+    r"mask_token$": "decoder.mask_token",
+    r"target_(blocks|norm)\b": r"target.\1",
+    r"offline_predictor\b": "offline_predictor",
+}
+PARTS = {"decoder.": "predictor", "target.": "target network", "offline_predictor.": "offline predictor"}
+# Sizes that weights are bound to, and how the recipe says each.
+SIZES = ("patch_size", "width", "depth", "heads", "mlp_ratio", "class_token")
+
+
+def warm_start(objective: Objective, recipe: Recipe) -> list[str]:
+    """Put the weights of ``recipe.init`` into a fresh objective.
+
+    A table of positions for another input length is not resampled: it keeps the sine-cosines of the new grid.
+
+    Args:
+        objective: Of this recipe.
+        recipe: Its ``init`` names the checkpoint.
+
+    Returns:
+        One sentence on each part: taken, copied or fresh. They are logged too.
+
+    Raises:
+        FileNotFoundError: No such checkpoint.
+        ValueError: Not a checkpoint, or one of other sizes.
+    """
+    checkpoint = read_init(recipe)
+    notes = [_take_encoder(objective, checkpoint)]
+    rest = _beside(checkpoint)
+    wanted = objective.beside_encoder()
+    for prefix, part in PARTS.items():
+        names = [name for name in wanted if name.startswith(prefix)]
+        if not names:
+            continue
+        if prefix == "decoder." and recipe.objective == "msm_mae":
+            part = "decoder"
+        there = [name for name in rest if name.startswith(prefix)]
+        if there and all(name in rest and rest[name].shape == wanted[name].shape for name in names):
+            _copy(wanted, {name: rest[name] for name in names})
+            notes.append(f"the {part} is taken too")
+            continue
+        why = "is of other sizes or of another objective" if there else "is not there"
+        if prefix == "target.":
+            encoder = {f"target.{n}": t for n, t in objective.encoder.state_dict().items()}
+            _copy(wanted, {name: encoder[name] for name in names})
+            notes.append(f"its {part} {why}: it starts as a copy of the encoder")
+        else:
+            notes.append(f"its {part} {why}: it starts anew")
+    if checkpoint.config.code_base == "msm_mae" and rest and recipe.decoder_pos == "2d":
+        notes.append('its decoder was trained with 1-D positions: decoder_pos = "1d" keeps them')
+    for note in notes:
+        logger.info("%s: %s", recipe.init, note)
+    return notes
+
+
+def read_init(recipe: Recipe) -> Checkpoint:
+    """Return the checkpoint that ``recipe.init`` names.
+
+    Raises:
+        FileNotFoundError: No such checkpoint.
+        ValueError: Not a checkpoint, or one of other sizes: each that differs is named.
+    """
+    checkpoint = read_weights(recipe.init)
+    there, here = checkpoint.config.encoder, recipe.encoder_config
+    differing = [name for name in SIZES if getattr(there, name) != getattr(here, name)]
+    found = {name: (getattr(there, name), getattr(here, name)) for name in differing}
+    rates = (checkpoint.config.frontend.sample_rate, recipe.sample_rate)
+    if rates[0] != rates[1] and "sample_rate" not in checkpoint.guessed:
+        found["sample_rate"] = rates
+    if there.input_size[0] != here.input_size[0]:
+        found["mel bins"] = (there.input_size[0], here.input_size[0])
+    if found:
+        told = ", ".join(f"{name} {_text(a)} (the recipe {_text(b)})" for name, (a, b) in found.items())
+        raise ValueError(
+            f"{recipe.init} cannot be continued with this recipe: it has {told}. Use a recipe of its sizes"
+        )
+    return checkpoint
+
+
+def _text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _take_encoder(objective: Objective, checkpoint: Checkpoint) -> str:
+    names = objective.encoder.state_dict().keys()
+    weights = {name: checkpoint.tensors[name] for name in names}  # a classifier's head is left
+    there, here = checkpoint.config.encoder, objective.encoder.config
+    if there.grid == here.grid:
+        _copy(objective.encoder.state_dict(), weights)
+        return "the encoder is taken"
+    del weights["pos_embed"]
+    _copy(objective.encoder.state_dict(), weights)
+    return (
+        f"the encoder is taken, with the sine-cosine positions of {here.input_size[1]} frames in place of "
+        f"those of {there.input_size[1]}"
+    )
+
+
+@torch.no_grad()
+def _copy(into: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    for name, tensor in weights.items():
+        into[name].copy_(tensor)
+
+
+def _beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Return what was trained beside the encoder, under our names; empty where nothing of it is kept."""
+    path = checkpoint.path
+    run = path.with_name("objective.safetensors")
+    if path.name == "checkpoint.safetensors" and run.is_file():
+        return read_tensors(run, OBJECTIVE_KEY)[0]
+    if any(note.startswith("left in the file: ") for note in checkpoint.notes):
+        return _published_beside(path)
+    return {}
+
+
+def _published_beside(path: Path) -> dict[str, Tensor]:
+    """Read the predictor, target network and offline predictor of a published training file."""
+    if path.suffix == ".safetensors":  # converted: the note is of the file that it was made from
+        return {}
+    found: dict[str, Tensor] = {}
+    try:
+        with path.open("rb") as file, open_torch_file(file) as opened:
+            state = opened.content.get("model", opened.content)
+            for key, value in state.items():
+                if (name := _our_name(key)) and type(value) is StoredTensor:
+                    found[name] = opened.tensor(value).float()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; unzip it, and give the .pth in it") from error
+    for name in [
+        name for name in found if name.endswith(".q_bias")
+    ]:  # the first MSM-MAE: no bias of the keys
+        q, v = found.pop(name), found.pop(name.replace("q_bias", "v_bias"))
+        found[name.replace("q_bias", "qkv.bias")] = torch.cat([q, torch.zeros_like(q), v])
+    return found
+
+
+def _our_name(key: str) -> str | None:
+    for pattern, name in BESIDE.items():
+        if re.match(pattern, key):
+            return re.sub(f"^{pattern}", name, key)
+    return None

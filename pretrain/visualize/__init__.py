@@ -1,0 +1,1 @@
+"""`hear-m2d visualize`: what a network attends to and reconstructs."""

@@ -1,0 +1,59 @@
+"""Attention weights of an encoder's blocks, recomputed: the fused attention they use returns none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hear_m2d.model.encoder import SpectrogramEncoder
+
+
+def attention_weights(block: Any, tokens: Tensor, queries: Sequence[int] | None = None) -> Tensor:
+    """Return what a block's tokens attend to: softmax(q k / sqrt(head features)) of its own projections.
+
+    Args:
+        block: A timm ``Block``.
+        tokens: Its input, (batch, tokens, width).
+        queries: Indices of the tokens that look; all where none are given.
+
+    Returns:
+        (batch, heads, queries, tokens); each row sums to 1.
+    """
+    attn = block.attn
+    normed = block.norm1(tokens)
+    batch, count, _ = normed.shape
+    qkv = attn.qkv(normed).reshape(batch, count, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+    q, k = attn.q_norm(qkv[0]), attn.k_norm(qkv[1])  # (batch, heads, tokens, head features)
+    if queries is not None:
+        q = q[:, :, list(queries)]
+    scores: Tensor = (q * attn.scale) @ k.transpose(-2, -1)
+    return scores.softmax(-1)
+
+
+@torch.no_grad()
+def attention_maps(
+    encoder: SpectrogramEncoder, x: Tensor, *, queries: Sequence[int], layers: Sequence[int]
+) -> Tensor:
+    """Return what chosen tokens of a window attend to, by layer and head; the encoder sees every patch.
+
+    Args:
+        encoder: The encoder, in eval mode.
+        x: One standardised window, (1, 1, mels, frames) in whole patches.
+        queries: Indices of tokens; where the encoder has a class token, that is token 0.
+        layers: Indices of blocks from 0; negative ones count from the last.
+
+    Returns:
+        (layers, heads, queries, tokens); each row sums to 1.
+    """
+    depth = len(encoder.blocks)
+    wanted = [layer % depth for layer in layers]
+    found: dict[int, Tensor] = {}
+    tokens = encoder.with_class_token(encoder.embed(x))
+    for index, block in enumerate(encoder.blocks[: max(wanted) + 1]):
+        if index in wanted:
+            found[index] = attention_weights(block, tokens, queries)[0]
+        tokens = block(tokens)
+    return torch.stack([found[index] for index in wanted])

@@ -1,0 +1,108 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hear_m2d.evaluation.hear.results import failed, is_finished, read_finished, table, write_json
+
+
+def write_raw(out: Path, raw: dict[str, Any], *, task: str = "t-v1-full") -> Path:
+    folder = out / "embeddings" / "m" / task
+    folder.mkdir(parents=True)
+    (folder / "test.predicted-scores.json").write_text(json.dumps(raw))
+    (folder / "prediction-done.json").write_text(json.dumps({"time": 2.5}))
+    (folder / "profile.embeddings.json").write_text(json.dumps({"time_elapsed": 1.5}))
+    return folder
+
+
+def fold(score: float, **more: float) -> dict[str, float]:
+    return {
+        "test_loss": 0.1,
+        "test_score": score,
+        "test_top1_acc": score,
+        "validation_score": -math.inf,
+        **more,
+    }
+
+
+def read(folder: Path, out: Path) -> dict[str, Any]:
+    return read_finished(folder, out=out, metric="top1_acc", peak_memory_bytes=7)
+
+
+def test_a_task_without_folds_is_copied_as_printed(tmp_path: Path) -> None:
+    folder = write_raw(
+        tmp_path, {"test": fold(0.5, test_mAP=0.25), "hparams": {"lr": 1}, "score_mode": "max"}
+    )
+    assert read(folder, tmp_path) == {
+        "task": "t-v1-full",
+        "status": "ok",
+        "error": None,
+        "metric": "top1_acc",
+        "score": 0.5,
+        "scores": {"top1_acc": 0.5, "mAP": 0.25},
+        "folds": [{"fold": "test", "score": 0.5, "scores": {"top1_acc": 0.5, "mAP": 0.25}}],
+        "seconds": {"embedding": 1.5, "prediction": 2.5},
+        "peak_memory_bytes": 7,
+        "raw": "embeddings/m/t-v1-full/test.predicted-scores.json",
+    }
+
+
+def test_over_folds_the_harness_own_mean_and_deviation_are_taken(tmp_path: Path) -> None:
+    printed = {
+        "test_score_mean": 0.123,
+        "test_score_std": 0.01,
+        "test_top1_acc_mean": 0.123,
+        "test_top1_acc_std": 0.01,
+    }
+    raw = {"fold00": fold(0.5), "fold01": fold(0.7), "aggregated_scores": printed}
+    entry = read(write_raw(tmp_path, raw), tmp_path)
+    assert entry["score"] == 0.123, "the printed number, though it is not the folds' mean"
+    assert entry["scores"] == {"top1_acc": 0.123, "top1_acc_std": 0.01}
+    assert [item["fold"] for item in entry["folds"]] == ["fold00", "fold01"]
+
+
+def test_over_folds_mean_and_deviation_are_computed_where_none_is_printed(tmp_path: Path) -> None:
+    entry = read(write_raw(tmp_path, {"fold00": fold(0.5), "fold01": fold(0.7)}), tmp_path)
+    assert entry["score"] == pytest.approx(0.6)
+    assert entry["scores"]["top1_acc_std"] == pytest.approx(math.sqrt(0.02))
+
+
+def test_a_fold_that_is_not_a_number_is_listed_and_fails_the_task(tmp_path: Path) -> None:
+    printed = {"test_score_mean": 0.9, "test_top1_acc_mean": 0.9}
+    raw = {"fold00": fold(0.9), "fold01": fold(math.nan), "fold02": fold(0.9), "aggregated_scores": printed}
+    entry = read(write_raw(tmp_path, raw), tmp_path)
+    assert entry["status"] == "failed"
+    assert entry["folds"][1] == {"fold": "fold01", "score": None, "scores": {"top1_acc": None}}
+    assert "top1_acc is not a number on fold01" in entry["error"]
+
+
+def test_an_infinite_further_metric_is_null_and_named_but_the_task_is_ok(tmp_path: Path) -> None:
+    entry = read(write_raw(tmp_path, {"test": fold(1.0, test_d_prime=math.inf)}), tmp_path)
+    assert (entry["status"], entry["score"], entry["scores"]["d_prime"]) == ("ok", 1.0, None)
+    assert entry["error"] == "d_prime of test is infinite"
+
+
+def test_the_file_is_strict_json_and_replaced_whole(tmp_path: Path) -> None:
+    target = tmp_path / "results.json"
+    write_json(target, {"a": 1})
+    with pytest.raises(ValueError, match="Out of range float values"):
+        write_json(target, {"a": math.nan})
+    assert json.loads(target.read_text()) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_a_task_is_finished_only_with_both_done_files(tmp_path: Path) -> None:
+    folder = write_raw(tmp_path, {"test": fold(0.5)})
+    assert not is_finished(folder)
+    (folder / ".done.embeddings").touch()
+    assert is_finished(folder)
+
+
+def test_the_table_has_a_line_for_each_task(tmp_path: Path) -> None:
+    good = read(write_raw(tmp_path, {"fold00": fold(0.5), "fold01": fold(0.7)}), tmp_path)
+    lines = table([good, failed("broken", metric="mAP", error="it broke")]).split("\n")
+    assert "0.6000 ± 0.1414" in lines[1]
+    assert lines[2].startswith("broken")
+    assert lines[2].endswith("failed")

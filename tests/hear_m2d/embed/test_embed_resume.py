@@ -1,0 +1,210 @@
+"""`hear-m2d embed` interrupted: killed, short of disk, by the keyboard; then the same command continues."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile
+
+from hear_m2d.audio import read_audio
+from hear_m2d.embed.inputs import collect_inputs
+from hear_m2d.embed.run import embed_files
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+
+CHILD = """
+import os, resource, sys
+sys.stdout = sys.stderr = open(log, "w")
+import hear_m2d.embed.embedder, hear_m2d.embed.parquet
+exec(first)
+from hear_m2d.cli import main
+main(arguments)
+"""
+
+
+@pytest.fixture
+def child(tmp_path):
+    """Run the command in a process of its own, quickly: ``child(first, arguments)`` starts it.
+
+    ``first`` is code to run before; what is printed goes to ``process.log``.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hear_m2d.audio"])
+
+    def start(arguments, first="", **values):
+        log = tmp_path / "log"
+        given = {"arguments": ["embed", *map(str, arguments)], "first": first, "log": str(log), **values}
+        process = context.Process(target=exec, args=(CHILD, given))
+        process.start()
+        process.log = log
+        return process
+
+    return start
+
+
+def test_what_is_done_is_not_done_again(sounds, spec, tmp_path, contents):
+    inputs = collect_inputs([sounds])
+    embed_files(inputs, spec, tmp_path / "out", workers=0)
+    before = contents(tmp_path / "out")
+    (tmp_path / "out/a/6.wav.times.npy").unlink()
+    np.save(tmp_path / "out/a/4.flac.scene.npy", np.zeros(1))
+    summary = embed_files(inputs, spec, tmp_path / "out", workers=0)
+    assert (summary.clips, summary.already, len(summary.failures)) == (1, 10, 3)
+    np.save(tmp_path / "zero.npy", np.zeros(1))
+    assert contents(tmp_path / "out") == before | {"a/4.flac.scene.npy": (tmp_path / "zero.npy").read_bytes()}
+
+
+def test_a_batch_that_was_being_written_is_done_again_whole(sounds, spec, tmp_path, contents):
+    """Otherwise the rest of it would share its passes with other clips than before."""
+    inputs = collect_inputs([sounds])
+    embed_files(inputs, spec, tmp_path / "out", workers=0)
+    before = contents(tmp_path / "out")
+    (tmp_path / "out/.pending.json").write_text('{"names": ["a/6.wav", "b/7.flac"]}')
+    summary = embed_files(inputs, spec, tmp_path / "out", workers=0)
+    assert summary.clips == 2
+    assert contents(tmp_path / "out").keys() == before.keys()
+
+
+def test_every_file_is_synced_once_before_its_batch_counts_as_done(sounds, spec, tmp_path, monkeypatch):
+    """Not its folder with each file: two syncs a file took twenty times as long as the writing."""
+    out = tmp_path / "out"
+    synced = []
+    fsync = os.fsync
+
+    def record(handle):
+        synced.append((os.fstat(handle).st_ino, (out / ".pending.json").exists()))
+        fsync(handle)
+
+    monkeypatch.setattr("hear_m2d.files.os.fsync", record)
+    embed_files(collect_inputs([sounds]), spec, out, workers=0)
+    files = list(out.rglob("*.npy"))
+    assert [synced.count((path.stat().st_ino, True)) for path in files] == [1] * len(files)
+    assert len(synced) < len(files) + 15  # the rest: state, batch, list of failures, and the folders of each
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(
+    sounds, spec, tmp_path, kind, monkeypatch, child, contents
+):
+    """A process with small batches and parts is killed a little later each time, until one gets through."""
+    for index in range(30):
+        soundfile.write(sounds / f"more{index:02d}.wav", read_audio(sounds / "a/6.wav", 16000), 16000)
+    out = tmp_path / ("out" if kind == "npy" else "out.parquet")
+    first = (
+        "hear_m2d.embed.embedder._BATCH_S = {'cpu': 3.0, 'cuda': 3.0}\n"
+        "hear_m2d.embed.parquet._PART_CLIPS = 4\n"
+        "embed = hear_m2d.embed.embedder.Embedder.embed\n"
+        "hear_m2d.embed.embedder.Embedder.embed = lambda *a: (pipe.send_bytes(b'batch'), embed(*a))[1]\n"
+    )
+    command = [
+        sounds,
+        "--model",
+        spec.name,
+        "--out",
+        out,
+        "--what",
+        "both",
+        "--device",
+        "cpu",
+        "--workers",
+        0,
+    ]
+    kills = 0
+    for batches in (1, 3, 5, 100):
+        ours, theirs = multiprocessing.Pipe(duplex=False)
+        process = child(command, first, pipe=theirs)
+        theirs.close()
+        try:
+            for _ in range(batches):
+                ours.recv_bytes()
+            process.kill()
+            kills += 1
+        except EOFError:  # it got through
+            pass
+        process.join()
+    assert kills >= 3, process.log.read_text()
+    assert process.exitcode == 0, process.log.read_text()
+    monkeypatch.setattr("hear_m2d.embed.embedder._BATCH_S", {"cpu": 3.0, "cuda": 3.0})
+    reference = tmp_path / ("whole" if kind == "npy" else "whole.parquet")
+    embed_files(collect_inputs([sounds]), spec, reference, output_format=kind, workers=0)
+    if kind == "npy":
+        assert contents(out) == contents(reference)
+    else:
+        assert pq.read_table(out).equals(pq.read_table(reference))
+        names = sorted(path.name for path in tmp_path.iterdir() if path.name.endswith((".parts", ".tmp")))
+        assert names == []
+
+
+def test_more_parts_than_a_process_may_open_files_are_merged(tmp_path):
+    from hear_m2d.embed_parquet import merged
+
+    schema = pa.schema([("path", pa.string())])
+    names = [f"{index:03d}" for index in range(200)]
+    parts = [tmp_path / f"part-{index}.parquet" for index in range(100)]
+    for index, part in enumerate(parts):
+        pq.write_table(pa.table([names[index::100]], schema=schema), part)  # the parts' rows alternate
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 20, hard))
+    try:
+        tables = list(merged(parts, {name: index for index, name in enumerate(names)}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert pa.concat_tables(tables)["path"].to_pylist() == names
+
+
+@pytest.mark.parametrize("kind", ["npy", "parquet"])
+def test_a_disk_that_fills_is_told_and_the_same_command_continues(
+    sounds, spec, tmp_path, kind, child, contents
+):
+    """A limit on the size of files stands for the disk: the system refuses the same write."""
+    out = tmp_path / ("out" if kind == "npy" else "out.parquet")
+    command = [sounds, "--model", spec.name, "--out", out, "--what", "both", "--workers", 0]
+    limit = 40_000 if kind == "npy" else 100_000  # some clips' timestamps fit, the longest do not
+    process = child(command, f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))")
+    process.join()
+    told = process.log.read_text()
+    assert process.exitcode == 1, told
+    last = told.splitlines()[-1]
+    assert last.startswith(f"error: writing to {out} failed: File too large. What is written stays valid")
+    assert "Traceback" not in told
+    assert not list(tmp_path.rglob(".*.tmp"))
+    if kind == "npy":
+        for path in out.rglob("*.npy"):
+            np.load(path)
+        assert len(list(out.rglob("*.npy"))) > 3
+    process = child(command)
+    process.join()
+    assert process.exitcode == 0, process.log.read_text()
+    whole = tmp_path / ("whole" if kind == "npy" else "whole.parquet")
+    embed_files(collect_inputs([sounds]), spec, whole, output_format=kind, workers=0)
+    if kind == "npy":
+        assert contents(out).keys() == contents(whole).keys()
+        assert sum(contents(out)[name] != data for name, data in contents(whole).items()) == 0
+    else:
+        assert pq.read_table(out).equals(pq.read_table(whole))
+
+
+def test_interrupted_by_the_keyboard_it_ends_at_once_and_continues(sounds, spec, tmp_path, child):
+    arguments = [sounds, "--model", spec.name, "--out", tmp_path / "out", "--workers", "2"]
+    command = [sys.executable, "-c", "from hear_m2d.cli import main; main()", "embed", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "out/embed.json").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    process = child(arguments)
+    process.join()
+    assert len(list((tmp_path / "out").rglob("*.scene.npy"))) == 11

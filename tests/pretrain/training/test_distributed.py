@@ -1,0 +1,328 @@
+"""Several processes train one network: the numbers of a single one, one sentence where one of them fails."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from hear_m2d.checkpoint.format import read_tensors
+from hear_m2d.pretrain.data.crops import LogMelData
+from hear_m2d.pretrain.data.prepare import prepare
+from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.training.distributed import Processes, StopRequest, _slurm, join
+from hear_m2d.pretrain.training.loop import train
+from hear_m2d.pretrain.training.state import STATE_KEY, States
+
+TINY = Recipe(
+    objective="m2d",
+    width=32,
+    depth=2,
+    heads=2,
+    input_frames=64,
+    decoder_width=32,
+    decoder_depth=1,
+    decoder_heads=2,
+    momentum_start=0.99,
+    momentum_end=0.999,
+    batch_size=8,
+    base_lr=0.03,
+    steps=20,
+    precision="float64",
+)
+MSM_MAE = dataclasses.replace(TINY, objective="msm_mae", norm_pix_loss=False, mask_ratio=0.75)
+RECIPES = {
+    "m2d-float64": TINY,
+    "m2d-float32": dataclasses.replace(TINY, precision="float32"),
+    "msm_mae-float64": MSM_MAE,
+    "msm_mae-float32": dataclasses.replace(MSM_MAE, precision="float32"),
+}
+
+# Several runs, one after another, in the same processes: starting these is what takes time.
+SCRIPT = """
+import json, os, signal, sys
+from pathlib import Path
+from hear_m2d.pretrain.data.crops import LogMelData
+from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.training.loop import train
+data = LogMelData(Path(sys.argv[1]))
+for name, (fields, habits) in json.loads(Path(sys.argv[2]).read_text()).items():
+    train(Recipe(**fields), data, Path(sys.argv[3]) / name, device="cpu", log_every=1, **habits)
+"""
+
+# So slow that a signal finds it at work.
+SLOWER = """
+import time
+from hear_m2d.pretrain.training.step import Trainer
+step = Trainer.step
+def slow(self, batch, **options):
+    print("step", flush=True)
+    time.sleep(0.2)
+    return step(self, batch, **options)
+Trainer.step = slow
+"""
+
+# The command as typed, in which process 1 fails at its fourth step.
+FAILING = """
+import os, signal, sys
+from hear_m2d.cli import main
+from hear_m2d.pretrain.training.step import Trainer
+step, taken = Trainer.step, []
+def broken(self, batch, **how):
+    taken.append(1)
+    if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "1" and len(taken) == 4:
+        if sys.argv[1] == "raise":
+            raise OSError(5, "Input/output error", "shard-00003.arrow")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, batch, **how)
+Trainer.step = broken
+main(sys.argv[2:])
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("audio")
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        t = np.arange(16000) / 16000
+        tone = 0.3 * np.sin(2 * np.pi * 200 * (1 + i) * t) + 0.02 * rng.standard_normal(16000)
+        soundfile.write(folder / f"{i}.wav", tone, 16000)
+    prepare(folder, tmp_path_factory.mktemp("prepared") / "data", progress=False)
+    return LogMelData(next(tmp_path_factory.getbasetemp().glob("prepared*/data")))
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """What SCRIPT runs: every recipe in whole batches, and one in parts of a batch."""
+    path = tmp_path_factory.mktemp("jobs") / "jobs.json"
+    runs = {name: (recipe.to_json(), {}) for name, recipe in RECIPES.items()}
+    runs["parts"] = (TINY.to_json(), {"at_once": 3})
+    path.write_text(json.dumps(runs))
+    return path
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("alone")
+    for name, recipe in RECIPES.items():
+        train(recipe, data, out / name, device="cpu", log_every=1)
+    return out
+
+
+def environment(**more):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "RANK", "WORLD", "MASTER"))}
+    return clean | {"OMP_NUM_THREADS": "1", **more}
+
+
+def torchrun(count, script, *words):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    return subprocess.run(
+        [*command, script, *map(str, words)], env=environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+def losses(out):
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(out):
+    states = States(out)
+    return read_tensors(states.path(states.steps()[-1]), STATE_KEY)[0]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_any_number_of_processes_gives_the_losses_and_weights_of_one(count, alone, data, jobs, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    ended = torchrun(count, script, data.folder, jobs, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    for name in [*RECIPES, "parts"]:
+        there = alone / ("m2d-float64" if name == "parts" else name)
+        assert len(losses(tmp_path / name)) == 20
+        tolerance = 1e-5 if "float32" in name else 1e-9
+        np.testing.assert_allclose(losses(tmp_path / name), losses(there), rtol=0, atol=tolerance)
+        if "float32" not in name:
+            whole, shared = weights(there), weights(tmp_path / name)
+            assert whole.keys() == shared.keys()
+            for key, value in whole.items():
+                torch.testing.assert_close(shared[key], value, rtol=0, atol=1e-9)
+
+
+def test_parts_of_a_batch_give_the_losses_and_weights_of_the_whole(alone, data, tmp_path):
+    train(TINY, data, tmp_path / "parts", device="cpu", log_every=1, at_once=3)
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(alone / "m2d-float64"), rtol=0, atol=1e-9)
+    whole, parts = weights(alone / "m2d-float64"), weights(tmp_path / "parts")
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, rtol=0, atol=1e-9)
+
+
+@pytest.fixture
+def start(data, tmp_path):
+    """Start the command in two processes as srun does, without torchrun."""
+
+    def call(how, *options):
+        recipe = tmp_path / "recipe.toml"
+        fields = TINY.to_json() | {"description": "", "steps": 400}
+        recipe.write_text(
+            "".join(f"{name} = {json.dumps(v)}\n" for name, v in fields.items() if v is not None)
+        )
+        words = ["pretrain", "--recipe", recipe, "--data", data.folder, "--out", tmp_path / "run"]
+        words += ["--device", "cpu", "--log-every", 1, "--save-every", 2, *options]
+        script = tmp_path / "failing.py"
+        script.write_text(FAILING)
+        slurm = {
+            "SLURM_STEP_NUM_TASKS": "2",
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_JOB_ID": "7",
+            "MASTER_PORT": str(free_port()),
+        }
+        return [
+            subprocess.Popen(
+                [sys.executable, script, how, *map(str, words)],
+                env=environment(**slurm, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+
+    return call
+
+
+def end(processes):
+    said = [process.communicate(timeout=120) for process in processes]
+    codes = [process.returncode for process in processes]
+    errors = [
+        line for _, error in said for line in re.split("[\r\n]", error) if line.startswith(("error", "stop"))
+    ]
+    assert not any("Traceback" in error for _, error in said), said
+    return codes, errors
+
+
+def test_an_error_in_one_process_ends_all_with_one_sentence(start):
+    codes, errors = end(start("raise"))
+    assert codes == [1, 1]
+    assert len(errors) == 1
+    assert "shard-00003.arrow" in errors[0]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_all_with_one_sentence_and_the_run_continues(start, tmp_path):
+    codes, errors = end(start("kill"))
+    assert codes == [1, -signal.SIGKILL]
+    assert len(errors) == 1
+    assert "another process of the run ended" in errors[0]
+    assert States(tmp_path / "run").steps() == [2]
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_saves_the_state_and_the_run_continues(alone, data, tmp_path):
+    """torchrun hands the signal on; both processes stop after the same step."""
+    script, jobs = tmp_path / "script.py", tmp_path / "jobs.json"
+    script.write_text(SLOWER + SCRIPT)
+    jobs.write_text(json.dumps({"run": (TINY.to_json(), {"save_every": 100})}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
+    command += [data.folder, jobs, tmp_path]
+    words = [str(word) for word in command]
+    process = subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline()  # a step was taken
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode == 1
+    (step,) = States(tmp_path / "run").steps()
+    assert 1 <= step < 20
+    ended = torchrun(2, script, data.folder, jobs, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone / "m2d-float64"), rtol=0, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_an_error_before_the_first_step_is_told_once(start):
+    codes, errors = end(start("never", "--batch-size", 3))
+    assert sorted(codes) == [1, 2]
+    assert len(errors) == 1
+    assert "batch_size = 3 clips cannot be shared evenly by 2 processes" in errors[0]
+
+
+def test_processes_share_a_batch_without_gap_or_overlap():
+    parts = [Processes(rank=rank, count=4).share(8) for rank in range(4)]
+    assert [n for part in parts for n in range(8)[part]] == list(range(8))
+    with pytest.raises(ValueError, match="batch_size = 6 clips cannot be shared evenly by 4 processes"):
+        Processes(rank=0, count=4).share(6)
+
+
+def test_a_launcher_that_says_too_little_is_told_what_to_type(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="RANK is not set: start the command with torchrun"):
+        join()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [
+        ("WORLD_SIZE", "abc", 1),
+        ("WORLD_SIZE", "0", 1),
+        ("WORLD_SIZE", "", 1),
+        ("RANK", "first", 0),
+        ("LOCAL_RANK", "-1", 0),
+        ("MASTER_PORT", "2950O", 0),
+        ("SLURM_STEP_NUM_TASKS", "2(x3)", 1),
+        ("SLURM_JOB_ID", "41234_1", 0),
+    ],
+)
+def test_a_launchers_variable_that_is_no_number_is_named(monkeypatch, name, value, least):
+    told = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    if name.startswith("SLURM"):
+        for variable in told:
+            monkeypatch.delenv(variable, raising=False)
+        told = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "n1", "SLURM_JOB_ID": "41234"}
+    for variable, text in {**told, name: value}.items():
+        monkeypatch.setenv(variable, text)
+    with pytest.raises(
+        ValueError, match=re.escape(f"{name} is {value!r}; it is a whole number, at least {least}")
+    ):
+        join()
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("node[03-07,12],other", "node03"), ("gpu1", "gpu1"), ("a-1,b-2", "a-1"), ("n[7,9]", "n7")],
+)
+def test_the_first_node_of_a_slurm_step_is_where_processes_meet(nodes, first):
+    told = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "41234"}
+    found = _slurm({**told, "SLURM_STEP_NODELIST": nodes})
+    assert found["MASTER_ADDR"] == first
+    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("9", "16", "1")
+    assert (
+        found["MASTER_PORT"]
+        == _slurm({**told, "SLURM_STEP_NODELIST": "x", "SLURM_PROCID": "0"})["MASTER_PORT"]
+    )
+    with pytest.raises(ValueError, match="MASTER_ADDR"):
+        _slurm(told)
+
+
+def test_sigterm_is_heard_and_the_handler_before_is_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest(Processes()).heard() as stop:
+        assert not stop.asked()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.asked()
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,138 @@
+"""One step: what it computes does not depend on how it is cut, fused or watched."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hear_m2d.pretrain.objectives.build import build_objective
+from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.training.step import Trainer, compile_blocks
+from hear_m2d.utils.errors import WorkFailedError
+
+TINY = Recipe(
+    objective="m2d",
+    width=32,
+    depth=2,
+    heads=2,
+    input_frames=64,
+    decoder_width=32,
+    decoder_depth=1,
+    decoder_heads=2,
+    batch_size=6,
+    base_lr=0.03,
+    steps=10,
+)
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "x": torch.randn(6, 1, 80, 64, generator=generator),
+        "noise": torch.rand(6, 20, generator=generator),
+    }
+
+
+def trainer(recipe=TINY, precision="float32", **options):
+    objective = build_objective(recipe)
+    if precision == "float64":
+        objective.double()
+    return Trainer(objective, recipe, device=torch.device("cpu"), precision=precision, **options)
+
+
+def gradients(trained, batch):
+    """The gradients of a step: its optimiser is held back."""
+    found = {}
+    trained.optimizer.step = lambda *args, **kwargs: found.update(
+        {name: p.grad.clone() for name, p in trained.objective.named_parameters() if p.requires_grad}
+    )
+    return trained.step(batch, rate=0.0), found
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 6, 100])
+def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole(batch, at_once):
+    batch = {name: tensor.double() for name, tensor in batch.items()}
+    whole, expected = gradients(trainer(precision="float64"), batch)
+    parts, found = gradients(trainer(precision="float64", at_once=at_once), batch)
+    torch.testing.assert_close(parts.loss, whole.loss, rtol=0, atol=1e-12)
+    torch.testing.assert_close(parts.norm, whole.norm, rtol=0, atol=1e-12)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-12)
+
+
+def test_the_gradient_is_clipped_to_the_recipes_norm(batch):
+    result, found = gradients(trainer(dataclasses.replace(TINY, clip_grad=0.01)), batch)
+    total = torch.stack([value.square().sum() for value in found.values()]).sum().sqrt()
+    assert float(result.norm) > 0.01  # before clipping
+    assert float(total) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_bfloat16_attention_of_trained_blocks_is_unfused_and_that_of_the_target_is_not(batch):
+    trained = trainer(precision="bfloat16")
+    objective = trained.objective
+    assert not any(block.attn.fused_attn for block in [*objective.encoder.blocks, *objective.decoder.blocks])
+    assert all(block.attn.fused_attn for block in objective.target.blocks)
+    assert all(block.attn.fused_attn for block in trainer().objective.encoder.blocks)
+    exact, expected = gradients(trainer(), batch)
+    rounded, found = gradients(trained, batch)
+    torch.testing.assert_close(rounded.loss, exact.loss, rtol=0.02, atol=0)
+    for name, value in expected.items():
+        assert torch.nn.functional.cosine_similarity(found[name].flatten(), value.flatten(), dim=0) > 0.98, (
+            name
+        )
+
+
+def test_a_step_that_does_not_fit_into_memory_is_told_what_to_type(batch, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    trained = trainer(at_once=4)
+    monkeypatch.setattr(trained, "_forward", full)
+    with pytest.raises(WorkFailedError, match=r"4 clips at once do not fit .* --at-once, such as 2"):
+        trained.step(batch, rate=0.0)
+
+
+def test_forward_backward_and_momentum_read_nothing_from_the_device(batch):
+    """On the meta device a tensor has no values: whatever waits for one fails."""
+    objective = build_objective(TINY).to("meta")
+    result = objective({k: v.to("meta") for k, v in batch.items()}["x"], batch["noise"].to("meta"))
+    result.loss.backward()
+    objective.momentum_update(0.99)
+
+
+def test_every_block_of_every_network_is_compiled():
+    objective = build_objective(TINY)
+    compile_blocks(objective)
+    compiled = [m for m in objective.modules() if m._compiled_call_impl is not None]
+    assert len(compiled) == 2 + 2 + 1  # encoder, target, predictor
+
+
+class Waits(TorchDispatchMode):
+    """Notes each operation for whose result Python waits: a number read, a size that depends on values."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in {"_local_scalar_dense", "equal", "nonzero", "masked_select", "unique_dim", "_unique2"}:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("objective", ["m2d", "msm_mae"])
+@pytest.mark.parametrize("at_once", [0, 4])
+def test_nothing_in_a_step_waits_for_the_device(batch, objective, at_once):
+    trained = trainer(dataclasses.replace(TINY, objective=objective), at_once=at_once)
+    trained.step(batch, rate=1e-3)
+    with Waits() as waits:
+        result = trained.step(batch, rate=1e-3)
+        trained.objective.momentum_update(0.9)
+    assert waits.found == []
+    with waits:
+        float(result.loss)
+    assert waits.found == ["_local_scalar_dense"]
