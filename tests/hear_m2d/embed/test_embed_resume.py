@@ -83,7 +83,7 @@ def test_every_file_is_synced_once_before_its_batch_counts_as_done(sounds, spec,
         synced.append((os.fstat(handle).st_ino, (out / ".pending.json").exists()))
         fsync(handle)
 
-    monkeypatch.setattr("hear_m2d.files.os.fsync", record)
+    monkeypatch.setattr("hear_m2d.utils.files.os.fsync", record)
     embed_files(collect_inputs([sounds]), spec, out, workers=0)
     files = list(out.rglob("*.npy"))
     assert [synced.count((path.stat().st_ino, True)) for path in files] == [1] * len(files)
@@ -144,7 +144,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_bytes(
 
 
 def test_more_parts_than_a_process_may_open_files_are_merged(tmp_path):
-    from hear_m2d.embed_parquet import merged
+    from hear_m2d.embed.parquet import merged
 
     schema = pa.schema([("path", pa.string())])
     names = [f"{index:03d}" for index in range(200)]

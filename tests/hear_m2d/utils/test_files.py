@@ -68,7 +68,7 @@ def test_any_name_that_the_system_takes_can_be_written(tmp_path, name):
 def test_what_a_killed_write_left_is_removed_and_nothing_else(tmp_path):
     (tmp_path / ".other.tmp").write_text("of another program")
     script = (
-        "import os, sys; from hear_m2d.files import atomic_write\n"
+        "import os, sys; from hear_m2d.utils.files import atomic_write\n"
         "with atomic_write(sys.argv[1]): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "x")], check=False)
