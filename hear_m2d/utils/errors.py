@@ -1,10 +1,14 @@
-"""Sentences for people: the nearest name to a misspelt one, and the one exception of our own."""
+"""Sentences for people: the nearest name to a misspelt one, and the two exceptions of our own."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 from typing import Any
+
+
+class InputError(ValueError):
+    """The user's input is wrong: the command line prints one line and exits with 2."""
 
 
 class WorkFailedError(RuntimeError):
