@@ -23,8 +23,8 @@ from machine import (
 )
 
 from hear_m2d.model.encoder import SIZES
-from hear_m2d.pretrain.data.loader import mask_noise
 from hear_m2d.pretrain.objectives.build import build_objective
+from hear_m2d.pretrain.objectives.masking import mask_noise
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.operations import operations_per_clip
 from hear_m2d.pretrain.training.schedules import decay_groups

@@ -14,23 +14,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from hear_m2d.pretrain.data.crops import Key, StepBatches, collate
+from hear_m2d.pretrain.objectives.masking import mask_noise
 from hear_m2d.utils.errors import WorkFailedError
 
 # What the command line tells in one line.
 TOLD = WorkFailedError, ConnectionError, OSError, ValueError, TypeError, ImportError
 GRACE_S = 30  # that a loader process outlives SIGTERM; torchrun's own
-
-
-def mask_noise(seed: int, step: int, batch: int, patches: int) -> Tensor:
-    """Return the noise that draws a step's masks, (batch, patches): a function of (seed, step)."""
-    word = int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.rand(batch, patches, generator=torch.Generator().manual_seed(word))
 
 
 class Shares:

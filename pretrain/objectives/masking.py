@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,12 @@ class Mask:
         """Return 1 at masked patches and 0 at visible ones, (batch, patches)."""
         grid = torch.zeros(len(self.visible), self.visible.shape[1] + self.masked.shape[1])
         return grid.to(self.masked.device).scatter(1, self.masked, 1.0)
+
+
+def mask_noise(seed: int, step: int, batch: int, patches: int) -> Tensor:
+    """Return the noise that draws a step's masks, (batch, patches): a function of (seed, step)."""
+    word = int(np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.rand(batch, patches, generator=torch.Generator().manual_seed(word))
 
 
 def random_mask(noise: Tensor, ratio: float) -> Mask:

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import torch
 
-from hear_m2d.pretrain.data.loader import mask_noise
+from hear_m2d.pretrain.objectives.masking import mask_noise
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.distributed import Processes
 from hear_m2d.pretrain.training.step import Trainer

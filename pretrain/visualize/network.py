@@ -17,7 +17,7 @@ from hear_m2d.audio import find_audio, read_audio
 from hear_m2d.model.encoder import patchify, unpatchify
 from hear_m2d.model.frontend import LOG_EPS
 from hear_m2d.model.hear_model import HearModel
-from hear_m2d.pretrain.data.loader import mask_noise
+from hear_m2d.pretrain.objectives.masking import mask_noise
 from hear_m2d.pretrain.objectives.msm_mae import MSMMAE
 from hear_m2d.pretrain.visualize.attention import attention_maps
 from hear_m2d.pretrain.visualize.figures import draw_attention, draw_reconstruction

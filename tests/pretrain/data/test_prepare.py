@@ -13,11 +13,11 @@ from click.testing import CliRunner
 
 from hear_m2d.audio import read_audio
 from hear_m2d.model.frontend import FrontendConfig, LogMelSpectrogram
+from hear_m2d.pretrain.cli import prepare as command
 from hear_m2d.pretrain.data import prepare as module
 from hear_m2d.pretrain.data.crops import LogMelData
 from hear_m2d.pretrain.data.prepare import cut, prepare
 from hear_m2d.pretrain.data.shards import is_silent
-from hear_m2d.pretrain.prepare_cli import prepare as command
 from hear_m2d.utils.errors import WorkFailedError
 
 

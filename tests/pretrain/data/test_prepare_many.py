@@ -14,10 +14,10 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 
+from hear_m2d.pretrain.cli import prepare as command
 from hear_m2d.pretrain.data import prepare as module
 from hear_m2d.pretrain.data.crops import LogMelData
 from hear_m2d.pretrain.data.prepare import Made, prepare, prepare_shard
-from hear_m2d.pretrain.prepare_cli import prepare as command
 
 
 def noise(seconds, seed):

@@ -13,8 +13,9 @@ import torch
 import hear_m2d
 from hear_m2d.checkpoint.format import read_tensors
 from hear_m2d.pretrain.data.crops import Crops, LogMelData
-from hear_m2d.pretrain.data.loader import batches, mask_noise
+from hear_m2d.pretrain.data.loader import batches
 from hear_m2d.pretrain.data.prepare import prepare
+from hear_m2d.pretrain.objectives.masking import mask_noise
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training import loop as module
 from hear_m2d.pretrain.training.loop import train
