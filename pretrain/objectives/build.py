@@ -59,10 +59,11 @@ def begin_objective(
     std: float,
     target_shape: tuple[int, ...] | None = None,
     resumed: bool = False,
-) -> tuple[Recipe, Objective]:
-    """Return the recipe, its open fields filled in, and its objective as a run begins with it.
+) -> tuple[Recipe, Objective, list[str]]:
+    """Return the recipe with its open fields filled in, its objective at the start of a run, and notes.
 
-    That is fresh, or with the weights of ``init``; and with its teacher, where it has one.
+    The objective has fresh weights or those of ``init``, and its teacher, where it has one. The notes say
+    for each part whether it was taken from ``init``, copied or made anew.
 
     Args:
         recipe: What to train.
@@ -79,11 +80,10 @@ def begin_objective(
 
     recipe, teacher = with_offline(recipe, mean=mean, std=std, target_shape=target_shape)
     objective = build_objective(recipe)
-    if recipe.init and not resumed:
-        warm_start(objective, recipe)
+    notes = warm_start(objective, recipe) if recipe.init and not resumed else []
     if isinstance(objective, M2DX):
         objective.teacher = teacher
-    return recipe, objective
+    return recipe, objective, notes
 
 
 def check_start(recipe: Recipe) -> None:

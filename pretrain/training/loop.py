@@ -210,7 +210,7 @@ def _train(
     def trainer(objective: Objective) -> Trainer:
         return Trainer(objective, recipe, device=place, precision=precision, at_once=settings.at_once)
 
-    recipe, objective = processes.together(
+    recipe, objective, start = processes.together(
         lambda: begin_objective(
             recipe,
             mean=data.mean,
@@ -251,7 +251,7 @@ def _train(
         processes.say("continuing %s at step %d of %d", out, first, steps)
     for name, (before, now) in changed.items():
         processes.say("%s was %r, and is %r from here on", name, before, now)
-    processes.on_main(lambda: run.begin(record, changed, step=first))
+    processes.on_main(lambda: run.begin(record, changed, step=first, start=start))
     first_loss = processes.on_main(lambda: run.cut_log(first or -1))
     processes.say(
         "%s: %d clips (%.2f h), %d steps of %d clips, %s on %s, %d processes, learning rate %.3g",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.utils.files import atomic_write_text, visible_names
 
 OBJECTIVE_KEY = "hear_m2d_objective"
+NOT_COMPARED = ("history", "start")  # what happened, not what was asked for
 TEXTS = ("description",)  # fields of a recipe that change nothing
 
 
@@ -77,8 +79,7 @@ class RunFolder:
         known = self.known()
         if known is None:
             return {}
-        known.pop("history", None)
-        changed = changes(known, record)
+        changed = changes({name: known[name] for name in known if name not in NOT_COMPARED}, record)
         if changed and not force:
             told = [f"{name} is {before!r} there, {now!r} now" for name, (before, now) in changed.items()]
             raise ValueError(
@@ -89,7 +90,14 @@ class RunFolder:
             raise ValueError(f"{self.folder} is at step {step} already: it cannot end at {record['steps']}")
         return changed
 
-    def begin(self, record: dict[str, Any], changed: dict[str, tuple[Any, Any]], *, step: int = 0) -> None:
+    def begin(
+        self,
+        record: dict[str, Any],
+        changed: dict[str, tuple[Any, Any]],
+        *,
+        step: int = 0,
+        start: Sequence[str] = (),
+    ) -> None:
         """Write ``run.json``, or what changed in it.
 
         Args:
@@ -97,17 +105,19 @@ class RunFolder:
             changed: What :meth:`changed` returned; recorded under ``history``. A checkpoint that is there
                 already is kept, under its number of steps.
             step: Where the run is.
+            start: What each part of the network began as, where the recipe has an ``init``.
         """
         known = self.known()
         if known is None:
-            self._write({**record, "history": []})
+            self._write({**record, "start": list(start), "history": []})
         elif changed:
             # First, so that the run is unfinished before it is longer.
             for path in (self.checkpoint, self.objective):
                 if path.exists():
                     path.replace(path.with_name(f"{path.stem}-{known['steps']}{path.suffix}"))
             entry = {"step": step, "changed": {name: list(pair) for name, pair in changed.items()}}
-            self._write({**record, "history": [*known.get("history", []), entry]})
+            kept = {"start": known.get("start", []), "history": [*known.get("history", []), entry]}
+            self._write({**record, **kept})
 
     def _write(self, record: dict[str, Any]) -> None:
         atomic_write_text(self.record, json.dumps(record, indent=2) + "\n")

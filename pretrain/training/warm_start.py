@@ -1,7 +1,7 @@
 """Continuing from a checkpoint: `init` of a recipe. A new run from these weights, not the resuming of a run.
 
-From a run of ours comes everything: ``objective.safetensors`` lies beside its checkpoint. From a published
-training file likewise. From an encoder alone, the target network starts as its copy and the predictor anew.
+A run of ours gives everything: ``objective.safetensors`` lies beside its checkpoint. A published training
+file does too. With an encoder alone, the predictor starts anew, and the target as ``target_init`` says.
 """
 
 from __future__ import annotations
@@ -69,10 +69,12 @@ def warm_start(objective: Objective, recipe: Recipe) -> list[str]:
             notes.append(f"the {part} is taken too")
             continue
         why = "is of other sizes or of another objective" if there else "is not there"
-        if prefix == "target.":
+        if prefix == "target." and recipe.target_init == "online":
             encoder = {f"target.{n}": t for n, t in objective.encoder.state_dict().items()}
             _copy(wanted, {name: encoder[name] for name in names})
-            notes.append(f"its {part} {why}: it starts as a copy of the encoder")
+            notes.append(f'its {part} {why}: it starts as a copy of the encoder (target_init = "online")')
+        elif prefix == "target.":
+            notes.append(f'its {part} {why}: it starts at random (target_init = "random")')
         else:
             notes.append(f"its {part} {why}: it starts anew")
     if checkpoint.config.code_base == "msm_mae" and rest and recipe.decoder_pos == "2d":

@@ -50,6 +50,7 @@ WANTED = {
     "m2d_x_further": COMMON_M2D
     | {
         "input_frames": 200, "patch_size": (16, 4), "mask_ratio": 0.7, "offline": "teacher",
+        "target_init": "online",
         "offline_weight": 1.0, "noise_ratio": 0.3, "batch_size": 128, "steps": 600 * (10000 // 128),
     },
     **{f"msm_mae_base_{n}": COMMON_MAE | MAE_2022 | {"input_frames": n} for n in (208, 304, 400, 512)},

@@ -114,6 +114,17 @@ def test_an_interrupted_run_continues_bit_for_bit(objective, stop, data, tmp_pat
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
+@pytest.mark.parametrize("target_init", ["random", "online"])
+def test_the_record_of_a_run_says_how_the_target_began(target_init, data, tmp_path):
+    encoder = train(dataclasses.replace(OBJECTIVES["msm_mae"], steps=0), data, tmp_path / "mae", device="cpu")
+    recipe = dataclasses.replace(TINY, steps=2, init=str(encoder), target_init=target_init)
+    train(recipe, data, tmp_path / "run", device="cpu")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    kind = "as a copy of the encoder" if target_init == "online" else "at random"
+    assert sum(f"it starts {kind}" in note for note in record["start"]) == 1
+    assert train(recipe, data, tmp_path / "run", device="cpu").exists()  # no setting that differs
+
+
 @pytest.mark.parametrize("what", ["log", "save_objective"])
 def test_a_disk_that_is_full_when_no_state_is_written_is_told_too(what, data, tmp_path, monkeypatch):
     def full(*args):

@@ -61,17 +61,21 @@ def test_a_run_of_ours_is_continued_with_all_its_networks(finished):
     assert notes == ["the encoder is taken", "the predictor is taken too", "the target network is taken too"]
 
 
-def test_from_an_encoder_alone_the_target_is_its_copy_and_the_predictor_new(finished, caplog):
+@pytest.mark.parametrize("target_init", ["random", "online"])
+def test_from_an_encoder_alone_the_target_starts_as_target_init_says(target_init, finished, caplog):
     path, before = finished()
     path.with_name("objective.safetensors").unlink()
-    recipe = recipe_of(init=str(path), seed=1)
+    recipe = recipe_of(init=str(path), seed=1, target_init=target_init)
     objective, fresh = build_objective(recipe), build_objective(recipe)
     with caplog.at_level(logging.INFO):
         warm_start(objective, recipe)
     assert same(objective.encoder.state_dict(), before.encoder.state_dict())
-    assert same(objective.target.blocks.state_dict(), before.encoder.blocks.state_dict())
+    source = before.encoder if target_init == "online" else fresh.target
+    assert same(objective.target.blocks.state_dict(), source.blocks.state_dict())
+    assert same(objective.target.norm.state_dict(), source.norm.state_dict())
     assert same(objective.decoder.state_dict(), fresh.decoder.state_dict())
-    assert "target network is not there: it starts as a copy of the encoder" in caplog.text
+    kind = "as a copy of the encoder" if target_init == "online" else "at random"
+    assert f"target network is not there: it starts {kind}" in caplog.text
 
 
 def test_another_input_length_gets_the_positions_of_its_own_grid(finished):
