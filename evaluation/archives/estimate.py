@@ -1,0 +1,112 @@
+"""How much disk and memory the official kit needs for a task, before hours of embedding.
+
+From reading heareval 2021.1.3: every embedding is written twice, per clip and packed. The prediction stage
+loads each split as a list of rows and stacks it, so that the split being loaded is in memory twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hear_m2d.evaluation.archives.catalog import Task
+from hear_m2d.evaluation.archives.check_audio import read_headers
+from hear_m2d.evaluation.archives.folder import METADATA, VOCABULARY, read_json_object, split_files
+
+FLOAT_BYTES = 4
+CLIP_BYTES = 3 * 4096
+"""Per clip: what small files of embeddings, labels and timestamps take on a disk beyond their content."""
+EVENT_ROW_BYTES = 200
+"""Per timestamp: its names and labels as JSON and pickle."""
+ROW_MEMORY_BYTES = 400
+"""Per row: Python objects of the kit (label lists, file names, timestamps)."""
+TRAINING_BYTES = 60_000_000
+"""A training's log and checkpoint for embeddings of 3840 dimensions; the kit keeps one per training."""
+
+
+@dataclass(frozen=True)
+class TaskSize:
+    """How much a task holds."""
+
+    event: bool
+    """Whether it takes timestamp embeddings."""
+    classes: int
+    clips: Mapping[str, int]
+    """Per split."""
+    seconds: Mapping[str, float]
+    """Per split; needed only for timestamp embeddings."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one task needs, in rows and bytes."""
+
+    rows: int
+    """Embeddings: clips, or timestamps."""
+    disk_bytes: int
+    memory_bytes: int
+    """Of the prediction stage's data, beside about 0.7 GB of programs."""
+
+
+def size_of_task(task: Task) -> TaskSize:
+    """Return the size of one of HEAR's tasks from the table, with splits of equal size."""
+    splits = [f"fold{number:02d}" for number in range(task.folds)] or ["train", "valid", "test"]
+    clips = {split: -(-task.clips // len(splits)) for split in splits}
+    length = task.sample_duration or 0.0
+    return TaskSize(
+        event=task.embedding_type == "event",
+        classes=task.classes,
+        clips=clips,
+        seconds={split: task.clips * length / len(splits) for split in splits},
+    )
+
+
+def size_of_folder(task: Path, rate: int) -> TaskSize:
+    """Return the size of a task folder; the headers of its audio are read only if their length matters.
+
+    Args:
+        task: The folder.
+        rate: The sample rate of the audio, in Hz.
+
+    Raises:
+        InputError: The metadata or a split cannot be read.
+    """
+    metadata = read_json_object(task / METADATA)
+    event = metadata.get("embedding_type") == "event"
+    duration = metadata.get("sample_duration")
+    splits = split_files(task)
+    seconds = {split: len(names) * float(duration or 0) for split, names in splits.items()}
+    if event and duration is None:
+        for split, names in splits.items():
+            headers = read_headers([task / str(rate) / split / name for name in names])
+            seconds[split] = sum(header[2] / rate for header in headers if not isinstance(header, str))
+    classes = max(len((task / VOCABULARY).read_text(encoding="utf-8").split()) - 1, 0)
+    return TaskSize(event, classes, {split: len(names) for split, names in splits.items()}, seconds)
+
+
+def estimate_embeddings(
+    size: TaskSize, *, scene_size: int, timestamp_size: int, timestamps_per_second: float
+) -> Estimate:
+    """Estimate what the kit needs for a task.
+
+    Args:
+        size: From :func:`size_of_folder`.
+        scene_size: Dimensions of a scene embedding.
+        timestamp_size: Dimensions of a timestamp embedding.
+        timestamps_per_second: 25 for a hop of 40 ms.
+
+    Returns:
+        The estimate, without the logs of trainings (:data:`TRAINING_BYTES` each).
+    """
+    if size.event:
+        rows = {split: round(seconds * timestamps_per_second) for split, seconds in size.seconds.items()}
+    else:
+        rows = dict(size.clips)
+    row_bytes = (timestamp_size if size.event else scene_size) * FLOAT_BYTES
+    total, largest = sum(rows.values()), max(rows.values(), default=0)
+    disk = (
+        2 * total * row_bytes + sum(size.clips.values()) * CLIP_BYTES + size.event * total * EVENT_ROW_BYTES
+    )
+    memory = (total + largest) * (row_bytes + size.classes * FLOAT_BYTES) + total * ROW_MEMORY_BYTES
+    return Estimate(total, disk, memory)

@@ -1,0 +1,38 @@
+import pytest
+
+from hear_m2d.evaluation.archives.catalog import select_tasks
+from hear_m2d.evaluation.archives.estimate import estimate_embeddings, size_of_folder, size_of_task
+
+
+def test_maestro_at_40_ms_and_3840_dimensions_takes_8_5_gb_twice() -> None:
+    (task,) = select_tasks(["Maestro 5h"])
+    need = estimate_embeddings(
+        size_of_task(task), scene_size=3840, timestamp_size=3840, timestamps_per_second=25
+    )
+    assert need.rows == 555_000
+    assert need.rows * 3840 * 4 == pytest.approx(8.5e9, rel=0.01)
+    assert need.disk_bytes == pytest.approx(2 * 8.5e9, rel=0.02)
+    assert 8.5e9 < need.memory_bytes < 2 * 8.5e9
+
+
+def test_fsd50k_at_3840_dimensions() -> None:
+    (task,) = select_tasks(["FSD50K"])
+    need = estimate_embeddings(
+        size_of_task(task), scene_size=3840, timestamp_size=1, timestamps_per_second=25
+    )
+    assert need.rows == pytest.approx(51185, abs=3)
+    assert need.memory_bytes > 51185 * 3840 * 4
+
+
+def test_a_folder_is_measured_from_its_splits_and_headers(tmp_path, tiny_tasks) -> None:
+    import json
+
+    scene = size_of_folder(tiny_tasks.scene_multilabel(tmp_path), 16000)
+    assert (scene.event, scene.classes, scene.clips) == (False, 4, {"train": 32, "valid": 16, "test": 16})
+    task = tiny_tasks.events(tmp_path, seconds=2.0)
+    with_duration = size_of_folder(task, 16000)
+    metadata = json.loads((task / "task_metadata.json").read_text())
+    (task / "task_metadata.json").write_text(json.dumps(metadata | {"sample_duration": None}))
+    assert size_of_folder(task, 16000) == with_duration
+    need = estimate_embeddings(with_duration, scene_size=8, timestamp_size=16, timestamps_per_second=10)
+    assert need.rows == 12 * 20
