@@ -1,0 +1,105 @@
+"""Lists of audio files as CSV or TSV, and labels in one cell: the same meaning for every command."""
+
+from __future__ import annotations
+
+import csv
+import io
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hear_m2d.utils.errors import InputError
+
+FILE_COLUMNS = ("file_name", "file", "path")  # the first one that a list has is used
+LABEL_COLUMNS = ("label", "labels")
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """One row of a list.
+
+    Attributes:
+        line: Line number in the list, from 1 (the header).
+        file: Path as written; empty if the row names no usable path.
+        label: The label cell as written, in Unicode normal form C; None if it is empty or there is none.
+        cells: Every cell by its column.
+    """
+
+    line: int
+    file: str
+    label: str | None
+    cells: dict[str, str]
+
+
+@dataclass(frozen=True)
+class FileList:
+    """A CSV or TSV list of audio files.
+
+    Attributes:
+        columns: Names of all columns.
+        rows: The rows in their order.
+        label_column: The column of labels; None if there is none.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[ListedFile, ...]
+    label_column: str | None
+
+
+def read_list(path: Path) -> FileList:
+    """Read a list of audio files.
+
+    The column of paths is the first of ``FILE_COLUMNS`` that the list has, that of labels the first of
+    ``LABEL_COLUMNS``. A ``.tsv`` is separated by tabs, any other list by commas. Bytes that are not UTF-8 are
+    kept in file names (``surrogateescape``).
+
+    Args:
+        path: The list.
+
+    Raises:
+        FileNotFoundError: The list does not exist.
+        InputError: It is not a regular file, not a CSV, or has no column of files.
+    """
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is not a regular file")
+    try:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            columns = tuple(reader.fieldnames or ())
+            file_column = next((name for name in FILE_COLUMNS if name in columns), None)
+            label_column = next((name for name in LABEL_COLUMNS if name in columns), None)
+            if file_column is None:
+                raise InputError(
+                    f"{path} names no files: it has the columns {', '.join(columns)}, and none of "
+                    f"{', '.join(FILE_COLUMNS)}"
+                )
+            rows = []
+            for row in reader:
+                cells = {name: row[name] or "" for name in columns}
+                name = cells[file_column]
+                label = unicodedata.normalize("NFC", cells[label_column]) if label_column else ""
+                # A path cannot hold a null byte.
+                rows.append(ListedFile(reader.line_num, "" if "\0" in name else name, label or None, cells))
+    except csv.Error as error:
+        raise InputError(f"{path} is not a list of files: {error}") from error
+    return FileList(columns, tuple(rows), label_column)
+
+
+def split_labels(text: str | None) -> list[str]:
+    """Return the labels of a cell, in Unicode normal form C.
+
+    Labels are separated by commas. A label with a comma in it stands in double quotes:
+    ``"Male speech, man speaking",Music``. (In a CSV file, the quotes of such a cell are doubled.)
+    """
+    text = unicodedata.normalize("NFC", text or "").replace("\n", " ")
+    quoted = '"' in text
+    parts = next(csv.reader([text], skipinitialspace=True), []) if quoted else text.split(",")
+    return [label for part in parts if (label := part.strip())]
+
+
+def join_labels(labels: Iterable[str]) -> str:
+    """Return labels as one cell, which :func:`split_labels` takes apart again."""
+    cell = io.StringIO()
+    csv.writer(cell, lineterminator="").writerow([label for label in labels if label.strip()])
+    return cell.getvalue()
