@@ -1,4 +1,4 @@
-"""`hear-m2d validate` and `hear-m2d evaluate`: the official HEAR tools, on this or any other HEAR module."""
+"""`hear-m2d validate`, `evaluate` and `report`: the official HEAR tools on any HEAR module, and scores."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hear_m2d.cli import MODEL_OPTIONS, PartCommand
 from hear_m2d.evaluation.hear.requirements import EXTRA, INSTALL_EVALUATE, INSTALL_HEARVALIDATOR
 from hear_m2d.utils.errors import WorkFailedError
 
+INSTALL_REPORT = "python -m pip install 'hear-m2d[report]'"
 MODEL = click.option(
     "--model",
     metavar="PATH|NAME|URL",
@@ -78,3 +79,21 @@ def evaluate(tasks_dir: Path, out: Path, tasks: tuple[str, ...], **settings: Any
         raise WorkFailedError(
             f"no score for {', '.join(bad)}; why: {out / 'results.json'}, {out / 'harness.log'}"
         )
+
+
+@click.command(cls=PartCommand, needs=("jinja2", "plotly"), install=INSTALL_REPORT)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the page, one HTML file.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
+@click.option("--csv", type=click.Path(path_type=Path), help="Write one line for each task of each run.")
+def report(runs: tuple[str, ...], out: Path | None, markdown: Path | None, csv: Path | None) -> None:
+    """Put runs of `evaluate` beside the HEAR 2021 leaderboard.
+
+    A RUN is the --out folder of `evaluate`, or its results.json; NAME=RUN gives it another name. Without an
+    option, the Markdown tables are printed.
+    """
+    from hear_m2d.evaluation.report.report import write_report
+
+    document = write_report(runs, html=out, md=markdown, table=csv)
+    written = [str(path) for path in (out, markdown, csv) if path is not None]
+    click.echo(f"written: {', '.join(written)}" if written else document)

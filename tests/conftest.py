@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 LEFT_OUT = pytest.StashKey[int]()
-LONG = ("slow", "full")  # markers of what runs only when asked for
+LONG = ("slow", "full", "pages")  # markers of what runs only when asked for
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,0 +1,48 @@
+"""A module with the HEAR API: load its model, and name everything of the API that it lacks.
+
+Source: the HEAR 2021 API, https://hearbenchmark.com/hear-api.html.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from hear_m2d.utils.errors import InputError
+
+FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")
+ATTRIBUTES = ("sample_rate", "scene_embedding_size", "timestamp_embedding_size")
+
+
+def check_module(
+    name: str, model_path: str | os.PathLike[str] | None = None, options: Mapping[str, Any] | None = None
+) -> Any:
+    """Load the model of a module, and check that both have what the HEAR API asks for.
+
+    Nothing is embedded.
+
+    Args:
+        name: The module, as it is imported.
+        model_path: What ``load_model`` gets; None: nothing.
+        options: Keyword arguments of ``load_model``.
+
+    Returns:
+        The model.
+
+    Raises:
+        ImportError: If the module cannot be imported.
+        InputError: If functions of the module, or attributes of the model, are missing; each is named. A
+            module without ``load_model`` has no model whose attributes could be checked.
+    """
+    module = importlib.import_module(name)
+    missing = [f"the function {function}" for function in FUNCTIONS if not hasattr(module, function)]
+    model = None
+    if hasattr(module, "load_model"):
+        arguments = [] if model_path is None else [os.fspath(model_path)]
+        model = module.load_model(*arguments, **(options or {}))
+        missing += [f"the model's {attribute}" for attribute in ATTRIBUTES if not hasattr(model, attribute)]
+    if missing:
+        raise InputError(f"{name} lacks parts of the HEAR API: {', '.join(missing)}")
+    return model

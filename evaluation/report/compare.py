@@ -1,0 +1,163 @@
+"""Runs against the leaderboard: ranks, normalized scores, and marks for what cannot be compared."""
+
+from __future__ import annotations
+
+import difflib
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hear_m2d.evaluation.report.published import DIRECTORIES, TASK_OF, Column, leaderboard
+from hear_m2d.evaluation.report.runs import Run, TaskScore
+
+
+@dataclass(frozen=True)
+class Row:
+    """One task of one run beside the leaderboard."""
+
+    run: str
+    title: str
+    """The leaderboard's name of the task, else the name of its folder."""
+    metric: str
+    score: float | None
+    spread: float | None
+    folds: tuple[float, ...]
+    column: Column | None
+    """The leaderboard's entries, where the score can be ranked among them."""
+    run_marks: tuple[str, ...]
+    """How the harness's settings differ from those of published scores."""
+    task_marks: tuple[str, ...]
+    """What differs from the published task, or why there is no score."""
+    seconds: float | None
+    peak_memory_bytes: int | None
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Return all marks."""
+        return self.task_marks + self.run_marks
+
+    @property
+    def rank(self) -> int | None:
+        """Return the place among the leaderboard's entries and this score."""
+        return None if self.column is None or self.score is None else self.column.rank(self.score)
+
+    @property
+    def normalized(self) -> float | None:
+        """Return the score between the lowest (0) and the highest (1) entry of the leaderboard."""
+        return None if self.column is None or self.score is None else self.column.normalized(self.score)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One run over the tasks that can be ranked."""
+
+    run: str
+    tasks: int
+    """How many tasks can be ranked."""
+    mean_rank: float | None
+    mean_normalized: float | None
+    place: int | None
+    """Among the leaderboard's entries that have all these tasks, by mean normalized score."""
+    entries: int
+    """The number of those entries."""
+    marks: tuple[str, ...]
+
+
+def compare(run: Run) -> list[Row]:
+    """Return one row for each task of a run; the two Beehive folders make one row."""
+    by_folder = {task.folder: task for task in run.tasks}
+    rows, done = [], set()
+    for task in run.tasks:
+        name = TASK_OF.get(task.folder)
+        if name is None:
+            rows.append(_row(run, task, None, _unknown(task.folder)))
+        elif name not in done:
+            done.add(name)
+            parts = [by_folder[folder] for folder in DIRECTORIES[name] if folder in by_folder]
+            absent = [folder for folder in DIRECTORIES[name] if folder not in by_folder]
+            task = task if len(DIRECTORIES[name]) == 1 else _merge(parts)
+            rows.append(_row(run, task, leaderboard()[name], [f"without {folder}" for folder in absent]))
+    return sorted(rows, key=lambda row: (row.column is None, row.title.lower()))
+
+
+def summarize(run: Run, rows: Sequence[Row]) -> Summary:
+    """Return ranks and normalized scores of a run over its ranked tasks, from :func:`compare`."""
+    ranked = [row for row in rows if row.column is not None and row.score is not None]
+    columns = [row.column for row in ranked if row.column is not None]
+    if not columns:
+        return Summary(run.name, 0, None, None, None, 0, run.marks)
+    mean = statistics.fmean(row.normalized for row in ranked if row.normalized is not None)
+    others = entry_means(columns)
+    return Summary(
+        run=run.name,
+        tasks=len(columns),
+        mean_rank=statistics.fmean(row.rank for row in ranked if row.rank is not None),
+        mean_normalized=mean,
+        place=1 + sum(other > mean for other in others.values()),
+        entries=len(others),
+        marks=run.marks,
+    )
+
+
+def entry_means(columns: Sequence[Column]) -> dict[str, float]:
+    """Return the mean normalized score of each entry of the leaderboard that has all these tasks."""
+    means = {}
+    for model in dict.fromkeys(figure.model for column in columns for figure in column.figures):
+        pairs = [(column, column.score_of(model)) for column in columns]
+        values = [column.normalized(score) for column, score in pairs if score is not None]
+        if len(values) == len(columns):
+            means[model] = statistics.fmean(values)
+    return means
+
+
+def _row(run: Run, task: TaskScore, column: Column | None, marks: list[str]) -> Row:
+    title = column.title if column is not None else task.folder
+    ranked = column if task.score is not None and not marks else None
+    if task.altered:
+        ranked = None
+        marks.append(f"altered task: {task.altered}")
+    if task.error:
+        marks.append(task.error if task.score is not None else f"failed: {task.error}")
+    if column is not None and task.metric != column.metric:
+        marks.append(f"{task.metric} is not the leaderboard's {column.metric}")
+        ranked = None
+    return Row(
+        run=run.name,
+        title=title,
+        metric=task.metric,
+        score=task.score,
+        spread=task.spread,
+        folds=task.folds,
+        column=ranked,
+        run_marks=run.marks,
+        task_marks=tuple(marks),
+        seconds=task.seconds,
+        peak_memory_bytes=task.peak_memory_bytes,
+    )
+
+
+def _merge(parts: Sequence[TaskScore]) -> TaskScore:
+    """Make one task of the two Beehive folders: the mean of their scores."""
+    scores = [part.score for part in parts if part.score is not None]
+    seconds = [part.seconds for part in parts if part.seconds is not None]
+    memory = [part.peak_memory_bytes for part in parts if part.peak_memory_bytes is not None]
+    complete = len(scores) == len(parts)
+    return TaskScore(
+        folder=parts[0].folder,
+        metric=parts[0].metric,
+        score=statistics.fmean(scores) if complete else None,
+        spread=statistics.stdev(scores) if len(scores) > 1 else None,
+        folds=tuple(scores) if len(scores) > 1 else (),
+        error="; ".join(part.error for part in parts if part.error),
+        altered="; ".join(part.altered for part in parts if part.altered),
+        seconds=sum(seconds) if seconds else None,
+        peak_memory_bytes=max(memory, default=None),
+    )
+
+
+def _unknown(folder: str) -> list[str]:
+    """Say that a folder is not a task of HEAR 2021, and which one it may have been made from."""
+    stem = folder.partition("-")[0]
+    same = [known for known in TASK_OF if known.partition("-")[0] == stem]
+    near = same or difflib.get_close_matches(folder, TASK_OF, n=1, cutoff=0.8)
+    return [f"not a HEAR 2021 task{f' (HEAR has {near[0]})' if near else ''}"]
