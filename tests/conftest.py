@@ -7,6 +7,7 @@ be imported by another. What tests share is therefore a fixture: here for all pa
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,51 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = Counter(str(report.longrepr[2]) for report in terminalreporter.stats.get("skipped", []))
     for reason, number in reasons.most_common():
         terminalreporter.line(f"  {number} skipped: {reason.removeprefix('Skipped: ')}")
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., Any]:
+    """A narrow model with every weight random: ``make_model(patch=…, rate=…, frames=…, options={…})``."""
+
+    import torch
+
+    from hear_m2d.model.config import ModelConfig, Options
+    from hear_m2d.model.encoder import EncoderConfig
+    from hear_m2d.model.frontend import FrontendConfig
+    from hear_m2d.model.hear_model import HearModel
+
+    def make(
+        patch=(16, 16), rate=16000, frames=64, width=64, depth=2, heads=2, seed=0, options=None,
+        class_token=True, **config,
+    ):  # fmt: skip
+        encoder = EncoderConfig(
+            input_size=(80, frames), patch_size=patch, width=width, depth=depth, heads=heads,
+            class_token=class_token,
+        )  # fmt: skip
+        whole = ModelConfig(encoder=encoder, frontend=FrontendConfig.for_rate(rate), **config)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = HearModel(whole, Options.parse(options or {}))
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.ndim == 1:  # norms and biases, too regular as initialised
+                        parameter.add_(0.1 * torch.randn_like(parameter))
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def noise() -> Callable[..., Any]:
+    """White noise, (batch, samples): ``noise(batch, samples, scale=…, seed=…)``."""
+
+    import torch
+
+    def make(batch, samples, scale=0.1, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        return scale * (2 * torch.rand(batch, samples, generator=generator) - 1)
+
+    return make
 
 
 def _folder(variable: str, what: str) -> Path:

@@ -215,10 +215,12 @@ def load_model(model_file_path: str = "") -> TransformersEncoder:
     if not model_file_path:
         raise InputError("no model is given: --model must be a folder or a name on the Hugging Face hub")
     folder = resolve_model(model_file_path)
+    extractors: Any = transformers.AutoFeatureExtractor
+    networks: Any = transformers.AutoModel
     try:
-        extractor: Any = transformers.AutoFeatureExtractor.from_pretrained(folder)
+        extractor = extractors.from_pretrained(folder)
         frame_grid(transformers.AutoConfig.from_pretrained(folder), extractor)
-        network, report = transformers.AutoModel.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+        network, report = networks.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
     except OSError as error:
         raise InputError(f"{folder} is not a model of transformers: {str(error).splitlines()[0]}") from error
     missing = sorted(name for name in report["missing_keys"] if not name.startswith(UNUSED_WEIGHTS))
