@@ -1,1 +1,1 @@
-"""Our models under other benchmarks: mteb and X-ARES."""
+"""Our models under other benchmarks (mteb, X-ARES), and other models under HEAR (transformers)."""

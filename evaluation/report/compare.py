@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from hear_m2d.evaluation.report.published import DIRECTORIES, TASK_OF, Column, leaderboard
+from hear_m2d.evaluation.report.published import Column, directories, leaderboard
 from hear_m2d.evaluation.report.runs import Run, TaskScore
 
 
@@ -66,16 +66,17 @@ class Summary:
 def compare(run: Run) -> list[Row]:
     """Return one row for each task of a run; the two Beehive folders make one row."""
     by_folder = {task.folder: task for task in run.tasks}
+    names = {folder: name for name, folders in directories().items() for folder in folders}
     rows, done = [], set()
     for task in run.tasks:
-        name = TASK_OF.get(task.folder)
+        name = names.get(task.folder)
         if name is None:
-            rows.append(_row(run, task, None, _unknown(task.folder)))
+            rows.append(_row(run, task, None, _unknown(task.folder, names)))
         elif name not in done:
             done.add(name)
-            parts = [by_folder[folder] for folder in DIRECTORIES[name] if folder in by_folder]
-            absent = [folder for folder in DIRECTORIES[name] if folder not in by_folder]
-            task = task if len(DIRECTORIES[name]) == 1 else _merge(parts)
+            parts = [by_folder[folder] for folder in directories()[name] if folder in by_folder]
+            absent = [folder for folder in directories()[name] if folder not in by_folder]
+            task = task if len(directories()[name]) == 1 else _merge(parts)
             rows.append(_row(run, task, leaderboard()[name], [f"without {folder}" for folder in absent]))
     return sorted(rows, key=lambda row: (row.column is None, row.title.lower()))
 
@@ -155,9 +156,9 @@ def _merge(parts: Sequence[TaskScore]) -> TaskScore:
     )
 
 
-def _unknown(folder: str) -> list[str]:
+def _unknown(folder: str, known: Collection[str]) -> list[str]:
     """Say that a folder is not a task of HEAR 2021, and which one it may have been made from."""
     stem = folder.partition("-")[0]
-    same = [known for known in TASK_OF if known.partition("-")[0] == stem]
-    near = same or difflib.get_close_matches(folder, TASK_OF, n=1, cutoff=0.8)
+    same = [name for name in known if name.partition("-")[0] == stem]
+    near = same or difflib.get_close_matches(folder, known, n=1, cutoff=0.8)
     return [f"not a HEAR 2021 task{f' (HEAR has {near[0]})' if near else ''}"]

@@ -12,33 +12,11 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
+from hear_m2d.evaluation.archives.catalog import all_tasks
+
 LEADERBOARD, PAPERS = "hear2021_leaderboard.csv", "published_hear.csv"
 CHALLENGE = "HEAR 2021"
 """What the leaderboard calls the entries of the challenge; later ones have a date."""
-
-DIRECTORIES = {
-    "dcase2016_task2": ("dcase2016_task2-hear2021-full",),
-    "nsynth_pitch_5h": ("nsynth_pitch-v2.2.3-5h",),
-    "nsynth_pitch_50h": ("nsynth_pitch-v2.2.3-50h",),
-    "speech_commands_5h": ("speech_commands-v0.0.2-5h",),
-    "speech_commands_full": ("speech_commands-v0.0.2-full",),
-    "beehive_states": ("beehive_states_fold0-v2-full", "beehive_states_fold1-v2-full"),
-    "beijing_opera": ("beijing_opera-v1.0-hear2021-full",),
-    "tfds_crema_d": ("tfds_crema_d-1.0.0-full",),
-    "esc50": ("esc50-v2.0.0-full",),
-    "fsd50k": ("fsd50k-v1.0-full",),
-    "gunshot_triangulation": ("gunshot_triangulation-v1.0-full",),
-    "tfds_gtzan": ("tfds_gtzan-1.0.0-full",),
-    "tfds_gtzan_music_speech": ("tfds_gtzan_music_speech-1.0.0-full",),
-    "libricount": ("libricount-v1.0.0-hear2021-full",),
-    "maestro_5h": ("maestro-v3.0.0-5h",),
-    "mridangam_stroke": ("mridangam_stroke-v1.5-full",),
-    "mridangam_tonic": ("mridangam_tonic-v1.5-full",),
-    "vocal_imitation": ("vocal_imitation-v1.1.3-full",),
-    "vox_lingua_top10": ("vox_lingua_top10-hear2021-full",),
-}
-"""The leaderboard's task: the folders that hold it. The two Beehive folders count as one task."""
-TASK_OF = {folder: task for task, folders in DIRECTORIES.items() for folder in folders}
 
 
 @dataclass(frozen=True)
@@ -95,6 +73,15 @@ def leaderboard() -> dict[str, Column]:
         ordered = tuple(sorted(figures, key=lambda figure: -figure.score))
         columns[task] = Column(task, title, metric, ordered)
     return columns
+
+
+@cache
+def directories() -> dict[str, tuple[str, ...]]:
+    """Return the task folders by the leaderboard's key; Beehive has two, which count as one task."""
+    found: dict[str, tuple[str, ...]] = {}
+    for task in sorted(all_tasks(), key=lambda task: task.directory):
+        found[task.leaderboard_id] = (*found.get(task.leaderboard_id, ()), task.directory)
+    return found
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The adapters under the real mteb and xares: `python tests/hear_m2d/check_adapters.py`.
+"""The adapters under the real mteb and xares: `python tests/evaluation/adapters/check_adapters.py`.
 
 `make test-adapters` runs it in an environment with both packages. A narrow untrained network goes through
 a real mteb audio classification task and a real X-ARES task (its checker, encoding, MLP and kNN), each made
@@ -22,7 +22,8 @@ import soundfile
 import torch
 
 from hear_m2d.checkpoint.format import save_checkpoint
-from hear_m2d.evaluation.adapters.mteb import MtebEncoder, XaresEncoder, decode_with_soundfile
+from hear_m2d.evaluation.adapters.mteb import MtebEncoder
+from hear_m2d.evaluation.adapters.xares import XaresEncoder, decode_with_soundfile
 from hear_m2d.model.config import ModelConfig
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.hear_model import HearModel
