@@ -19,6 +19,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from hear_m2d.utils.errors import InputError
+
 Reason = Literal["corrupt", "truncated", "empty", "non-finite"]
 
 # What libsndfile reads and people call audio. Left out: headerless .raw and .vox, whose rate and width are
@@ -100,7 +102,7 @@ def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
         raise FileNotFoundError(f"there is no {root}; give a folder of audio files, or one audio file")
     if not root.is_dir():
         if root.suffix.lower() not in AUDIO_SUFFIXES:
-            raise ValueError(
+            raise InputError(
                 f"{root} is no audio file by its suffix; known: {' '.join(sorted(AUDIO_SUFFIXES))}"
             )
         return [root]

@@ -19,7 +19,7 @@ from typing import Any
 import click
 
 from hear_m2d._checkout import installed_version
-from hear_m2d.utils.errors import WorkFailedError, unknown_name
+from hear_m2d.utils.errors import InputError, WorkFailedError, unknown_name
 from hear_m2d.utils.files import disk_is_full
 
 
@@ -141,13 +141,12 @@ def _lines(value: Any) -> list[str]:
     return ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines] or ["none"]
 
 
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text or type(error).__name__
-
-
 def main(args: Sequence[str] | None = None) -> None:
-    """Run ``hear-m2d`` and exit: 0 done, 1 the work failed, 2 bad input or usage."""
+    """Run ``hear-m2d`` and exit: 0 done, 1 the work failed, 2 bad input or usage.
+
+    Only errors that a user or an administrator can mend are reported in one line; see :func:`report`. Any
+    other exception is a bug and keeps its traceback.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         words = list(sys.argv[1:] if args is None else args) or ["--help"]
@@ -156,31 +155,35 @@ def main(args: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except (click.ClickException, ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        failed = _failed(error)
-        expected = failed or not isinstance(error, RuntimeError)
-        if os.environ.get("HEAR_M2D_TRACEBACK") or not expected:
+    except Exception as error:
+        code, line = report(error)
+        if not line or os.environ.get("HEAR_M2D_TRACEBACK"):
             raise
-        line = error.format_message() if isinstance(error, click.ClickException) else _one_line(error)
-        click.echo(f"error: {' '.join((failed or line).split())}", err=True)
-        sys.exit(1 if failed else 2)
+        click.echo(f"error: {line}", err=True)
+        sys.exit(code)
 
 
-def _failed(error: BaseException) -> str:
-    """Return what to say where the work failed through no fault of its input; empty for any other error."""
+def report(error: BaseException) -> tuple[int, str]:
+    """Return the exit code of an error and its message in one line; an empty message for a bug."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    first = text.partition(". ")[0]
+    if isinstance(error, click.ClickException):
+        return 2, " ".join(error.format_message().split())
+    if isinstance(error, InputError):
+        return 2, text
     if isinstance(error, WorkFailedError):
-        return _one_line(error)
+        return 1, text
     if disk_is_full(error):
-        return f"{_one_line(error)}: make room, then give the same command again"
-    first = _one_line(error).partition(". ")[0]
-    kind = type(error)
-    if kind.__name__ == "OutOfMemoryError":
-        return f"the device has too little memory: {first}. Try a smaller batch, or --device cpu"
-    if kind.__module__.startswith(("torch._dynamo", "torch._inductor")):
-        return (
-            f"torch cannot compile the network here (a CPU needs a C++ compiler): {first}. Leave compile out"
+        return 1, f"{text}: make room, then give the same command again"
+    # torch has no exception class for a CPU without memory
+    if type(error).__name__ in ("OutOfMemoryError", "MemoryError") or "DefaultCPUAllocator" in text:
+        return 1, f"the device has too little memory: {first}. Try a smaller batch, or --device cpu"
+    if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return 1, (
+            "torch cannot compile the network here (a CPU needs a C++ compiler, a GPU needs a C compiler and "
+            f"Python's headers): {first}. Leave compile out"
         )
-    return ""
+    return (2, text) if isinstance(error, OSError) else (1, "")
 
 
 if __name__ == "__main__":

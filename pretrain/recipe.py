@@ -16,7 +16,7 @@ from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.frontend import FrontendConfig
 from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.objectives.masking import visible_count
-from hear_m2d.utils.errors import unknown_name
+from hear_m2d.utils.errors import InputError, unknown_name
 
 CHOICES = {
     "objective": ("m2d", "msm_mae"),
@@ -178,30 +178,30 @@ class Recipe:
     def __post_init__(self) -> None:
         for name in ("patch_size", "deviations", "ours"):
             if not isinstance(getattr(self, name), list | tuple):
-                raise ValueError(f"{name} = {getattr(self, name)!r}; {KINDS.get(name, KINDS['tuple'])}")
+                raise InputError(f"{name} = {getattr(self, name)!r}; {KINDS.get(name, KINDS['tuple'])}")
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 told = ", ".join(one or '""' for one in allowed)
-                raise ValueError(f"{name} = {getattr(self, name)!r}; it is one of {told}")
+                raise InputError(f"{name} = {getattr(self, name)!r}; it is one of {told}")
         self._check_types()
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError(
+            raise InputError(
                 "a recipe has either steps or epochs; this one has "
                 f"{'neither' if self.steps is None else 'both'}"
             )
         for name, (fits, wanted) in self._ranges().items():
             if not fits:
-                raise ValueError(f"{name} = {getattr(self, name)!r} is out of range: it is {wanted}")
+                raise InputError(f"{name} = {getattr(self, name)!r} is out of range: it is {wanted}")
         if self.teacher and self.offline != "teacher":
-            raise ValueError(f'teacher = {self.teacher!r} teaches only where offline = "teacher"')
+            raise InputError(f'teacher = {self.teacher!r} teaches only where offline = "teacher"')
         if self.offline == "features" and self.patch_size[1] % self.feature_frames:
-            raise ValueError(
+            raise InputError(
                 f"feature_frames = {self.feature_frames} does not divide the {self.patch_size[1]} of a column"
             )
         patches = math.prod(self.encoder_config.grid)
         if not 0 < visible_count(patches, self.mask_ratio) < patches:
-            raise ValueError(
+            raise InputError(
                 f"mask_ratio = {self.mask_ratio} of {patches} patches leaves none visible or masked"
             )
 
@@ -248,7 +248,7 @@ class Recipe:
                 fits = (value is None and "None" in str(field.type)) or type(value) in allowed
                 fits = fits and not (type(value) is float and not math.isfinite(value))
             if not fits:
-                raise ValueError(f"{field.name} = {value!r}; {KINDS[kind]}")
+                raise InputError(f"{field.name} = {value!r}; {KINDS[kind]}")
 
     @property
     def learning_rate(self) -> float:
@@ -307,17 +307,17 @@ def parse_recipe(fields: dict[str, Any], where: str) -> Recipe:
     known = [field.name for field in dataclasses.fields(Recipe)]
     for name in fields:
         if name not in known:
-            raise ValueError(f"{where}: {unknown_name('recipe field', name, known)}")
+            raise InputError(f"{where}: {unknown_name('recipe field', name, known)}")
     if "objective" not in fields:
-        raise ValueError(f"{where}: objective is missing; it is one of {', '.join(CHOICES['objective'])}")
+        raise InputError(f"{where}: objective is missing; it is one of {', '.join(CHOICES['objective'])}")
     if fields["objective"] == "msm_mae":
         if unused := [name for name in M2D_ONLY if name in fields]:
-            raise ValueError(f"{where}: {unused[0]} is a field of M2D, and this recipe trains MSM-MAE")
+            raise InputError(f"{where}: {unused[0]} is a field of M2D, and this recipe trains MSM-MAE")
         fields = {**MSM_MAE_DEFAULTS, **fields}
     try:
         return Recipe(**fields)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise InputError(f"{where}: {error}") from error
 
 
 def load_recipe(name: str | os.PathLike[str]) -> Recipe:
@@ -338,20 +338,20 @@ def _read_fields(name: str | os.PathLike[str], above: tuple[Path, ...] = ()) -> 
     shipped = shipped_recipes()
     path = shipped.get(os.fspath(name)) or (above[-1].parent if above else Path()) / name
     if not path.is_file():
-        raise ValueError(
+        raise InputError(
             unknown_name("recipe", os.fspath(name), shipped) + " Or give the path of a TOML file."
         )
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from error
+        raise InputError(f"{path} is not a TOML file: {error}") from error
     base = fields.pop("base", None)
     if base is None:
         return fields, path
     if not isinstance(base, str):
-        raise ValueError(f"{path}: base = {base!r}; it is a recipe's name, or a path")
+        raise InputError(f"{path}: base = {base!r}; it is a recipe's name, or a path")
     if path.resolve() in above:
-        raise ValueError(f"{path}: its base leads back to itself")
+        raise InputError(f"{path}: its base leads back to itself")
     below, _ = _read_fields(base, (*above, path.resolve()))
     if isinstance(added := fields.get("deviations"), list):
         fields["deviations"] = [*below.get("deviations", []), *added]

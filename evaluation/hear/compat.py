@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hear_m2d.evaluation.hear.requirements import check_installed, is_importable
-from hear_m2d.utils.errors import unknown_name
+from hear_m2d.utils.errors import InputError, unknown_name
 
 VALIDATOR = "hearvalidator.validate"
 EMBEDDINGS = "heareval.embeddings.runner"
@@ -175,10 +175,10 @@ def repaired(tool: str, *, without: Collection[str] = ()) -> Iterator[None]:
 def check_names(tool: str, without: Collection[str]) -> None:
     """Raise a ValueError that names the nearest known ones if the tool or a repair is unknown."""
     if tool not in (tools := {name for repair in REPAIRS for name in repair.tools}):
-        raise ValueError(unknown_name("tool", tool, tools))
+        raise InputError(unknown_name("tool", tool, tools))
     for name in without:
         if name not in (names := [repair.name for repair in REPAIRS]):
-            raise ValueError(unknown_name("repair", name, names))
+            raise InputError(unknown_name("repair", name, names))
 
 
 def run_tool(tool: str, args: Sequence[str], *, without: Collection[str] = ()) -> None:

@@ -25,7 +25,7 @@ from hear_m2d.evaluation.hear.results import failed, is_embedded, is_finished, r
 from hear_m2d.evaluation.hear.settings import Evaluation, device_environment
 from hear_m2d.evaluation.hear.tasks import TaskFolder, find_tasks
 from hear_m2d.evaluation.hear.worker import remove_logs
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import InputError, WorkFailedError
 
 EMBEDDED = "embeddings"
 
@@ -96,7 +96,7 @@ def _run(
             for line in process.stdout or ():
                 event = json.loads(line)
                 if event["event"] == "refused":
-                    raise ValueError(_refusal(settings, event))
+                    raise InputError(_refusal(settings, event))
                 if event["event"] == "model":
                     loaded = True
                     record.remember(left, sample_rate=event["sample_rate"])

@@ -22,6 +22,7 @@ from hear_m2d.evaluation.hear.requirements import package_version
 from hear_m2d.evaluation.hear.results import write_json
 from hear_m2d.evaluation.hear.settings import OURS, Evaluation
 from hear_m2d.evaluation.hear.tasks import TaskFolder
+from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import file_sha256, hold_folder
 
 RECORD, RESULTS, LOG = "evaluation.json", "results.json", "harness.log"
@@ -54,12 +55,12 @@ class RunRecord:
         """Compare the folder with this evaluation, and take over what an earlier call noted."""
         out = self.out
         if out.exists() and not out.is_dir():
-            raise ValueError(f"{out} is a file, and --out is a folder: give another --out")
+            raise InputError(f"{out} is a file, and --out is a folder: give another --out")
         if not (out / RECORD).exists():
             others = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
             # Left by a refused or killed call (log, lock, a half-written file), or by a file manager.
             if others := [name for name in others if name != LOG and not name.startswith(".")]:
-                raise ValueError(
+                raise InputError(
                     f"{out} is not empty and holds no evaluation, but {', '.join(others[:3])}: "
                     f"give another --out"
                 )
@@ -67,7 +68,7 @@ class RunRecord:
         known, ours = _known(out / RECORD), identity(self.facts)
         if differing := [key for key in ours if known["identity"].get(key) != ours[key]]:
             told = "; ".join(f"{key} {known['identity'].get(key)!r}, not {ours[key]!r}" for key in differing)
-            raise ValueError(f"{out} holds another evaluation: {told}. Give another --out")
+            raise InputError(f"{out} holds another evaluation: {told}. Give another --out")
         self.sample_rate, self.digests = known["sample_rate"], known["tasks"]
 
     @contextmanager
@@ -86,7 +87,7 @@ class RunRecord:
         if known is None or self.sample_rate is None:
             return
         if self.sample_rate not in task.rates() or task.digest(self.sample_rate) != known:
-            raise ValueError(
+            raise InputError(
                 f"{self.out} holds embeddings of another version of {task.name}: give another --out"
             )
 
@@ -105,7 +106,7 @@ class RunRecord:
         if not isinstance(tasks, list) or not all(
             isinstance(task, dict) and "task" in task for task in tasks
         ):
-            raise ValueError(f"{path} holds something else: no list of tasks. Give another --out")
+            raise InputError(f"{path} holds something else: no list of tasks. Give another --out")
         return tasks
 
     def save(self, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def _known(path: Path) -> dict[str, Any]:
     kinds = {"identity": dict, "sample_rate": int | None, "tasks": dict}
     for key, kind in kinds.items():
         if key not in known or not isinstance(known[key], kind):
-            raise ValueError(f"{path} holds something else: no evaluation's {key!r}. Give another --out")
+            raise InputError(f"{path} holds something else: no evaluation's {key!r}. Give another --out")
     return known
 
 
@@ -134,9 +135,9 @@ def _json_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} holds something else: no JSON ({error}). Give another --out") from error
+        raise InputError(f"{path} holds something else: no JSON ({error}). Give another --out") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds something else: no JSON object. Give another --out")
+        raise InputError(f"{path} holds something else: no JSON object. Give another --out")
     return content
 
 
@@ -231,10 +232,10 @@ def _environment(device: str | None) -> dict[str, Any]:
         index = int(device.partition(":")[2] or 0) if device else 0
         # asked by number: pick_device() would put memory on the GPU, and the kit records what is in use there
         if index >= (count := torch.cuda.device_count()):
-            raise ValueError(f"there is no device {device}: torch sees {count}, counted from cuda:0")
+            raise InputError(f"there is no device {device}: torch sees {count}, counted from cuda:0")
         used = f"cuda {torch.cuda.get_device_name(index)}"
     elif device not in {None, "cpu"}:
-        raise ValueError(f"the device {device} was asked for, and torch sees no GPU")
+        raise InputError(f"the device {device} was asked for, and torch sees no GPU")
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

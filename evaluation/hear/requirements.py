@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Collection
 from importlib.metadata import PackageNotFoundError, version
 
+from hear_m2d.utils.errors import MissingPackageError
+
 HEAREVAL = "2021.1.3"
 HEARVALIDATOR = "2021.0.6"
 INSTALL_EXTRA = "python -m pip install 'hear-m2d[evaluation]'"
@@ -78,13 +80,13 @@ def check_installed(
         return
     _check_exact("heareval", HEAREVAL, INSTALL_HEAREVAL, find_version)  # I2
     if missing := [package for module, package in EXTRA.items() if not find_module(module)]:
-        raise ImportError(
+        raise MissingPackageError(
             f"heareval needs {', '.join(missing)}, not installed. "
             f"Type: {INSTALL_EXTRA} (in a checkout: make install)"
         )
     _check_lightning(find_version("pytorch-lightning"))
     if "R7" in without and not find_module("pkg_resources"):  # V1
-        raise ImportError(
+        raise MissingPackageError(
             "pkg_resources is missing: setuptools removed it in version 82, found "
             f"{find_version('setuptools') or 'none'}. Type: {INSTALL_SETUPTOOLS}"
         )
@@ -95,16 +97,16 @@ def _check_exact(package: str, wanted: str, install: str, find_version: Callable
     """I1, I2: the official packages, in the versions that the repairs were made for."""
     found = find_version(package)
     if found is None:
-        raise ImportError(f"{package} is not installed. Type: {install}")
+        raise MissingPackageError(f"{package} is not installed. Type: {install}")
     if found != wanted:
-        raise ImportError(f"{package} {found} is installed, {wanted} is needed. Type: {install}")
+        raise MissingPackageError(f"{package} {found} is installed, {wanted} is needed. Type: {install}")
 
 
 def _check_lightning(found: str | None) -> None:
     """V2, V3: heareval needs hooks that Lightning 2 dropped; 1.6 and 1.7 do not import any more."""
     series = tuple(int(part) for part in (found or "0.0").split(".")[:2])
     if series not in {(1, 8), (1, 9)}:
-        raise ImportError(
+        raise MissingPackageError(
             f"heareval works with pytorch-lightning 1.8 or 1.9, found {found}. Type: {INSTALL_LIGHTNING}"
         )
 
@@ -114,4 +116,4 @@ def _check_nvml(find_module: Callable[[str], bool]) -> None:
     import torch
 
     if torch.cuda.is_available() and not find_module("pynvml"):
-        raise ImportError(f"heareval needs pynvml beside a GPU, not installed. Type: {INSTALL_NVML}")
+        raise MissingPackageError(f"heareval needs pynvml beside a GPU, not installed. Type: {INSTALL_NVML}")

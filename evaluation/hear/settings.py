@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hear_m2d.utils.errors import unknown_name
+from hear_m2d.utils.errors import InputError, unknown_name
 
 OURS = "hear_m2d"
 GRIDS = ("default", "fast", "faster")
@@ -41,9 +41,9 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         if self.grid not in GRIDS:
-            raise ValueError(unknown_name("grid", self.grid, GRIDS))
+            raise InputError(unknown_name("grid", self.grid, GRIDS))
         if self.grid_points < 1:
-            raise ValueError(f"the number of grid points must be at least 1, not {self.grid_points}")
+            raise InputError(f"the number of grid points must be at least 1, not {self.grid_points}")
         if self.model is not None:
             object.__setattr__(self, "model", check_model(self.model, module=self.module))
         device_environment(self.device)
@@ -75,11 +75,11 @@ def device_environment(device: str | None) -> dict[str, str]:
         return {"CUDA_VISIBLE_DEVICES": ""}
     kind, _, index = device.partition(":")
     if kind != "cuda" or not index.isdecimal():
-        raise ValueError(f"unknown device {device!r}: cpu, cuda or cuda:N was expected")
+        raise InputError(f"unknown device {device!r}: cpu, cuda or cuda:N was expected")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
         return {"CUDA_VISIBLE_DEVICES": index}
     devices = [part.strip() for part in visible.split(",") if part.strip()]
     if int(index) >= len(devices):
-        raise ValueError(f"there is no device {device}: CUDA_VISIBLE_DEVICES is {visible!r}")
+        raise InputError(f"there is no device {device}: CUDA_VISIBLE_DEVICES is {visible!r}")
     return {"CUDA_VISIBLE_DEVICES": devices[int(index)]}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hear_m2d.utils.errors import unknown_name
+from hear_m2d.utils.errors import InputError, unknown_name
 
 METADATA = "task_metadata.json"
 VOCABULARY = "labelvocabulary.csv"
@@ -56,7 +56,7 @@ def read_task(path: Path) -> TaskFolder:
     try:
         metadata: Any = json.loads((path / METADATA).read_text())
         if not isinstance(metadata, dict):
-            raise ValueError("it is no JSON object")
+            raise InputError("it is no JSON object")
         task = TaskFolder(
             path=path,
             task_name=str(metadata["task_name"]),
@@ -64,21 +64,21 @@ def read_task(path: Path) -> TaskFolder:
             evaluation=_strings(metadata, "evaluation"),
         )
     except KeyError as error:
-        raise ValueError(f"{path / METADATA} is no HEAR task's description: it has no {error}") from error
+        raise InputError(f"{path / METADATA} is no HEAR task's description: it has no {error}") from error
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path / METADATA} is no HEAR task's description: {error}") from error
+        raise InputError(f"{path / METADATA} is no HEAR task's description: {error}") from error
     wanted = [VOCABULARY, *(f"{split}.json" for split in task.splits)]
     if missing := [name for name in wanted if not (path / name).is_file()]:
-        raise ValueError(f"the task in {path} lacks {', '.join(missing)}")
+        raise InputError(f"the task in {path} lacks {', '.join(missing)}")
     if not task.evaluation:
-        raise ValueError(f"{path / METADATA} names no metric under `evaluation`")
+        raise InputError(f"{path / METADATA} names no metric under `evaluation`")
     return task
 
 
 def _strings(metadata: dict[str, Any], key: str) -> tuple[str, ...]:
     value = metadata[key]
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-        raise ValueError(f"`{key}` must be a list of strings, not {value!r}")
+        raise InputError(f"`{key}` must be a list of strings, not {value!r}")
     return tuple(value)
 
 
@@ -102,7 +102,7 @@ def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[TaskFolder]:
         )
     for name in names:
         if name not in known:
-            raise ValueError(unknown_name(f"task of {tasks_dir},", name, known))
+            raise InputError(unknown_name(f"task of {tasks_dir},", name, known))
     return [read_task(tasks_dir / name) for name in dict.fromkeys(names or known)]
 
 
@@ -116,7 +116,7 @@ def check_rate(tasks: Iterable[TaskFolder], sample_rate: int) -> None:
     if not lacking:
         return
     rates = "; ".join(f"{task.name} has {_rates(task)}" for task in lacking)
-    raise ValueError(
+    raise InputError(
         f"the model hears {sample_rate} Hz, and not every task has audio at that rate: {rates}. "
         f"To resample {lacking[0].name}, type: {resample_command(lacking[0], sample_rate)}"
     )

@@ -15,7 +15,7 @@ from typing import Any
 from hear_m2d.evaluation.hear.compat import VALIDATOR, run_tool
 from hear_m2d.evaluation.hear.settings import OURS, check_model
 from hear_m2d.utils.device import pick_device
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import InputError, WorkFailedError
 
 WITH_OPTIONS = "hear_module_with_options"
 
@@ -55,7 +55,7 @@ def validate(
             raise WorkFailedError(f"the validator refused {module}: {_sentence(error)}") from error
         if isinstance(error, ValueError | OSError | ImportError):
             raise
-        raise ValueError(f"{module} could not be loaded: {_sentence(error)}") from error
+        raise InputError(f"{module} could not be loaded: {_sentence(error)}") from error
 
 
 @contextmanager

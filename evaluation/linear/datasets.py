@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hear_m2d.evaluation.hear.tasks import METADATA, VOCABULARY, read_task
-from hear_m2d.utils.errors import unknown_name
+from hear_m2d.utils.errors import InputError, unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -142,38 +142,38 @@ def _check(found: LabelledSet, place: object) -> None:
     """Raise where a set cannot train and test a classifier."""
     if found.splits == "folds":
         if len(found.folds) < 3:
-            raise ValueError(f"{place} has {len(found.folds)} folds with clips: a probe needs at least 3")
+            raise InputError(f"{place} has {len(found.folds)} folds with clips: a probe needs at least 3")
         return
     for split in ("train", "test"):
         own = [clip for clip in found.clips if clip.split == split]
         if not own:
-            raise ValueError(
+            raise InputError(
                 f"{place} has no clip to {split}; its splits are {', '.join(found.folds) or 'empty'}. "
                 f"Splits are called train, valid and test, or there are at least 3 folds"
             )
         if split == "train" and len({clip.labels for clip in own}) < 2:
-            raise ValueError(f"the clips to train of {place} are all of one class: there is nothing to learn")
+            raise InputError(f"the clips to train of {place} are all of one class: there is nothing to learn")
 
 
 def _read_folder(folder: Path, sample_rate: int) -> LabelledSet:
     if not (folder / METADATA).is_file():
-        raise ValueError(
+        raise InputError(
             f"{folder} is no HEAR task: it has no {METADATA}. Give the task's own folder, or a CSV of files "
             f"and labels"
         )
     task = read_task(folder)
     facts = json.loads((folder / METADATA).read_text())
     if facts.get("embedding_type") != "scene":
-        raise ValueError(
+        raise InputError(
             f"{folder} is a task of events (its embedding_type is {facts.get('embedding_type')!r}), and "
             f"probes score whole clips: give a scene task"
         )
     kind = facts.get("prediction_type")
     if kind not in ("multiclass", "multilabel"):
-        raise ValueError(f"{folder / METADATA}: prediction_type is {kind!r}, not multiclass or multilabel")
+        raise InputError(f"{folder / METADATA}: prediction_type is {kind!r}, not multiclass or multilabel")
     rates = task.rates()
     if not rates:
-        raise ValueError(f"{folder} has no folder of audio (such as 16000/) with all of its splits")
+        raise InputError(f"{folder} has no folder of audio (such as 16000/) with all of its splits")
     rate = sample_rate if sample_rate in rates else max(rates)
     if rate != sample_rate:
         logger.info("%s has no audio at %d Hz: that at %d Hz is resampled", folder, sample_rate, rate)
@@ -183,9 +183,9 @@ def _read_folder(folder: Path, sample_rate: int) -> LabelledSet:
         for name, labels in _listing(folder / f"{split}.json").items():
             clips.append(Clip(name, folder / str(rate) / split / name, labels, split))
             if wrong := [label for label in labels if label not in classes]:
-                raise ValueError(f"{folder / split}.json: {name}: {unknown_name('label', wrong[0], classes)}")
+                raise InputError(f"{folder / split}.json: {name}: {unknown_name('label', wrong[0], classes)}")
             if kind == "multiclass" and len(labels) != 1:
-                raise ValueError(
+                raise InputError(
                     f"{folder / split}.json gives {name} {len(labels)} labels; a multiclass clip has one"
                 )
     mode: Splits = "given" if facts.get("split_mode") == "trainvaltest" else "folds"
@@ -197,7 +197,7 @@ def _vocabulary(path: Path) -> tuple[str, ...]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [(int(row["idx"]), row["label"]) for row in csv.DictReader(file)]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is no vocabulary with the columns idx and label: {error!r}") from error
+        raise InputError(f"{path} is no vocabulary with the columns idx and label: {error!r}") from error
     return tuple(label for _, label in sorted(rows))
 
 
@@ -205,9 +205,9 @@ def _listing(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         listing: Any = json.loads(path.read_text())
         if not isinstance(listing, dict) or not all(isinstance(value, list) for value in listing.values()):
-            raise ValueError("it is no JSON object with a list of labels for each file")
+            raise InputError("it is no JSON object with a list of labels for each file")
     except ValueError as error:
-        raise ValueError(f"{path} is no HEAR listing: {error}") from error
+        raise InputError(f"{path} is no HEAR listing: {error}") from error
     return {name: tuple(map(str, labels)) for name, labels in listing.items()}
 
 
@@ -218,20 +218,20 @@ def _read_csv(path: Path) -> LabelledSet:
             rows = list(reader)
             columns = list(reader.fieldnames or ())
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no CSV of files and labels: {error}") from error
+        raise InputError(f"{path} is no CSV of files and labels: {error}") from error
     named = next((name for name in FILE_COLUMNS if name in columns), None)
     told = next((name for name in LABEL_COLUMNS if name in columns), None)
     if named is None or told is None:
-        raise ValueError(f"{path} has the columns {', '.join(columns)}; it needs file and label")
+        raise InputError(f"{path} has the columns {', '.join(columns)}; it needs file and label")
     kind: Kind = "multilabel" if any("," in (row[told] or "") for row in rows) else "multiclass"
     clips, seen = [], set()
     for line, row in enumerate(rows, start=2):
         name = row[named]
         labels = tuple(sorted({part.strip() for part in (row[told] or "").split(",")} - {""}))
         if not name or name in seen:
-            raise ValueError(f"{path}, line {line}: " + (f"{name} again" if name else "no file is named"))
+            raise InputError(f"{path}, line {line}: " + (f"{name} again" if name else "no file is named"))
         if kind == "multiclass" and not labels:
-            raise ValueError(
+            raise InputError(
                 f"{path}, line {line}: {name} has no label; only sets with several labels a clip, separated "
                 f"by commas, may leave it empty"
             )
@@ -245,9 +245,9 @@ def _read_csv(path: Path) -> LabelledSet:
         clips, mode = split_by_class(clips), "ours"
         notes = ("splits are ours, 3:1:1 in each class, by the files' names",)
     elif without := [clip.name for clip in clips if not clip.split]:
-        raise ValueError(f"{path}: {without[0]} has no split, and others have")
+        raise InputError(f"{path}: {without[0]} has no split, and others have")
     elif mode == "folds" and splits & set(SPLITS):
-        raise ValueError(
+        raise InputError(
             f"{path} has the splits {', '.join(sorted(splits))}: call them train, valid and test, or all of "
             f"them something else, for folds"
         )

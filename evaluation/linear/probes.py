@@ -20,6 +20,7 @@ from hear_m2d.evaluation.linear.datasets import split_by_class
 
 # Whoever probes needs all three, and finds them here.
 from hear_m2d.evaluation.linear.embeddings import embed_task as embed_task
+from hear_m2d.utils.errors import InputError
 
 NEIGHBOURS = 10
 TEMPERATURE = 0.07
@@ -92,9 +93,9 @@ def probe(
     """
     x = np.asarray(embeddings, np.float64)
     if x.ndim != 2 or len(x) != len(labelled.clips):
-        raise ValueError(f"{labelled.name}: {len(labelled.clips)} clips, and embeddings of shape {x.shape}")
+        raise InputError(f"{labelled.name}: {len(labelled.clips)} clips, and embeddings of shape {x.shape}")
     if not np.isfinite(x).all():
-        raise ValueError(f"{labelled.name}: the embeddings are not all finite")
+        raise InputError(f"{labelled.name}: the embeddings are not all finite")
     y = targets(labelled)
     found, strength, notes = rounds(labelled), None, list(labelled.notes)
     by_neighbours, by_regression = [], []

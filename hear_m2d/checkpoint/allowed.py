@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from hear_m2d.utils.errors import InputError
+
 # What may be named without being called: element types, of storages, of torch and of numpy.
 TYPES = re.compile(
     r"torch\.(\w+Storage|b?float\d+|u?int\d+|complex\d+|bool)"
@@ -72,7 +74,7 @@ class NumpyType:
 def _hashable(key: Any) -> Any:
     # Nested tuples of one another would take for ever to hash.
     if key is not None and type(key) not in {str, int, float, bool, bytes}:
-        raise ValueError(f"a {type(key).__name__} as a key")
+        raise InputError(f"a {type(key).__name__} as a key")
     return key
 
 
@@ -93,7 +95,7 @@ def named(module: Any, name: Any) -> Name:
         RefusedTypeError: It is not on the list.
     """
     if type(module) is not str or type(name) is not str:
-        raise ValueError("a global whose name is no text")
+        raise InputError("a global whose name is no text")
     dotted = f"{module}.{name}"
     if dotted not in CALLED and not TYPES.fullmatch(dotted):
         raise RefusedTypeError(dotted)
@@ -107,7 +109,7 @@ def call(name: Any, arguments: Any) -> Any:
         RefusedTypeError: It may be named, but not called.
     """
     if type(name) is not Name or type(arguments) is not tuple:
-        raise ValueError(f"a call of a {type(name).__name__}")
+        raise InputError(f"a call of a {type(name).__name__}")
     if name.dotted not in CALLED:
         raise RefusedTypeError(name.dotted)
     return CALLED[name.dotted](*arguments)
@@ -115,16 +117,16 @@ def call(name: Any, arguments: Any) -> Any:
 
 def _sizes(value: Any) -> tuple[int, ...]:
     if type(value) is not tuple or len(value) > 64:
-        raise ValueError("a tensor whose shape or stride is not one")
+        raise InputError("a tensor whose shape or stride is not one")
     if not all(type(n) is int and 0 <= n < 2**48 for n in value):
-        raise ValueError("a tensor whose shape or stride is not one")
+        raise InputError("a tensor whose shape or stride is not one")
     return value
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> StoredTensor:
     sizes, steps = _sizes(shape), _sizes(stride)
     if type(offset) is not int or offset < 0 or len(sizes) != len(steps):
-        raise ValueError("a tensor that is no view of a storage")
+        raise InputError("a tensor that is no view of a storage")
     return StoredTensor(storage=storage, offset=offset, shape=sizes, stride=steps)
 
 
@@ -140,13 +142,13 @@ def _mapping(pairs: Any = ()) -> dict[Any, Any]:
 
 def _path(*parts: Any) -> str:
     if not all(type(part) is str for part in parts):
-        raise ValueError("a path of something else than texts")
+        raise InputError("a path of something else than texts")
     return "/".join(part.rstrip("/\\") or part for part in parts).replace("//", "/")
 
 
 def _device(*parts: Any) -> str:
     if not all(type(part) in {str, int} for part in parts):
-        raise ValueError("a device that is no text")
+        raise InputError("a device that is no text")
     return ":".join(map(str, parts))
 
 
@@ -160,7 +162,7 @@ def _numpy_scalar(kind: Any, data: Any) -> Any:
     import numpy as np
 
     if type(kind) is not NumpyType or type(data) is not bytes:
-        raise ValueError("a numpy scalar without a type or bytes")
+        raise InputError("a numpy scalar without a type or bytes")
     order = kind.order if kind.order in {"<", ">"} else ""
     (value,) = np.frombuffer(data, dtype=np.dtype(order + kind.code))
     return value.item()
@@ -168,7 +170,7 @@ def _numpy_scalar(kind: Any, data: Any) -> Any:
 
 def _encoded(text: Any, encoding: Any = "latin1") -> bytes:
     if type(text) is not str or encoding not in {"latin1", "latin-1", "ascii", "utf-8"}:
-        raise ValueError("bytes that are no text")
+        raise InputError("bytes that are no text")
     return text.encode(encoding)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from hear_m2d.utils.errors import InputError
+
 MAX_MEMBERS = 100_000
 MAX_SIZE = 64 * 2**30
 MAX_RATIO = 100  # weights compress by a tenth; a bomb by a thousand
@@ -27,7 +29,7 @@ def _sentences(what: str) -> Iterator[None]:
         *(LookupError, OverflowError, MemoryError, AttributeError),
     ) as error:
         why = ascii(str(error)[:200])[1:-1] or type(error).__name__
-        raise ValueError(f"{what} cannot be read: {why}") from error
+        raise InputError(f"{what} cannot be read: {why}") from error
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def open_archive(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
         archive = zipfile.ZipFile(file)
     with archive:
         if len(archive.infolist()) > MAX_MEMBERS:
-            raise ValueError(f"the zip has {len(archive.infolist())} members")
+            raise InputError(f"the zip has {len(archive.infolist())} members")
         yield archive
 
 
@@ -76,14 +78,14 @@ def read_stored(archive: zipfile.ZipFile, name: str, *, most: int) -> bytearray:
     try:
         info = archive.getinfo(name)
     except KeyError as error:
-        raise ValueError(f"it has no member {shown(name)}") from error
+        raise InputError(f"it has no member {shown(name)}") from error
     if info.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"its member {shown(name)} is compressed, which torch never does")
+        raise InputError(f"its member {shown(name)} is compressed, which torch never does")
     if info.file_size > most:
-        raise ValueError(f"its member {shown(name)} has {info.file_size} bytes, more than {most}")
+        raise InputError(f"its member {shown(name)} has {info.file_size} bytes, more than {most}")
     # A stored member lies in the file as it is: no more can be allocated than the file has.
     if info.file_size > info.compress_size:
-        raise ValueError(
+        raise InputError(
             f"its member {shown(name)} says that it has {info.file_size} bytes, which it has not"
         )
     with open_member(archive, info) as member:
@@ -91,7 +93,7 @@ def read_stored(archive: zipfile.ZipFile, name: str, *, most: int) -> bytearray:
         while chunk := member.read(CHUNK):
             data += chunk
     if len(data) != info.file_size:
-        raise ValueError(f"its member {shown(name)} is cut: {len(data)} of {info.file_size} bytes")
+        raise InputError(f"its member {shown(name)} is cut: {len(data)} of {info.file_size} bytes")
     return data
 
 
@@ -115,10 +117,10 @@ def spooled(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[IO[byte
     """
     name = f"its member {shown(info.filename)}"
     if info.file_size > MAX_SIZE or info.file_size > MAX_RATIO * info.compress_size + CHUNK:
-        raise ValueError(f"{name} says that its {info.compress_size} bytes become {info.file_size}: refused")
+        raise InputError(f"{name} says that its {info.compress_size} bytes become {info.file_size}: refused")
     room = shutil.disk_usage(tempfile.gettempdir()).free
     if info.file_size > room - CHUNK:
-        raise ValueError(
+        raise InputError(
             f"{name} needs {info.file_size} bytes in {tempfile.gettempdir()}, which has {room}: unpack it"
         )
     with tempfile.TemporaryFile() as file:
@@ -126,6 +128,6 @@ def spooled(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[IO[byte
             while chunk := member.read(CHUNK):
                 file.write(chunk)
         if file.tell() != info.file_size:
-            raise ValueError(f"{name} is cut: {file.tell()} of {info.file_size} bytes")
+            raise InputError(f"{name} is cut: {file.tell()} of {info.file_size} bytes")
         file.seek(0)
         yield file

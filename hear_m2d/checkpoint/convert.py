@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hear_m2d.utils.errors import InputError
+
 if TYPE_CHECKING:
     from hear_m2d.checkpoint.format import Checkpoint
     from hear_m2d.model.config import Options
@@ -42,11 +44,11 @@ def write_converted(
     from hear_m2d.model.config import Options
 
     if target.exists() and target.samefile(checkpoint.path):
-        raise ValueError(f"{target} is the file that is read: give another name")
+        raise InputError(f"{target} is the file that is read: give another name")
     options = options or Options()
     config = options.override(checkpoint.config)
     if labels and len(labels) != len(config.labels):
-        raise ValueError(f"{len(labels)} labels were given; the classifier has {len(config.labels)} classes")
+        raise InputError(f"{len(labels)} labels were given; the classifier has {len(config.labels)} classes")
     settled = settle_notes(checkpoint, options, when="conversion", more=["labels"] if labels else [])
     notes = list(settled.notes)
     if licence and checkpoint.config.licence not in (licence, "unknown"):
@@ -78,12 +80,12 @@ def read_labels(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a UTF-8 text of class names") from error
+        raise InputError(f"{path} is not a UTF-8 text of class names") from error
     if lines and {"mid", "display_name"} <= set(lines[0].split(",")):
         return tuple(_by_machine_id(csv.DictReader(lines)))
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
-        raise ValueError(f"{path} holds no class names: write one a line")
+        raise InputError(f"{path} holds no class names: write one a line")
     return names
 
 

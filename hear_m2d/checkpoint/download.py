@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
+from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write, file_sha256, remove_leftovers
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def check_sha256(path: Path, sha256: str, source: str) -> None:
     """
     found = file_sha256(path)
     if found != sha256:
-        raise ValueError(_mismatch(source, found, sha256))
+        raise InputError(_mismatch(source, found, sha256))
 
 
 def _folder(url: str, sha256: str | None) -> Path:
@@ -158,7 +159,7 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
                     "try again"
                 )
             if sha256 is not None and sink.sha256.hexdigest() != sha256:
-                raise ValueError(
+                raise InputError(
                     f"{_mismatch(shown(url), sink.sha256.hexdigest(), sha256)}. Nothing was kept"
                 )
     except requests.HTTPError as error:

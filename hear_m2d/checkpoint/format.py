@@ -26,6 +26,7 @@ from hear_m2d.model.encoder import resize_positions
 from hear_m2d.model.frontend import LogMelSpectrogram
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.model.timestamps import frame_step
+from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write
 
 METADATA_KEY = "hear_m2d"
@@ -101,16 +102,16 @@ def read_tensors(
         tensors = safetensors.torch.load(data)
         texts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     except (safetensors.SafetensorError, KeyError, ValueError, MemoryError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
+        raise InputError(f"{path} is not a readable safetensors file: {error}") from error
     if key not in texts:
-        raise ValueError(f"{path} was not written by hear-m2d as {key!r}: its metadata does not say so")
+        raise InputError(f"{path} was not written by hear-m2d as {key!r}: its metadata does not say so")
     try:
         facts = json.loads(texts[key])
         written = facts.pop("sha256")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"the metadata of {path} is damaged: {error!r}") from error
+        raise InputError(f"the metadata of {path} is damaged: {error!r}") from error
     if hashlib.sha256(_data_section(data)).hexdigest() != written:
-        raise ValueError(f"{path} is damaged: its tensors do not match the SHA-256 in its metadata")
+        raise InputError(f"{path} is damaged: its tensors do not match the SHA-256 in its metadata")
     return tensors, facts
 
 
@@ -131,7 +132,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, data: bytes | None = None) 
         checkpoint = Checkpoint(config=config, tensors=tensors, path=path, **_stored_notes(config))
         empty_model(checkpoint)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise InputError(f"{path}: {error}") from error
     return checkpoint
 
 
@@ -167,15 +168,15 @@ def empty_model(checkpoint: Checkpoint, options: Options | None = None) -> HearM
     # Before anything is built by them: a config may lie about its sizes.
     sizes, positions = checkpoint.config.encoder, checkpoint.tensors.get("pos_embed")
     if positions is None:
-        raise ValueError("the tensors do not fit the config: pos_embed is missing")
+        raise InputError("the tensors do not fit the config: pos_embed is missing")
     wanted = [1, sizes.class_token + sizes.grid[0] * sizes.grid[1], sizes.width]
     if list(positions.shape) != wanted:
-        raise ValueError(
+        raise InputError(
             f"the tensors do not fit the config: pos_embed has shape {list(positions.shape)}, not {wanted}"
         )
     blocks = {name.split(".")[1] for name in checkpoint.tensors if name.startswith("blocks.")}
     if len(blocks) != sizes.depth:
-        raise ValueError(
+        raise InputError(
             f"the tensors do not fit the config: they have {len(blocks)} blocks, not {sizes.depth}"
         )
     with torch.device("meta"):
@@ -191,7 +192,7 @@ def empty_model(checkpoint: Checkpoint, options: Options | None = None) -> HearM
             faults.append(f"{name} is {tensor.dtype}, not {expected[name].dtype}")
     if faults:
         more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise ValueError(f"the tensors do not fit the config: {'; '.join(faults[:5])}{more}")
+        raise InputError(f"the tensors do not fit the config: {'; '.join(faults[:5])}{more}")
     return model
 
 

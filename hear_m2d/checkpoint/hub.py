@@ -16,6 +16,7 @@ from huggingface_hub import ModelHubMixin
 
 from hear_m2d.checkpoint.authors import LICENCE, is_authors_licence
 from hear_m2d.checkpoint.hub_files import CHECKPOINT, REPO, hub_errors, hub_file
+from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write_text
 
 if TYPE_CHECKING:
@@ -94,12 +95,12 @@ class SharedModel(ModelHubMixin, library_name="hear-m2d", pipeline_tag="feature-
         licence = " ".join((licence or self.config.licence).split())
         _check_may_be_shared(licence)
         if licence.lower() in ("", UNKNOWN):
-            raise ValueError(
+            raise InputError(
                 "the checkpoint does not say its licence, and nobody may use what is published without one: "
                 'say it, push_to_hub(…, licence="apache-2.0")'
             )
         if not REPO.fullmatch(repo_id):
-            raise ValueError(f"{repo_id} is not a name on the hub: write OWNER/REPO")
+            raise InputError(f"{repo_id} is not a name on the hub: write OWNER/REPO")
         model = copy.copy(self)  # shares the weights; the model at hand keeps its config
         model.config = replace(self.config, licence=licence)
         with hub_errors(repo_id, revision=kwargs.get("branch")):
@@ -190,7 +191,7 @@ class SharedModel(ModelHubMixin, library_name="hear-m2d", pipeline_tag="feature-
 
 def _check_may_be_shared(licence: str) -> None:
     if is_authors_licence(licence):
-        raise ValueError(
+        raise InputError(
             f"this model is under the {LICENCE}, which does not allow passing it on: it can neither be "
             "pushed nor saved for sharing. `hear-m2d convert` makes a file for your own use of it"
         )

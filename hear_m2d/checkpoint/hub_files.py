@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+from hear_m2d.utils.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -32,7 +34,7 @@ def fetch_from_hub(address: str) -> Path:
     """
     found = ADDRESS.fullmatch(address)
     if not found:
-        raise ValueError(
+        raise InputError(
             f"{address} is not an address on the hub: write hf://OWNER/REPO or hf://OWNER/REPO/FILE"
         )
     revision = unquote(found["revision"]) if found["revision"] else None
@@ -69,7 +71,7 @@ def _only_weights(repo: str, revision: str | None, how: dict[str, Any]) -> str:
             f"{repo} on the hub holds no {CHECKPOINT}, and no other .safetensors or .pth file"
         )
     if len(names) > 1:
-        raise ValueError(
+        raise InputError(
             f"{repo} on the hub holds several files: {', '.join(names)}. Say which: hf://{repo}/{names[0]}"
         )
     return names[0]

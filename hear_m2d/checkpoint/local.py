@@ -16,6 +16,7 @@ from zipfile import ZipFile, ZipInfo
 from hear_m2d.checkpoint.archive import open_archive, open_member, shown, spooled, torch_root
 from hear_m2d.checkpoint.format import METADATA_KEY, Checkpoint, read_checkpoint
 from hear_m2d.checkpoint.published import read_published
+from hear_m2d.utils.errors import InputError
 
 WANTED = "give the path of a .safetensors of ours, of a .pth, or of a zip or folder with one of them"
 SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -36,11 +37,11 @@ def read_local(path: str | os.PathLike[str]) -> Checkpoint:
     if path.is_dir():
         path = _in_folder(path)
     if not path.is_file():
-        raise ValueError(f"{path} is not a file: {WANTED}")
+        raise InputError(f"{path} is not a file: {WANTED}")
     with path.open("rb") as file:
         start = file.read(9)
         if not start:
-            raise ValueError(f"{path} is empty")
+            raise InputError(f"{path} is empty")
         if _begins_safetensors(start) or not start.startswith((b"PK", b"\x80")):
             return read_checkpoint(path)
         file.seek(0)
@@ -54,7 +55,7 @@ def _is_pth(file: IO[bytes], path: Path) -> bool:
         with open_archive(file) as archive:
             return torch_root(archive) is not None
     except ValueError as error:
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+        raise InputError(f"{path} is not a readable checkpoint: {error}") from error
 
 
 def _in_folder(folder: Path) -> Path:
@@ -64,14 +65,14 @@ def _in_folder(folder: Path) -> Path:
         ValueError: None, or several.
     """
     if (folder / "data.pkl").is_file():
-        raise ValueError(f"{folder} is an unpacked .pth: zip it again, or give the .pth itself")
+        raise InputError(f"{folder} is an unpacked .pth: zip it again, or give the .pth itself")
     for pattern in ("*", "*/*"):
         paths = sorted(p for p in folder.glob(pattern) if p.is_file() and not _hidden(p.relative_to(folder)))
         if found := [path for path in paths if _holds_checkpoint(path)]:
             if len(found) > 1:
-                raise ValueError(f"{folder} {_several([str(p.relative_to(folder)) for p in found])}")
+                raise InputError(f"{folder} {_several([str(p.relative_to(folder)) for p in found])}")
             return found[0]
-    raise ValueError(f"{folder} is not a file, but a folder without a checkpoint: {WANTED}")
+    raise InputError(f"{folder} is not a file, but a folder without a checkpoint: {WANTED}")
 
 
 def _in_zip(file: IO[bytes], path: Path) -> Checkpoint:
@@ -83,14 +84,14 @@ def _in_zip(file: IO[bytes], path: Path) -> Checkpoint:
             members = [i for i in archive.infolist() if not i.is_dir() and not _hidden(Path(i.filename))]
             found = [info for info in members if _member_holds_checkpoint(archive, info)]
             if not found:
-                raise ValueError("it is a zip with neither a .pth nor a .safetensors of ours in it")
+                raise InputError("it is a zip with neither a .pth nor a .safetensors of ours in it")
             if len(found) > 1:
-                raise ValueError(f"it {_several([info.filename for info in found])}")
+                raise InputError(f"it {_several([info.filename for info in found])}")
             member = opened.enter_context(spooled(archive, found[0]))
             start = member.read(9)
             member.seek(0)
         except ValueError as error:
-            raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+            raise InputError(f"{path} is not a readable checkpoint: {error}") from error
         if _begins_safetensors(start):
             return read_checkpoint(path, data=member.read())
         return read_published(path, file=member, inside=shown(found[0].filename))

@@ -24,6 +24,7 @@ from hear_m2d.model.config import DEFAULT_MEAN, DEFAULT_STD, ModelConfig
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.frontend import FrontendConfig
 from hear_m2d.model.projector import ProjectorConfig
+from hear_m2d.utils.errors import InputError
 
 HEAD_WIDTH = 64  # of every published encoder
 MELS = 80
@@ -81,13 +82,13 @@ def read_published(
         with path.open("rb") as opened:
             return _checkpoint(opened, path, names, source)
     except RefusedTypeError as error:
-        raise ValueError(
+        raise InputError(
             f"{shown} is a pickle that holds {error}, which no checkpoint does; it was not run"
         ) from error
     except _NoCheckpointError as error:
-        raise ValueError(f"{shown} is a pickle, but not a checkpoint: {error}") from error
+        raise InputError(f"{shown} is a pickle, but not a checkpoint: {error}") from error
     except ValueError as error:
-        raise ValueError(f"{shown} is not a readable checkpoint: {error}") from error
+        raise InputError(f"{shown} is not a readable checkpoint: {error}") from error
 
 
 class _NoCheckpointError(ValueError):
@@ -148,7 +149,7 @@ def _without_prefix(state: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
             continue
         name = key.removeprefix(prefix)  # what is left over, the strict check names
         if name in bare:
-            raise ValueError(f"it holds {name} twice")
+            raise InputError(f"it holds {name} twice")
         bare[name] = value
     if "patch_embed.proj.weight" not in bare:
         raise _NoCheckpointError("it has no tensor patch_embed.proj.weight")
@@ -162,11 +163,11 @@ def _tensors(opened: TorchFile, state: dict[str, Any]) -> dict[str, Tensor]:
         if LEFT.match(key):
             continue
         if type(value) is not StoredTensor:
-            raise ValueError(f"{key} is a {type(value).__name__}, not a tensor")
+            raise InputError(f"{key} is a {type(value).__name__}, not a tensor")
         start = next((start for start in RENAMED if key.startswith(start)), "")
         name = RENAMED.get(start, "") + key.removeprefix(start)
         if name in tensors:
-            raise ValueError(f"it holds {name} twice")
+            raise InputError(f"it holds {name} twice")
         tensors[name] = opened.tensor(value)
     if "head.linear.weight" in tensors:
         tensors.setdefault("head.norm.num_batches_tracked", torch.tensor(0))
@@ -180,7 +181,7 @@ def _joined_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if key.endswith((".q_bias", ".v_bias")):
             q, v = (state.get(f"{key[:-6]}{letter}_bias") for letter in "qv")
             if q is None or v is None or q.shape != v.shape or q.dtype != v.dtype:
-                raise ValueError(f"{key} has no other bias beside it, or one of another shape")
+                raise InputError(f"{key} has no other bias beside it, or one of another shape")
             joined[f"{key[:-6]}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
     return joined
 
@@ -191,12 +192,12 @@ def _config(
     """Return what shapes say, and names and arguments where shapes cannot."""
     weight, positions = state["patch_embed.proj.weight"], state.get("pos_embed")
     if weight.ndim != 4 or positions is None or positions.ndim != 3 or not 0 < weight.shape[2] <= MELS:
-        raise ValueError("patch_embed.proj.weight or pos_embed is missing or misshapen")
+        raise InputError("patch_embed.proj.weight or pos_embed is missing or misshapen")
     if 0 in weight.shape:
-        raise ValueError(f"patch_embed.proj.weight is empty: its shape is {list(weight.shape)}")
+        raise InputError(f"patch_embed.proj.weight is empty: its shape is {list(weight.shape)}")
     width, _, high, wide = weight.shape
     if width % HEAD_WIDTH:
-        raise ValueError(f"its width {width} is no multiple of {HEAD_WIDTH}: the number of heads is unknown")
+        raise InputError(f"its width {width} is no multiple of {HEAD_WIDTH}: the number of heads is unknown")
     class_token = "cls_token" in state
     said = input_and_rate(
         names,
@@ -206,9 +207,9 @@ def _config(
     )
     hidden, head = state.get("blocks.0.mlp.fc1.weight"), state.get("head.linear.weight")
     if head is not None and head.ndim != 2:
-        raise ValueError(f"the classifier's weight has shape {list(head.shape)}: it has two axes")
+        raise InputError(f"the classifier's weight has shape {list(head.shape)}: it has two axes")
     if stats is not None and stats.shape != (2,):
-        raise ValueError(f"norm_stats has shape {list(stats.shape)}, not [2]")
+        raise InputError(f"norm_stats has shape {list(stats.shape)}, not [2]")
     config = ModelConfig(
         encoder=EncoderConfig(
             input_size=(MELS, said.frames),
@@ -238,7 +239,7 @@ def _projector(state: Mapping[str, Tensor]) -> ProjectorConfig | None:
         return ProjectorConfig(kind="mean", width=len(out), hidden=len(hidden))
     token, hidden = state.get("projector.token"), state.get("projector.blocks.0.mlp.fc1.weight")
     if token is None or hidden is None or token.ndim != 3 or hidden.ndim != 2:
-        raise ValueError("the tensors of its audio_proj are neither those of M2D-CLAP 2024 nor of 2025")
+        raise InputError("the tensors of its audio_proj are neither those of M2D-CLAP 2024 nor of 2025")
     blocks = {name.split(".")[2] for name in state if name.startswith("projector.blocks.")}
     return ProjectorConfig(kind="semantic", width=token.shape[2], hidden=len(hidden), depth=len(blocks))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from hear_m2d.utils.errors import unknown_name
+from hear_m2d.utils.errors import InputError, unknown_name
 
 VARIABLE = "HEAR_M2D_REGISTRY"
 OURS = Path(__file__).with_name("registry.json")
@@ -40,11 +40,11 @@ class Entry:
 
     def __post_init__(self) -> None:
         if not all(isinstance(value, str) for value in (self.url, self.sha256, self.licence, self.note)):
-            raise ValueError("url, sha256, licence and note are texts")
+            raise InputError("url, sha256, licence and note are texts")
         if not URL.fullmatch(self.url) or "#" in self.url:
-            raise ValueError(f"url is {self.url!r}; it begins with https://, http:// or file:// and has no #")
+            raise InputError(f"url is {self.url!r}; it begins with https://, http:// or file:// and has no #")
         if not SHA256.fullmatch(self.sha256.lower()):
-            raise ValueError(f"sha256 is {self.sha256!r}; it is 64 hexadecimal digits")
+            raise InputError(f"sha256 is {self.sha256!r}; it is 64 hexadecimal digits")
         object.__setattr__(self, "sha256", self.sha256.lower())
 
 
@@ -73,9 +73,9 @@ def read_entries(path: Path) -> dict[str, Entry]:
     try:
         table = json.loads(path.read_bytes().decode(), object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a readable registry of weights: {error}") from error
+        raise InputError(f"{path} is not a readable registry of weights: {error}") from error
     if not isinstance(table, dict):
-        raise ValueError(f"{path} is not a registry of weights: it holds a {type(table).__name__}, no object")
+        raise InputError(f"{path} is not a registry of weights: it holds a {type(table).__name__}, no object")
     return {name: _entry(path, name, value) for name, value in table.items()}
 
 
@@ -83,18 +83,18 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
     known = [field.name for field in fields(Entry)]
     try:
         if not NAME.fullmatch(name):
-            raise ValueError("a name is letters, digits and . _ @ + -, and begins with a letter or digit")
+            raise InputError("a name is letters, digits and . _ @ + -, and begins with a letter or digit")
         if not isinstance(value, dict):
-            raise ValueError('an entry is an object: {"url": "https://…", "sha256": "…"}')
+            raise InputError('an entry is an object: {"url": "https://…", "sha256": "…"}')
         for key in value:
             if key not in known:
-                raise ValueError(unknown_name("field", key, known))
+                raise InputError(unknown_name("field", key, known))
         for key in ("url", "sha256"):
             if key not in value:
-                raise ValueError(f"{key} is missing")
+                raise InputError(f"{key} is missing")
         return Entry(**value)
     except ValueError as error:
-        raise ValueError(f"{path}, entry {name!r}: {error}") from error
+        raise InputError(f"{path}, entry {name!r}: {error}") from error
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -102,5 +102,5 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
-            raise ValueError(f"{key!r} stands there twice")
+            raise InputError(f"{key!r} stands there twice")
     return dict(pairs)

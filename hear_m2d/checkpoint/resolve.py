@@ -16,6 +16,7 @@ from hear_m2d.checkpoint.format import Checkpoint
 from hear_m2d.checkpoint.hub_files import fetch_from_hub
 from hear_m2d.checkpoint.local import read_local
 from hear_m2d.checkpoint.registry import SHA256, read_registry
+from hear_m2d.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def read_weights(name: str | os.PathLike[str]) -> Checkpoint:
         ValueError: No name, or not a checkpoint.
     """
     if not os.fspath(name):
-        raise ValueError(NO_DEFAULT)
+        raise InputError(NO_DEFAULT)
     if isinstance(name, str) and (found := SCHEME.match(name)):
         return _read_address(name, found[1].lower())
     path = Path(name)
@@ -84,14 +85,14 @@ def _read_address(address: str, scheme: str) -> Checkpoint:
     key, _, digits = fragment.partition("=")
     sha256 = digits.lower() if mark else None
     if sha256 is not None and (key != "sha256" or not SHA256.fullmatch(sha256)):
-        raise ValueError(f"{shown(url)} ends in #{fragment}: a # is followed by sha256= and 64 hex digits")
+        raise InputError(f"{shown(url)} ends in #{fragment}: a # is followed by sha256= and 64 hex digits")
     if scheme == "hf":
         path = fetch_from_hub(url)
         if sha256:
             check_sha256(path, sha256, url)
         return read_local(path)
     if scheme not in ("http", "https", "file"):
-        raise ValueError(f"{shown(url)} begins with {scheme}: an address begins with hf, https, http or file")
+        raise InputError(f"{shown(url)} begins with {scheme}: an address begins with hf, https, http or file")
     return _read_url(url, sha256)
 
 
@@ -100,14 +101,14 @@ def _read_url(url: str, sha256: str | None) -> Checkpoint:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # the port is looked at only when asked for
     except ValueError as error:
-        raise ValueError(f"{url.partition('?')[0]} is not an address: {error}") from error
+        raise InputError(f"{url.partition('?')[0]} is not an address: {error}") from error
     if parts.scheme.lower() == "file":
         if host not in (None, "localhost"):
-            raise ValueError(
+            raise InputError(
                 f"{url} names a host. An address of a local file has three slashes: file:///PATH"
             )
         if not parts.path:
-            raise ValueError(
+            raise InputError(
                 f"{url} names no file. An address of a local file has three slashes: file:///PATH"
             )
         path = Path(url2pathname(parts.path))
@@ -115,13 +116,13 @@ def _read_url(url: str, sha256: str | None) -> Checkpoint:
             check_sha256(path, sha256, str(path))
         return read_local(path)
     if not host or not all(0 < len(label) < 64 for label in host.rstrip(".").split(".")):
-        raise ValueError(f"{shown(url)} is not an address: it names no host")
+        raise InputError(f"{shown(url)} is not an address: it names no host")
     if refusal := refusal_of_address(host, parts.path):
-        raise ValueError(refusal)
+        raise InputError(refusal)
     path = fetch(url, sha256)
     try:
         return read_local(path)
     except ValueError as error:
         if sha256 is None:  # a page of HTML, say: what is no checkpoint must not answer for the address again
             path.unlink(missing_ok=True)
-        raise ValueError(f"what {shown(url)} gave is no checkpoint: {error}") from error
+        raise InputError(f"what {shown(url)} gave is no checkpoint: {error}") from error

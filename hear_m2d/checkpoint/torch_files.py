@@ -19,6 +19,7 @@ from torch import Tensor
 from hear_m2d.checkpoint.allowed import Name, StoredTensor
 from hear_m2d.checkpoint.archive import open_archive, read_stored, shown, torch_root
 from hear_m2d.checkpoint.unpickle import read_pickle
+from hear_m2d.utils.errors import InputError
 
 MAX_PICKLE = 64 * 2**20
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the older layout
@@ -76,7 +77,7 @@ class TorchFile:
             (n - 1) * step for n, step in zip(stored.shape, stored.stride, strict=True)
         )
         if len(data) != storage.size or elements > storage.count or (elements and last >= storage.count):
-            raise ValueError(f"a tensor claims more elements than its storage {shown(storage.key)} has")
+            raise InputError(f"a tensor claims more elements than its storage {shown(storage.key)} has")
         if not elements:
             return torch.empty(stored.shape, dtype=storage.dtype)
         flat = torch.frombuffer(data, dtype=storage.dtype)
@@ -105,7 +106,7 @@ def open_torch_file(file: IO[bytes]) -> Iterator[TorchFile]:
     with open_archive(file) as archive:
         root = torch_root(archive)
         if root is None:
-            raise ValueError("it is a zip, but no .pth: it has no data.pkl")
+            raise InputError("it is a zip, but no .pth: it has no data.pkl")
         yield _Zipped(archive, root)
 
 
@@ -117,9 +118,9 @@ class _Zipped(TorchFile):
         self._archive, self._root = archive, root
         names = archive.namelist()
         if f"{root}constants.pkl" in names:
-            raise ValueError("it is a TorchScript program, not a checkpoint")
+            raise InputError("it is a TorchScript program, not a checkpoint")
         if f"{root}byteorder" in names and read_stored(archive, f"{root}byteorder", most=99) != b"little":
-            raise ValueError("its numbers are not little-endian: save it again on an ordinary machine")
+            raise InputError("its numbers are not little-endian: save it again on an ordinary machine")
         pickled = read_stored(archive, f"{root}data.pkl", most=MAX_PICKLE)
         self.content = read_pickle(io.BytesIO(pickled), _storage)
 
@@ -138,31 +139,31 @@ class _Older(TorchFile):
         def storage(pid: Any) -> Storage:
             found = _storage(pid)
             if known.setdefault(found.key, found) != found:
-                raise ValueError("one storage with two sizes")
+                raise InputError("one storage with two sizes")
             return found
 
         size = file.seek(0, 2)
         file.seek(0)
         if read_pickle(file, _storage) != MAGIC or read_pickle(file, _storage) != PROTOCOL:
-            raise ValueError("it is a pickle, but no .pth")
+            raise InputError("it is a pickle, but no .pth")
         read_pickle(file, _storage)  # the machine that wrote it
         self.content = read_pickle(file, storage)
         keys = read_pickle(file, _storage)
         if type(keys) is not list or not all(type(key) is str and key in known for key in keys):
-            raise ValueError("its list of storages is damaged")
+            raise InputError("its list of storages is damaged")
         self._places: dict[str, int] = {}
         for key in keys:
             count = int.from_bytes(file.read(8), "little")
             self._places[key] = file.tell()
             if count != known[key].count or file.tell() + known[key].size > size:
-                raise ValueError(f"its storage {shown(key)} is cut or damaged")
+                raise InputError(f"its storage {shown(key)} is cut or damaged")
             file.seek(known[key].size, 1)
         if file.tell() != size:
-            raise ValueError("more bytes follow its last storage")
+            raise InputError("more bytes follow its last storage")
 
     def _bytes(self, storage: Storage) -> bytearray:
         if storage.key not in self._places:
-            raise ValueError(f"its storage {shown(storage.key)} is missing")
+            raise InputError(f"its storage {shown(storage.key)} is missing")
         self._file.seek(self._places[storage.key])
         return bytearray(self._file.read(storage.size))
 
@@ -170,13 +171,13 @@ class _Older(TorchFile):
 def _storage(pid: Any) -> Storage:
     """Return what a persistent id says: ("storage", type, key, device, count[, view])."""
     if type(pid) is not tuple or len(pid) not in {5, 6} or pid[0] != "storage":
-        raise ValueError("a persistent id that is no storage")
+        raise InputError("a persistent id that is no storage")
     _, kind, key, _, count = pid[:5]
     if type(kind) is not Name or type(key) is not str or type(count) is not int or not 0 <= count < 2**48:
-        raise ValueError("a storage that is none")
+        raise InputError("a storage that is none")
     if pid[5:] not in {(), (None,)}:
-        raise ValueError("a storage that is part of another")
+        raise InputError("a storage that is part of another")
     name = kind.dotted.removeprefix("torch.").removesuffix("Storage")
     if name not in DTYPES:
-        raise ValueError(f"a storage of {kind.dotted}")
+        raise InputError(f"a storage of {kind.dotted}")
     return Storage(key=key, dtype=DTYPES[name], count=count)

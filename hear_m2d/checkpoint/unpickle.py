@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from hear_m2d.checkpoint.allowed import Attributes, NumpyType, RefusedTypeError, call, dict_of, named, set_of
+from hear_m2d.utils.errors import InputError
 
 MAX_STEPS = 2_000_000  # a full M2D file with its optimizer has 50,000
 # The opcodes of protocols 2 to 5, Python 2's bytes included; the older text opcodes are in no .pth.
@@ -42,9 +43,9 @@ def read_pickle(file: IO[bytes], storage: Callable[[Any], Any]) -> Any:
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError, EOFError, Warning) as error:
         why = ascii(str(error)[:200])[1:-1]  # it may quote the file
-        raise ValueError(f"its pickle is damaged, or holds what no checkpoint does ({why})") from error
+        raise InputError(f"its pickle is damaged, or holds what no checkpoint does ({why})") from error
     except (MemoryError, RecursionError) as error:
-        raise ValueError(f"its pickle asks for more than this machine has ({error!r})") from error
+        raise InputError(f"its pickle asks for more than this machine has ({error!r})") from error
 
 
 class _Interpreter:
@@ -60,7 +61,7 @@ class _Interpreter:
     def run(self) -> Any:
         for step, (opcode, argument, _) in enumerate(self.opcodes):
             if step > MAX_STEPS:
-                raise ValueError(f"more than {MAX_STEPS} opcodes")
+                raise InputError(f"more than {MAX_STEPS} opcodes")
             name = opcode.name
             if name in LITERALS:
                 self.stack.append(argument)
@@ -76,11 +77,11 @@ class _Interpreter:
         return value
 
     def _unknown(self, _: Any) -> None:
-        raise ValueError("an opcode that no checkpoint needs")
+        raise InputError("an opcode that no checkpoint needs")
 
     def _top(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise ValueError(f"a {type(self.stack[-1]).__name__} where a {kind.__name__} belongs")
+            raise InputError(f"a {type(self.stack[-1]).__name__} where a {kind.__name__} belongs")
         return self.stack[-1]
 
     def _since_mark(self) -> list[Any]:
@@ -167,4 +168,4 @@ class _Interpreter:
             value.order = state[1]
         elif type(value) is not dict or type(state) is not dict:
             # (An OrderedDict's own attributes are not needed.)
-            raise ValueError(f"a state for a {type(value).__name__}")
+            raise InputError(f"a state for a {type(value).__name__}")

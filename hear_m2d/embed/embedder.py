@@ -24,6 +24,7 @@ from hear_m2d.embed.inputs import Clip
 from hear_m2d.model.config import Options
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.device import pick_device
+from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import file_sha256
 
 WHAT = ("scene", "timestamps", "both")
@@ -50,7 +51,7 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if self.what not in WHAT:
-            raise ValueError(f"what={self.what!r}; it is one of {', '.join(WHAT)}")
+            raise InputError(f"what={self.what!r}; it is one of {', '.join(WHAT)}")
         Options.parse(self.options)
 
 

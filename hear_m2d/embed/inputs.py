@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hear_m2d.audio import AUDIO_SUFFIXES, find_audio
+from hear_m2d.utils.errors import InputError
 
 _MAGIC = "*?["  # what makes a path a pattern
 
@@ -75,12 +76,12 @@ def collect_inputs(
             found.setdefault(os.path.realpath(path), path)
     if not found:
         asked = ", ".join(str(value) for value in (*inputs, list_file) if value is not None)
-        raise ValueError(f"no audio in {asked}: no file ends in {' '.join(sorted(AUDIO_SUFFIXES))}")
+        raise InputError(f"no audio in {asked}: no file ends in {' '.join(sorted(AUDIO_SUFFIXES))}")
     anchors |= {os.path.dirname(path) for path in found.values()}  # noqa: PTH120  # strings: there may be millions
     try:
         root = os.path.commonpath(anchors)
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"the inputs lie on different drives; embed each drive by itself ({error})"
         ) from error
     skip = len(root) + (not root.endswith(os.sep))
@@ -124,7 +125,7 @@ def _listed(path: Path, anchors: set[str]) -> Iterator[str]:
     """Yield the paths a list file names; folders in it mean the audio under them."""
     data = path.read_bytes()
     if b"\0" in data:
-        raise ValueError(f"{path} is no list: it should be a text file with one path a line")
+        raise InputError(f"{path} is no list: it should be a text file with one path a line")
     folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120
     for line in data.removeprefix(b"\xef\xbb\xbf").splitlines():
         if not line.strip():

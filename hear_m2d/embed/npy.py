@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hear_m2d.embed.decode import Failure
 from hear_m2d.embed.embedder import Embedding
 from hear_m2d.embed.inputs import Inputs
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import InputError, WorkFailedError
 from hear_m2d.utils.files import (
     TEMPORARY,
     atomic_write,
@@ -75,9 +75,9 @@ def read_state(path: Path) -> dict[str, Any] | None:
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(state, dict):
-            raise ValueError("it holds no JSON object")
+            raise InputError("it holds no JSON object")
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is damaged: {error}. Give --force to begin anew, or another --out"
         ) from error
     return state
@@ -149,7 +149,7 @@ class NpyTarget:
                 is at work in it.
         """
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file; --format npy needs a folder as --out")
+            raise InputError(f"{folder} is a file; --format npy needs a folder as --out")
         with hold_folder(folder):
             names = [clip.name for clip in inputs.clips]
             state = dict(facts) | {"root": inputs.root}
@@ -213,12 +213,12 @@ def _check(folder: Path, state: Mapping[str, Any], names: Sequence[str]) -> None
         for name in names:
             for array in _ARRAYS["both"]:
                 if os.path.exists(path := folder / f"{name}.{array}.npy"):  # noqa: PTH110  # a long name is none
-                    raise ValueError(
+                    raise InputError(
                         f"{path} is there, and no {STATE_FILE} says what made it. "
                         f"Give another --out, or --force"
                     )
     elif told := differing(there, state):
-        raise ValueError(
+        raise InputError(
             f"{folder} holds other embeddings ({told}). Give another --out, or --force to begin anew"
         )
 

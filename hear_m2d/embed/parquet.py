@@ -30,6 +30,7 @@ from hear_m2d.embed.npy import (
     write_state,
 )
 from hear_m2d.embed.run import Run
+from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write, hold_folder, printable, remove_leftovers
 
 _PART_BYTES = 64 << 20  # of embeddings: a part, and a row group, are written when they hold as much
@@ -111,10 +112,10 @@ class ParquetTarget:
                 options, or another process is at work on it.
         """
         if path.is_dir():
-            raise ValueError(f"{path} is a folder; --format parquet needs a file name as --out")
+            raise InputError(f"{path} is a folder; --format parquet needs a file name as --out")
         parts = path.with_name(f".{path.name}.parts")
         if path.exists() and not force and not (parts / STATE_FILE).is_file():
-            raise ValueError(f"{path} is there already; --force replaces it")
+            raise InputError(f"{path} is there already; --force replaces it")
         with hold_folder(parts):
             state = dict(facts) | {"root": inputs.root, "what": what}
             there = None if force else read_state(parts / STATE_FILE)
@@ -124,7 +125,7 @@ class ParquetTarget:
                 with said_plainly(path):
                     write_state(parts / STATE_FILE, state)
             elif told := differing(there, state, _IDENTITY):
-                raise ValueError(
+                raise InputError(
                     f"{parts} holds unfinished work that differs ({told}). Give another --out, or --force to "
                     f"begin anew"
                 )

@@ -27,7 +27,7 @@ from hear_m2d.embed.embedder import Embedder, ModelSpec
 from hear_m2d.embed.inputs import Clip, Inputs
 from hear_m2d.embed.npy import differing, read_state, said_plainly, write_failures, write_state
 from hear_m2d.embed.run import Summary, nothing_embedded
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import InputError, MissingPackageError, WorkFailedError
 from hear_m2d.utils.files import atomic_write_text, hold_folder, printable, remove_leftovers
 from hear_m2d.utils.progress import ProgressBar
 
@@ -73,9 +73,9 @@ def embed_on_ray(
         WorkFailedError: Nothing could be embedded, or writing failed.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ImportError(f"--ray needs Ray. Type: {INSTALL}", name="ray")
+        raise MissingPackageError(f"--ray needs Ray. Type: {INSTALL}", name="ray")
     if workers == 0:
-        raise ValueError(
+        raise InputError(
             "with --ray, --workers is at least 1: a decoder that crashes must not take the model along"
         )
     out = Path(os.path.abspath(out))  # noqa: PTH100
@@ -126,24 +126,24 @@ class _Shards:
     def hold(self, *, force: bool) -> Iterator[None]:
         """Hold the folder, and see to it that what lies in it goes together with what will be written."""
         if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"{self.out} is a file; with --ray, --out is a folder")
+            raise InputError(f"{self.out} is a file; with --ray, --out is a folder")
         with hold_folder(self.out):
             there = None if force else read_state(self.out / STATE_FILE)
             if there is None:
                 others = sorted(p.name for p in self.out.iterdir() if not p.name.startswith("."))
                 if others and not force:
-                    raise ValueError(
+                    raise InputError(
                         f"{self.out} holds other files ({others[0]}, …). Give another --out, or --force"
                     )
                 self._remove_own()
                 with said_plainly(self.out):
                     write_state(self.out / STATE_FILE, self.state)
             elif told := differing(there, self.state, _IDENTITY):
-                raise ValueError(
+                raise InputError(
                     f"{self.out} holds other embeddings ({told}). Give another --out, or --force"
                 )
             elif there.get("finished"):
-                raise ValueError(f"{self.out} is finished already; --force replaces it")
+                raise InputError(f"{self.out} is finished already; --force replaces it")
             remove_leftovers(self.out)
             for tries in self.out.glob(".part-*.tries"):  # counted for this call alone
                 tries.unlink()
@@ -221,7 +221,7 @@ class ShardEmbedder:
         self.workers = workers
         here = self.embedder.facts()
         if told := differing(facts, here, ("sha256", "version")):
-            raise ValueError(f"this machine and the one that asks differ in checkpoint or version ({told})")
+            raise InputError(f"this machine and the one that asks differ in checkpoint or version ({told})")
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Make the shards of a batch; return their notes as JSON texts."""
@@ -266,7 +266,7 @@ def cluster_at(address: str) -> Iterator[Any]:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, OverflowError, ValueError, RuntimeError) as error:
             told = " ".join(str(error).split())
-            raise ValueError(f"no Ray cluster answers at {address!r}: {told}") from error
+            raise InputError(f"no Ray cluster answers at {address!r}: {told}") from error
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     try:

@@ -21,7 +21,7 @@ from hear_m2d.embed.decode import Decoded, Failure, default_workers, read_clips
 from hear_m2d.embed.embedder import Embedder, Embedding, ModelSpec
 from hear_m2d.embed.inputs import Inputs
 from hear_m2d.embed.npy import NpyTarget, Target, said_plainly
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import InputError, MissingPackageError, WorkFailedError
 from hear_m2d.utils.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ def embed_files(
     """
     out = Path(out)
     if workers is not None and workers < 0:
-        raise ValueError(f"workers={workers}; it is 0 or more")
+        raise InputError(f"workers={workers}; it is 0 or more")
     embedder = Embedder(spec)
     with _open(out, output_format, inputs, embedder, force=force) as target:
         todo = [clip for clip in inputs.clips if clip.name not in target.done]
@@ -133,7 +133,7 @@ def _open(
     out: Path, output_format: str, inputs: Inputs, embedder: Embedder, *, force: bool
 ) -> AbstractContextManager[Target]:
     if output_format not in FORMATS:
-        raise ValueError(f"format {output_format!r}; it is one of {', '.join(FORMATS)}")
+        raise InputError(f"format {output_format!r}; it is one of {', '.join(FORMATS)}")
     what, facts = embedder.spec.what, embedder.facts()
     if output_format == "npy":
         return NpyTarget.open(out, what, inputs, facts, force=force)
@@ -159,7 +159,9 @@ def need_parquet() -> None:
         ImportError: pyarrow is not installed.
     """
     if importlib.util.find_spec("pyarrow") is None:
-        raise ImportError("Parquet needs pyarrow. Type: pip install 'hear-m2d[parquet]'", name="pyarrow")
+        raise MissingPackageError(
+            "Parquet needs pyarrow. Type: pip install 'hear-m2d[parquet]'", name="pyarrow"
+        )
 
 
 class Run:

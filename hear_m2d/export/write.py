@@ -24,7 +24,7 @@ from hear_m2d._checkout import installed_version
 from hear_m2d.export.graph import ExportableModel
 from hear_m2d.export.verify import TOLERANCE, Agreement, Runtime, compare
 from hear_m2d.model.hear_model import HearModel
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import InputError, WorkFailedError
 from hear_m2d.utils.files import atomic_write
 
 INPUT, OUTPUTS = "audio", ("scene", "columns")
@@ -105,7 +105,7 @@ def check_exportable(model: HearModel) -> None:
     }
     for name, value in fixed.items():
         if (given := getattr(model.options, name)) != value:
-            raise ValueError(f"{name}={given!r} cannot be exported: {reasons[name]}. Use {name}={value!r}")
+            raise InputError(f"{name}={given!r} cannot be exported: {reasons[name]}. Use {name}={value!r}")
 
 
 def metadata(model: HearModel) -> dict[str, str]:
@@ -166,7 +166,7 @@ def onnx_bytes(model: HearModel) -> bytes:
             verbose=False,
         )
     if program.model_proto.ByteSize() > LARGEST_ONNX:
-        raise ValueError("the network is larger than the 2 GB of one ONNX file. Use --format torch")
+        raise InputError("the network is larger than the 2 GB of one ONNX file. Use --format torch")
     proto = program.model_proto
     del proto.graph.value_info[:]  # what the exporter calls the sizes in between helps nobody
     dimensions = {INPUT: ["batch", "samples"], "scene": ["batch"], "columns": ["batch", "columns"]}

@@ -10,7 +10,7 @@ from typing import Any
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.frontend import FrontendConfig
 from hear_m2d.model.projector import ProjectorConfig
-from hear_m2d.utils.errors import unknown_name
+from hear_m2d.utils.errors import InputError, unknown_name
 
 FORMAT = 1
 CODE_BASES = ("m2d", "msm_mae")
@@ -53,22 +53,22 @@ class ModelConfig:
     def __post_init__(self) -> None:
         texts = (self.kind, self.code_base, self.licence, *self.labels)
         if not all(isinstance(text, str) for text in texts) or not isinstance(self.training, Mapping):
-            raise ValueError("kind, code_base, licence and labels are texts, and training an object")
+            raise InputError("kind, code_base, licence and labels are texts, and training an object")
         if self.code_base not in CODE_BASES:
-            raise ValueError(f"code_base is {self.code_base!r}; it is one of {', '.join(CODE_BASES)}")
+            raise InputError(f"code_base is {self.code_base!r}; it is one of {', '.join(CODE_BASES)}")
         for name, value in {"mean": self.mean, "std": self.std}.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
-                raise ValueError(f"{name} is {value!r}; it is a number that a log-mel can have")
+                raise InputError(f"{name} is {value!r}; it is a number that a log-mel can have")
         if not self.std > 0:
-            raise ValueError(f"std is {self.std}; it is positive")
+            raise InputError(f"std is {self.std}; it is positive")
         if self.encoder.input_size[0] != self.frontend.n_mels:
-            raise ValueError(
+            raise InputError(
                 f"the encoder reads {self.encoder.input_size[0]} mel bins, the front end gives "
                 f"{self.frontend.n_mels}"
             )
         widths = (self.encoder.width, self.encoder.column_width)
         if self.head_width is not None and (self.head_width not in widths or not self.labels):
-            raise ValueError(f"a classifier needs labels and a width of {widths}, not {self.head_width}")
+            raise InputError(f"a classifier needs labels and a width of {widths}, not {self.head_width}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the JSON object of the metadata."""
@@ -82,15 +82,15 @@ class ModelConfig:
             ValueError: Another format, or an unknown, missing or malformed field.
         """
         if data.get("format") != FORMAT:
-            raise ValueError(f"checkpoint format {data.get('format')!r}; this version reads format {FORMAT}")
+            raise InputError(f"checkpoint format {data.get('format')!r}; this version reads format {FORMAT}")
         rest = {key: value for key, value in data.items() if key not in ("format", "sha256")}
         if lacking := [name for name in ("encoder", "frontend", "mean", "std") if name not in rest]:
-            raise ValueError(f"the checkpoint's config lacks {', '.join(lacking)}")
+            raise InputError(f"the checkpoint's config lacks {', '.join(lacking)}")
         try:
             encoder = dict(rest.pop("encoder"))
             labels = rest.pop("labels", ())
             if not isinstance(labels, list | tuple):
-                raise ValueError(f"labels is {labels!r}; it is a list of names")
+                raise InputError(f"labels is {labels!r}; it is a list of names")
             for name in {"input_size", "patch_size"} & set(encoder):
                 encoder[name] = tuple(encoder[name])
             projector = rest.pop("projector", None)
@@ -102,14 +102,14 @@ class ModelConfig:
                 **_known(ModelConfig, rest),
             )
         except (KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise ValueError(f"the checkpoint's config is malformed: {error!r}") from error
+            raise InputError(f"the checkpoint's config is malformed: {error!r}") from error
 
 
 def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
     names = [f.name for f in dataclasses.fields(kind)]
     for key in values:
         if key not in names:
-            raise ValueError(unknown_name(f"{kind.__name__} field", key, names))
+            raise InputError(unknown_name(f"{kind.__name__} field", key, names))
     return values
 
 
@@ -117,7 +117,7 @@ def _fields(kind: type, values: dict[str, Any]) -> Any:
     """Make a part of the config; a number that is not there must not quietly become the usual one."""
     lacking = [f.name for f in dataclasses.fields(kind) if f.name not in _known(kind, values)]
     if lacking:
-        raise ValueError(f"the checkpoint's {kind.__name__} lacks {', '.join(lacking)}")
+        raise InputError(f"the checkpoint's {kind.__name__} lacks {', '.join(lacking)}")
     return kind(**values)
 
 
@@ -170,27 +170,27 @@ class Options:
         for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise ValueError(f"{name}={value!r}; it is one of {', '.join(allowed)}")
+                raise InputError(f"{name}={value!r}; it is one of {', '.join(allowed)}")
         if self.normalization == "batch" and (self.mean is not None or self.std is not None):
-            raise ValueError("normalization='batch' takes the batch's statistics: leave mean and std out")
+            raise InputError("normalization='batch' takes the batch's statistics: leave mean and std out")
         if self.windows == "published" and self.timestamps == "dense":
-            raise ValueError("timestamps='dense' needs windows='whole': its passes lose no frame")
+            raise InputError("timestamps='dense' needs windows='whole': its passes lose no frame")
         for name in ("sample_rate", "input_frames", "dur_frames"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
-                raise ValueError(f"{name}={value!r}; it is a positive whole number")
+                raise InputError(f"{name}={value!r}; it is a positive whole number")
         for name in ("mean", "std"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise ValueError(f"{name}={value!r}; it is a number")
+                raise InputError(f"{name}={value!r}; it is a number")
         if not isinstance(self.compile, bool):
-            raise ValueError(f"compile={self.compile!r}; it is True or False")
+            raise InputError(f"compile={self.compile!r}; it is True or False")
         if self.layers is not None:
             if not isinstance(self.layers, list | tuple):
-                raise ValueError(f"layers={self.layers!r}; it is a list of block indices, or None")
+                raise InputError(f"layers={self.layers!r}; it is a list of block indices, or None")
             object.__setattr__(self, "layers", tuple(self.layers))
             if not self.layers or not all(type(i) is int for i in self.layers):
-                raise ValueError(f"layers={self.layers!r}; it is a list of block indices, or None")
+                raise InputError(f"layers={self.layers!r}; it is a list of block indices, or None")
 
     @staticmethod
     def parse(options: Mapping[str, Any]) -> Options:
@@ -202,7 +202,7 @@ class Options:
         names = [f.name for f in dataclasses.fields(Options)]
         for key in options:
             if key not in names:
-                raise ValueError(unknown_name("option", key, names))
+                raise InputError(unknown_name("option", key, names))
         return Options(**options)
 
     def override(self, config: ModelConfig) -> ModelConfig:
@@ -213,18 +213,18 @@ class Options:
         """
         encoder, frontend = config.encoder, config.frontend
         if self.dur_frames is not None and self.input_frames is not None:
-            raise ValueError("give dur_frames or input_frames: both are the length of a window")
+            raise InputError("give dur_frames or input_frames: both are the length of a window")
         if self.sample_rate is not None and self.sample_rate != frontend.sample_rate:
             try:
                 frontend = FrontendConfig.for_rate(self.sample_rate)
             except ValueError as error:
-                raise ValueError(
+                raise InputError(
                     f"sample_rate={self.sample_rate}; a model's rate is 16000 or 32000 as a rule: {error}"
                 ) from error
         if self.input_frames is not None:
             patch = encoder.patch_size[1]
             if self.input_frames // patch != encoder.grid[1]:
-                raise ValueError(
+                raise InputError(
                     f"input_frames={self.input_frames}; the checkpoint's positions are for "
                     f"{encoder.grid[1] * patch} to {encoder.grid[1] * patch + patch - 1} frames"
                 )

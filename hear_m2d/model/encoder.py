@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hear_m2d.utils.errors import check_whole_numbers
+from hear_m2d.utils.errors import InputError, check_integers
 
 SIZES: dict[str, tuple[int, int, int]] = {  # width, blocks, heads
     "tiny": (192, 12, 3),
@@ -49,17 +49,17 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         (mels, frames), (high, wide) = self.input_size, self.patch_size
         sizes = {"mels": mels, "frames": frames, "patch height": high, "patch width": wide}
-        check_whole_numbers(**sizes, width=self.width, depth=self.depth, heads=self.heads)
+        check_integers(**sizes, width=self.width, depth=self.depth, heads=self.heads)
         if min(mels, frames, high, wide, self.width, self.depth, self.heads) <= 0:
-            raise ValueError(f"an encoder needs positive sizes, not {self}")
+            raise InputError(f"an encoder needs positive sizes, not {self}")
         if mels % high or frames < wide:
-            raise ValueError(f"patches of {high}x{wide} do not tile an input of {mels}x{frames}")
+            raise InputError(f"patches of {high}x{wide} do not tile an input of {mels}x{frames}")
         if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width {self.width} must divide by 4 and by the {self.heads} heads")
+            raise InputError(f"width {self.width} must divide by 4 and by the {self.heads} heads")
         if not isinstance(self.class_token, bool):
-            raise ValueError(f"class_token is {self.class_token!r}; it is true or false")
+            raise InputError(f"class_token is {self.class_token!r}; it is true or false")
         if not 0 < self.mlp_ratio < 100:
-            raise ValueError(f"mlp_ratio is {self.mlp_ratio}; it is a positive number, usually 4")
+            raise InputError(f"mlp_ratio is {self.mlp_ratio}; it is a positive number, usually 4")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -206,7 +206,7 @@ class SpectrogramEncoder(nn.Module):
         rows, columns = self.config.grid
         now = x.shape[-1] // self.config.patch_size[1]
         if now > columns:
-            raise ValueError(
+            raise InputError(
                 f"a window of {x.shape[-1]} frames is longer than the {self.config.input_size[1]}"
             )
         table = self.pos_embed[:, 1:] if self.cls_token is not None else self.pos_embed

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hear_m2d.utils.errors import check_whole_numbers
+from hear_m2d.utils.errors import InputError, check_integers
 
 LOG_EPS = 1.1920929e-07  # float32's machine epsilon: digital silence becomes ln(eps) = -15.942385
 
@@ -41,17 +41,17 @@ class FrontendConfig:
     f_max: float = 8000.0
 
     def __post_init__(self) -> None:
-        check_whole_numbers(
+        check_integers(
             sample_rate=self.sample_rate, n_fft=self.n_fft, hop_length=self.hop_length, n_mels=self.n_mels
         )
         if min(self.sample_rate, self.n_fft, self.hop_length, self.n_mels) <= 0:
-            raise ValueError(f"a front end needs positive sizes, not {self}")
+            raise InputError(f"a front end needs positive sizes, not {self}")
         if self.sample_rate > 1_000_000 or max(self.n_fft, self.hop_length) > self.sample_rate:
-            raise ValueError(f"a front end of windows of a second at most, and of at most 1 MHz, not {self}")
+            raise InputError(f"a front end of windows of a second at most, and of at most 1 MHz, not {self}")
         if self.n_mels > self.n_fft // 2 + 1 or self.n_mels * self.n_fft > 10**7:
-            raise ValueError(f"{self.n_mels} mel bins are too many for a transform of {self.n_fft} samples")
+            raise InputError(f"{self.n_mels} mel bins are too many for a transform of {self.n_fft} samples")
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
-            raise ValueError(
+            raise InputError(
                 f"f_min {self.f_min} and f_max {self.f_max} Hz must be ordered and lie within half of "
                 f"{self.sample_rate} Hz"
             )

@@ -28,6 +28,7 @@ from hear_m2d.model.projector import make_projector
 from hear_m2d.model.timestamps import dense_offset, frame_step, timestamp_count, timestamps_ms
 from hear_m2d.model.windows import Window, plan_windows
 from hear_m2d.utils.device import warn_of_slow_bfloat16, windows_per_pass
+from hear_m2d.utils.errors import InputError
 
 PerClip = Any  # of a tensor, one tensor with the batch first; of a list of clips, a list with a tensor each
 
@@ -61,7 +62,7 @@ class HearModel(nn.Module, SharedModel):
         depth = config.encoder.depth
         for index in self.options.layers or ():
             if not -depth <= index < depth:
-                raise ValueError(f"layers={list(self.options.layers or ())}: there are {depth} blocks")
+                raise InputError(f"layers={list(self.options.layers or ())}: there are {depth} blocks")
         self.frontend = LogMelSpectrogram(config.frontend)
         self.encoder = SpectrogramEncoder(config.encoder)
         self.head = ClassifierHead(config.head_width, len(config.labels)) if config.head_width else None
@@ -192,7 +193,7 @@ class HearModel(nn.Module, SharedModel):
             ValueError: The checkpoint holds none, or the audio cannot be embedded.
         """
         if self.head is None:
-            raise ValueError("this checkpoint has no classifier: it only embeds")
+            raise InputError("this checkpoint has no classifier: it only embeds")
         means = [columns.mean(0) for columns in self._last_columns(check_audio(audio))]
         pooled = torch.stack(means)  # (batch, freq_patches * width)
         if self.config.head_width == self.config.encoder.width:  # the mean over tokens
@@ -209,7 +210,7 @@ class HearModel(nn.Module, SharedModel):
             ValueError: The checkpoint holds no audio projector.
         """
         if self.projector is None:
-            raise ValueError("this checkpoint has no audio projector: it is no M2D-CLAP")
+            raise InputError("this checkpoint has no audio projector: it is no M2D-CLAP")
         width = self.config.encoder.width
         clips = self._last_columns(check_audio(audio))  # each (time_patches, freq_patches * width)
         dtype = next(self.projector.parameters()).dtype
@@ -262,7 +263,7 @@ class HearModel(nn.Module, SharedModel):
         statistics = self._statistics(clips)
 
         if self.batch_windows is not None and self.batch_windows < 1:
-            raise ValueError(f"batch_windows={self.batch_windows}; it is a positive whole number, or None")
+            raise InputError(f"batch_windows={self.batch_windows}; it is a positive whole number, or None")
 
         def size(frames: int) -> int:
             return self.batch_windows or windows_per_pass(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hear_m2d.utils.errors import check_whole_numbers
+from hear_m2d.utils.errors import InputError, check_integers
 
 KINDS = ("mean", "semantic")
 LARGEST, DEEPEST = 10**6, 100  # of a config that lies, nothing is built
@@ -35,12 +35,12 @@ class ProjectorConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"a projector is {' or '.join(KINDS)}, not {self.kind!r}")
-        check_whole_numbers(width=self.width, hidden=self.hidden, depth=self.depth)
+            raise InputError(f"a projector is {' or '.join(KINDS)}, not {self.kind!r}")
+        check_integers(width=self.width, hidden=self.hidden, depth=self.depth)
         if max(self.width, self.hidden) > LARGEST or self.depth > DEEPEST:
-            raise ValueError(f"a projector is not as large as {self}")
+            raise InputError(f"a projector is not as large as {self}")
         if min(self.width, self.hidden) <= 0 or (self.depth > 0) != (self.kind == "semantic"):
-            raise ValueError(f"a projector needs positive sizes, and blocks if it is semantic, not {self}")
+            raise InputError(f"a projector needs positive sizes, and blocks if it is semantic, not {self}")
 
 
 class MeanProjector(nn.Module):
@@ -103,7 +103,7 @@ def make_projector(width: int, config: ProjectorConfig) -> nn.Module:
     if config.kind == "mean":
         return MeanProjector(width, config)
     if config.width != width:
-        raise ValueError(
+        raise InputError(
             f"a semantic projector gives {width} features, as its tokens have, not {config.width}"
         )
     return SemanticProjector(width, config)

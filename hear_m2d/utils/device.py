@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.utils.errors import InputError
 
 # Tokens that fill the matrix units: more of them in one pass only cost memory.
 ENOUGH_TOKENS = {"cpu": 3072, "cuda": 8192}
@@ -28,7 +29,7 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here: {error}") from error
+        raise InputError(f"device {name!r} cannot be used here: {error}") from error
     return device
 
 

@@ -1,4 +1,8 @@
-"""Sentences for people: the nearest name to a misspelt one, and the two exceptions of our own."""
+"""The two kinds of errors that the command line reports in one line, and checks that raise the first.
+
+An :class:`InputError` is of the user's making (exit code 2), a :class:`WorkFailedError` is not (exit code 1).
+Any other exception is a bug and keeps its traceback.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,24 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """The user's input is wrong: the command line prints one line and exits with 2."""
+    """An input cannot be used; the message names it, its value and what to give instead (exit code 2)."""
+
+
+class MissingPackageError(ImportError, InputError):
+    """An optional package is not installed; the message has the line to type (exit code 2)."""
 
 
 class WorkFailedError(RuntimeError):
-    """The input was fine and the work itself failed: the command line exits with 1, not 2."""
+    """The input was fine and the work itself failed (exit code 1)."""
 
 
-def check_whole_numbers(**values: Any) -> None:
-    """Raise a ValueError that names the first value that is no whole number."""
+def check_integers(*, minimum: int | None = None, **values: Any) -> None:
+    """Raise an InputError that names the first value that is not an integer, or below a minimum."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int):
-            raise ValueError(f"{name} is {value!r}; it is a whole number")
+            raise InputError(f"{name} must be an integer, got {value!r}")
+        if minimum is not None and value < minimum:
+            raise InputError(f"{name} must be at least {minimum}, got {value}")
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:

@@ -1,16 +1,21 @@
-"""Files: written whole under their final name, or not at all; their sums, and their names as text."""
+"""Files and folders: atomic writes, who owns a folder, locks, JSON, checksums, names as text."""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+import filelock
+
+from hear_m2d.utils.errors import InputError, WorkFailedError
 
 TEMPORARY = ".hear-m2d-*.tmp"  # the names of temporary files, as a pattern
 
@@ -88,17 +93,25 @@ def file_sha256(path: Path) -> str:
 
 
 def printable(name: str) -> str:
-    """Return a name as UTF-8 text; bytes that are none are spelt out, so that names stay distinct."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """Return a file name as UTF-8 text; different names stay different.
+
+    A byte that is not UTF-8 becomes a backslash, ``x`` and two digits. In a name that has such bytes, or
+    these two characters, each backslash is doubled, so that no two names print the same.
+    """
+    data = name.encode("utf-8", "surrogateescape")
+    text = data.decode("utf-8", "backslashreplace")
+    if "\\x" in text:
+        text = data.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return text
 
 
 def visible_names(folder: Path) -> list[str]:
-    """Return what lies in a folder but dot files: those a killed process or a desktop leaves behind."""
+    """Return the sorted names in a folder, without dot files; empty where there is no such folder."""
     return sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
 
 
 def disk_is_full(error: BaseException) -> bool:
-    """Return whether an error says that a disk, or what of it one may use, is full."""
+    """Return whether an error says that a disk or a quota is full."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -110,7 +123,7 @@ def remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[int]:
-    """Hold a folder against a second process at work in it.
+    """Use :func:`lock_folder` in new code; this one yields a file descriptor for child processes.
 
     Args:
         folder: Made if it is not there.
@@ -131,7 +144,7 @@ def hold_folder(folder: Path) -> Iterator[int]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise ValueError(f"another process is at work in {folder}") from error
+                raise InputError(f"another process is at work in {folder}") from error
         yield file.fileno()
 
 
@@ -139,3 +152,124 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 text file whole or not at all."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def read_json(path: Path, *, hint: str = "") -> dict[str, Any]:
+    """Read a file that holds one JSON object.
+
+    Args:
+        path: The file.
+        hint: What the user can do about a damaged file; the last sentence of the error.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        InputError: The file does not hold a JSON object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: it is not JSON ({error}). {hint}".rstrip()) from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: it does not hold a JSON object. {hint}".rstrip())
+    return content
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically; a number that is not finite is a ValueError."""
+    atomic_write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def differences(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """Return the fields of ``asked`` that ``known`` has otherwise, as text; empty where all are equal."""
+    return "; ".join(
+        f"{key} is {known.get(key)!r} there, {value!r} now"
+        for key, value in asked.items()
+        if known.get(key) != value
+    )
+
+
+def folder_owner(folder: Path, metadata: str, *, ignore: Collection[str] = ()) -> dict[str, Any] | None:
+    """Return the metadata file of an output folder, or None where the folder is free.
+
+    Args:
+        folder: The output folder; it need not exist.
+        metadata: Name of the metadata file in it.
+        ignore: Names that a free folder may hold, besides dot files.
+
+    Returns:
+        The content of the metadata file. None where the folder does not exist or holds nothing.
+
+    Raises:
+        InputError: ``folder`` is a file, or holds files without the metadata file, or that one is damaged.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder as --out")
+    if (folder / metadata).exists():
+        return read_json(folder / metadata, hint="Give another --out")
+    if others := [name for name in visible_names(folder) if name not in ignore]:
+        raise InputError(
+            f"{folder} is not empty and has no {metadata}, but {', '.join(others[:3])}: give another --out"
+        )
+    return None
+
+
+def claim_folder(
+    folder: Path, metadata: str, content: Mapping[str, Any], *, ignore: Collection[str] = ()
+) -> dict[str, Any]:
+    """Take a free output folder, or continue one whose metadata file agrees.
+
+    Args:
+        folder: The output folder; made if it does not exist. Hold :func:`lock_folder` meanwhile.
+        metadata: Name of the metadata file in it.
+        content: What is written to the metadata file of a free folder, and what must be equal otherwise;
+            JSON values. Other fields of an existing file are not compared.
+        ignore: Names that a free folder may hold, besides dot files.
+
+    Returns:
+        The content of the metadata file.
+
+    Raises:
+        InputError: The folder belongs to something else; the message names what differs.
+    """
+    known = folder_owner(folder, metadata, ignore=ignore)
+    if known is None:
+        known = json.loads(json.dumps(content))
+        write_json(folder / metadata, known)
+    if differing := differences(known, json.loads(json.dumps(content))):
+        raise InputError(f"{folder} belongs to another run: {differing}. Give another --out")
+    return known
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder against a second process that works in it; the folder is made if it does not exist.
+
+    Raises:
+        InputError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise InputError(f"another process is at work in {folder}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def report_write_errors(target: Path) -> Iterator[None]:
+    """Turn a write that the system refuses into a WorkFailedError that names the target."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise WorkFailedError(
+            f"writing to {target} failed: {reason}. Files already written are valid; "
+            f"the same command continues"
+        ) from error

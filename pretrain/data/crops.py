@@ -24,6 +24,7 @@ from hear_m2d.pretrain.data.prepared import LogMelData as LogMelData
 from hear_m2d.pretrain.data.prepared import Prepared, require_labels
 from hear_m2d.pretrain.data.prepared import open_data as open_data
 from hear_m2d.pretrain.data.prepared import require_frontend as require_frontend
+from hear_m2d.utils.errors import InputError
 
 Key = tuple[int, int]  # (epoch, clip)
 
@@ -78,7 +79,7 @@ class Crops(Dataset[dict[str, Tensor]]):
 
     def __init__(self, data: Prepared, frames: int = 208, seed: int = 0, *, labels: bool = False) -> None:
         if frames < 1:
-            raise ValueError(f"a crop has at least 1 frame, not {frames}")
+            raise InputError(f"a crop has at least 1 frame, not {frames}")
         if labels:
             require_labels(data.labels, data.folder)
         self.data, self.frames, self.seed, self.labels = data, frames, seed, labels
@@ -215,7 +216,7 @@ class StepBatches:
 
     def __init__(self, first_step: int, last_step: int, *, batch_size: int, n_clips: int, seed: int) -> None:
         if batch_size < 1 or n_clips < 1:
-            raise ValueError(f"a batch of {batch_size} clips from a set of {n_clips} cannot be made")
+            raise InputError(f"a batch of {batch_size} clips from a set of {n_clips} cannot be made")
         self.steps = range(first_step, last_step)
         self.batch_size, self.n_clips, self.seed = batch_size, n_clips, seed
 

@@ -18,6 +18,7 @@ from hear_m2d.pretrain.data.crops import Crops, Items, Key, LogMelData
 from hear_m2d.pretrain.data.mixing import MixedCrops
 from hear_m2d.pretrain.data.prepared import Prepared
 from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.utils.errors import InputError
 
 
 def training_items(
@@ -48,7 +49,7 @@ def training_items(
             feature_frames=recipe.feature_frames,
         )
     else:
-        raise ValueError(f"features lie beside local data only; {data.folder} is an address: copy it here")
+        raise InputError(f"features lie beside local data only; {data.folder} is an address: copy it here")
     return crops if noise is None else MixedCrops(crops, noise, ratio=recipe.noise_ratio)
 
 
@@ -65,15 +66,15 @@ def check_given(recipe: Recipe, *, noise: Path | None, features: Path | None) ->
     """
     ratio = recipe.noise_ratio
     if noise is None and ratio:
-        raise ValueError(f"noise_ratio = {ratio} needs noise: give --noise FOLDER, or --noise-ratio 0")
+        raise InputError(f"noise_ratio = {ratio} needs noise: give --noise FOLDER, or --noise-ratio 0")
     if noise is not None and not ratio:
-        raise ValueError(f"noise_ratio = 0 leaves the noise {noise} out: give --noise-ratio too")
+        raise InputError(f"noise_ratio = 0 leaves the noise {noise} out: give --noise-ratio too")
     if features is None and recipe.offline == "features":
-        raise ValueError('offline = "features" needs the folder of the features: give --features FOLDER')
+        raise InputError('offline = "features" needs the folder of the features: give --features FOLDER')
     if features is not None and recipe.offline != "features":
-        raise ValueError(f'the features {features} are learned from only where offline = "features"')
+        raise InputError(f'the features {features} are learned from only where offline = "features"')
     if features is not None and not features.is_dir():
-        raise ValueError(f"{features} is no folder of features")
+        raise InputError(f"{features} is no folder of features")
 
 
 class FeatureCrops(Crops):
@@ -109,7 +110,7 @@ class FeatureCrops(Crops):
         names = {data.origin(clip)[0] for clip in range(len(data))}
         if missing := _without_features(names, folder):
             told = ", ".join([*(f"{name}.npy" for name in missing[:3]), *(["…"] if missing[3:] else [])])
-            raise ValueError(
+            raise InputError(
                 f"{folder} lacks the features of {len(missing)} of the {len(names)} files of the data: "
                 f"{told}. Store them there, or prepare the data without those files"
             )
@@ -135,7 +136,7 @@ class FeatureCrops(Crops):
         expected = (begins + self.stored.frames(key[1])) // self.feature_frames
         # Networks without padding make a vector or two fewer; a file may be longer, cut into several clips.
         if len(vectors) < 0.9 * expected - 2:
-            raise ValueError(
+            raise InputError(
                 f"{self.folder / name}.npy has {len(vectors)} vectors, fewer than the {expected} of its "
                 f"audio at one in {self.feature_frames} frames (feature_frames)"
             )
@@ -148,13 +149,13 @@ class FeatureCrops(Crops):
         try:
             vectors: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
         except FileNotFoundError:
-            raise ValueError(f"{path} is missing: each file of the data needs its features") from None
+            raise InputError(f"{path} is missing: each file of the data needs its features") from None
         except OSError as error:
-            raise ValueError(f"{path} is no array of features: {error}") from error
+            raise InputError(f"{path} is no array of features: {error}") from error
         except ValueError as error:  # numpy's own words advise to unpickle
-            raise ValueError(f"{path} is no array of features: it is damaged, or of another kind") from error
+            raise InputError(f"{path} is no array of features: it is damaged, or of another kind") from error
         if vectors.ndim != 2 or not len(vectors) or vectors.dtype.kind != "f":
-            raise ValueError(
+            raise InputError(
                 f"{path} holds {vectors.dtype} of shape {list(vectors.shape)}, not (vectors, features)"
             )
         return vectors

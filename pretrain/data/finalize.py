@@ -25,6 +25,7 @@ from hear_m2d._checkout import installed_version
 from hear_m2d.pretrain.data.prepared import DATA_FILE, PLAN_FILE
 from hear_m2d.pretrain.data.shards import LABELS, facts_path
 from hear_m2d.pretrain.data.sources.base import Skipped
+from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write_text, printable, remove_leftovers
 
 REPORT_FILE = "skipped.csv"
@@ -185,7 +186,7 @@ def _note(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}. Remove it; the same command makes it anew.") from error
+        raise InputError(f"{path} is damaged: {error}. Remove it; the same command makes it anew.") from error
 
 
 def _nothing_left(source: str, skipped: Sequence[Skipped]) -> ValueError:

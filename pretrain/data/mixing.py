@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hear_m2d.pretrain.data.crops import Crops, Items, Key, LogMelData, crop_into, draw
+from hear_m2d.utils.errors import InputError
 
 FLOOR = torch.finfo(torch.float32).eps  # of the mixed power
 
@@ -59,7 +60,7 @@ class MixedCrops(Dataset[dict[str, Tensor]]):
 
     def __init__(self, crops: Crops, noise: LogMelData, *, ratio: float) -> None:
         if noise.frontend != crops.data.frontend:
-            raise ValueError(
+            raise InputError(
                 f"the noise {noise.folder} was prepared at {noise.frontend.sample_rate} Hz, the data "
                 f"{crops.data.folder} at {crops.data.frontend.sample_rate} Hz: prepare one of them anew"
             )

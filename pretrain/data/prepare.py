@@ -30,7 +30,7 @@ from hear_m2d.pretrain.data.prepared import DATA_FILE, DATA_FORMAT, PLAN_FILE, L
 from hear_m2d.pretrain.data.shards import ShardJob, facts_path, make_shard
 from hear_m2d.pretrain.data.sources.base import Source, open_source
 from hear_m2d.utils.device import processors
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import InputError, WorkFailedError
 from hear_m2d.utils.files import atomic_write_text, hold_folder, visible_names
 from hear_m2d.utils.progress import ProgressBar
 
@@ -146,7 +146,7 @@ def prepare_shard(
     """
     number, count = shard
     if not 1 <= number <= count:
-        raise ValueError(f"--shard {number}/{count}: there are parts 1/{count} to {count}/{count}")
+        raise InputError(f"--shard {number}/{count}: there are parts 1/{count} to {count}/{count}")
     task = list_work(source, out, sample_rate=sample_rate, max_clip_s=max_clip_s)
     mine = range(number - 1, len(task.cuts), count)
     if task.is_finished():
@@ -176,11 +176,11 @@ class Task:
         """Return whether ``out`` holds this very set; raise where it holds another or other things."""
         out = self.out
         if out.exists() and not out.is_dir():
-            raise ValueError(f"{out} is a file; the shards need a folder")
+            raise InputError(f"{out} is a file; the shards need a folder")
         found = next((out / name for name in (DATA_FILE, PLAN_FILE) if (out / name).is_file()), None)
         if found is None:
             if other := visible_names(out):
-                raise ValueError(
+                raise InputError(
                     f"{out} holds other files ({', '.join(other[:3])}); give a new or an empty folder"
                 )
             return False
@@ -188,10 +188,10 @@ class Task:
             there = json.loads(found.read_text(encoding="utf-8"))
             differing = [key for key in self.plan if there.get(key) != self.plan[key]]
         except (ValueError, AttributeError) as error:
-            raise ValueError(f"{found} is damaged: {error}. Remove {out}, or give a new folder.") from error
+            raise InputError(f"{found} is damaged: {error}. Remove {out}, or give a new folder.") from error
         if differing:
             told = "; ".join(f"{key}: there {there.get(key)}, asked {self.plan[key]}" for key in differing)
-            raise ValueError(f"{out} was prepared otherwise ({told}). Give a new folder.")
+            raise InputError(f"{out} was prepared otherwise ({told}). Give a new folder.")
         return found.name == DATA_FILE
 
     def begin(self) -> None:
@@ -225,7 +225,7 @@ def list_work(
     """
     frontend = FrontendConfig.for_rate(sample_rate)
     if not 1 <= max_clip_s < math.inf:
-        raise ValueError(f"the longest clip must be at least 1 second, not {max_clip_s}")
+        raise InputError(f"the longest clip must be at least 1 second, not {max_clip_s}")
     listed = open_source(source)
     cuts = tuple(cut(listed.sizes, listed.seams))
     plan = {

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hear_m2d.model.frontend import FrontendConfig
 from hear_m2d.pretrain.data.shards import SCHEMA, split_label
+from hear_m2d.utils.errors import InputError
 
 DATA_FORMAT = 2
 DATA_FILE, PLAN_FILE = "data.json", "plan.json"
@@ -58,7 +59,7 @@ class Prepared:
             self._lengths = [(int(frames), int(clips)) for frames, clips in summary["lengths"]]
             self.shards = [ShardFacts.read(line) for line in summary["shards"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}/{DATA_FILE} is damaged: {error}. Prepare it anew.") from error
+            raise InputError(f"{folder}/{DATA_FILE} is damaged: {error}. Prepare it anew.") from error
         self._classes = {label: number for number, label in enumerate(self.labels)}
 
     def __len__(self) -> int:
@@ -106,11 +107,11 @@ class ShardFacts(NamedTuple):
         """
         name = str(line["file"])
         if not _SHARD_NAME.fullmatch(name):
-            raise ValueError(f"{name!r} is no name of a shard")
+            raise InputError(f"{name!r} is no name of a shard")
         clips, dropped = int(line["clips"]), tuple((int(a), int(b)) for a, b in line["dropped"])
         edges = [0, *(edge for drop in dropped for edge in drop), clips]
         if edges != sorted(edges):
-            raise ValueError(f"the clips {dropped} of {clips} cannot be dropped")
+            raise InputError(f"the clips {dropped} of {clips} cannot be dropped")
         return ShardFacts(name, clips, int(line["bytes"]), dropped)
 
     @property
@@ -149,7 +150,7 @@ class OpenShard:
             self._origins.append((batch.column("file"), batch.column("start_s")))
         clips = sum(map(len, lengths))
         if clips != facts.clips:
-            raise ValueError(
+            raise InputError(
                 f"{path} holds {clips} clips where {DATA_FILE} says {facts.clips}: "
                 f"the folder is damaged. Prepare it anew."
             )
@@ -279,7 +280,7 @@ def require_frontend(data: Prepared, wanted: FrontendConfig, whose: str = "the r
     here, asked = dataclasses.asdict(data.frontend), dataclasses.asdict(wanted)
     if told := "; ".join(f"{name}: {here[name]} there, {asked[name]} asked" for name in here
                          if here[name] != asked[name]):  # fmt: skip
-        raise ValueError(
+        raise InputError(
             f"{data.folder} was prepared with another front end than {whose} wants ({told}). Type: hear-m2d "
             f"prepare AUDIO OUT --sample-rate {wanted.sample_rate}, or give the folder of audio as --data"
         )
@@ -292,7 +293,7 @@ def require_labels(labels: Sequence[str], place: str | Path) -> None:
         ValueError: There are none.
     """
     if not labels:
-        raise ValueError(
+        raise InputError(
             f"{place} has no labels: prepare it from a list with a column `label` "
             f"(docs/data.md has the other ways)"
         )
@@ -327,8 +328,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     path = folder / DATA_FILE
     if not path.is_file():
         if (folder / PLAN_FILE).is_file():
-            raise ValueError(f"{folder} is half prepared. The same `hear-m2d prepare` command finishes it.")
-        raise ValueError(
+            raise InputError(f"{folder} is half prepared. The same `hear-m2d prepare` command finishes it.")
+        raise InputError(
             f"{folder} is no prepared folder, it has no {DATA_FILE}. "
             f"Type: hear-m2d prepare AUDIO_DIR {folder}"
         )
@@ -345,9 +346,9 @@ def parse_summary(content: bytes, where: str | Path) -> dict[str, Any]:
         summary = json.loads(content)
         number = summary["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{where} is damaged: {error}. Prepare the folder anew.") from error
+        raise InputError(f"{where} is damaged: {error}. Prepare the folder anew.") from error
     if number != DATA_FORMAT:
-        raise ValueError(
+        raise InputError(
             f"{where} has format {number}; this version reads {DATA_FORMAT}. Prepare the folder anew."
         )
     return cast(dict[str, Any], summary)
@@ -357,7 +358,7 @@ def _open_shard(path: Path, size: int, mels: int) -> Iterator[Any]:
     """Yield the record batches of a shard, without copying."""
     if not path.is_file() or (actual := path.stat().st_size) != size:
         what = f"has {actual} bytes instead of {size}" if path.is_file() else "is missing"
-        raise ValueError(f"{path} {what}: the folder is damaged. Prepare it anew.")
+        raise InputError(f"{path} {what}: the folder is damaged. Prepare it anew.")
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         for index in range(reader.num_record_batches):
@@ -369,4 +370,4 @@ def _open_shard(path: Path, size: int, mels: int) -> Iterator[Any]:
                 raise pa.ArrowInvalid(f"a clip is not of {mels} mel bins a frame")
             yield batch
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}. Prepare the folder anew.") from error
+        raise InputError(f"{path} is damaged: {error}. Prepare the folder anew.") from error

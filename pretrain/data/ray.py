@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hear_m2d.pretrain.data.shards import ShardJob, make_shard
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import MissingPackageError, WorkFailedError
 
 if TYPE_CHECKING:
     from hear_m2d.pretrain.data.prepare import Task
@@ -38,7 +38,7 @@ def make_on_ray(task: Task, todo: Sequence[int], *, address: str) -> Iterator[in
         WorkFailedError: A shard could not be made.
     """
     if importlib.util.find_spec("ray") is None:
-        raise ImportError(f"--ray needs Ray. Type: {INSTALL}", name="ray")
+        raise MissingPackageError(f"--ray needs Ray. Type: {INSTALL}", name="ray")
     from hear_m2d.embed.ray import cluster_at, sentence_of
 
     if not todo:

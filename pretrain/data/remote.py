@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from hear_m2d.checkpoint.download import cache_folder
 from hear_m2d.pretrain.data.crops import Key, StepBatches
 from hear_m2d.pretrain.data.prepared import DATA_FILE, OpenShard, Prepared, ShardFacts, parse_summary
+from hear_m2d.utils.errors import InputError, MissingPackageError
 from hear_m2d.utils.files import disk_is_full
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ class RemoteData(Prepared):
 
     def __init__(self, address: str, *, window: int = WINDOW, cache_bytes: int | None = None) -> None:
         if window < 1:
-            raise ValueError(f"a window has at least 1 shard, not {window}")
+            raise InputError(f"a window has at least 1 shard, not {window}")
         address = address.rstrip("/")
         content = _fetch(lambda: _filesystem(address).cat_file(f"{address}/{DATA_FILE}"), address)
         super().__init__(address, parse_summary(content, f"{address}/{DATA_FILE}"))
@@ -266,7 +267,7 @@ def _cache_bytes() -> int:
     except ValueError:
         size = -1.0
     if not 0 <= size < math.inf:
-        raise ValueError(f"{CACHE_VARIABLE} is {value!r}; it is a number of GiB, such as 16 or 0.5")
+        raise InputError(f"{CACHE_VARIABLE} is {value!r}; it is a number of GiB, such as 16 or 0.5")
     return int(size * 2**30)
 
 
@@ -277,9 +278,9 @@ def _filesystem(address: str) -> Any:
     try:
         return fsspec.core.url_to_fs(address)[0]
     except ValueError as error:
-        raise ValueError(f"{address} is of no kind that fsspec knows: {error}") from error
+        raise InputError(f"{address} is of no kind that fsspec knows: {error}") from error
     except ImportError as error:
-        raise ImportError(f"{address} cannot be read: {error}", name=error.name) from error
+        raise MissingPackageError(f"{address} cannot be read: {error}", name=error.name) from error
 
 
 def _fetch(work: Callable[[], T], address: str) -> T:
@@ -288,7 +289,7 @@ def _fetch(work: Callable[[], T], address: str) -> T:
         try:
             return work()
         except FileNotFoundError as error:
-            raise ValueError(f"there is no prepared set at {address}: nothing is found there") from error
+            raise InputError(f"there is no prepared set at {address}: nothing is found there") from error
         except (ValueError, ImportError):
             raise
         except Exception as error:  # each kind of address has errors of its own

@@ -16,6 +16,7 @@ from hear_m2d.pretrain.objectives.m2d_x import M2DX
 from hear_m2d.pretrain.objectives.msm_mae import MSMMAE
 from hear_m2d.pretrain.objectives.teacher import read_teacher, with_offline
 from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.utils.errors import InputError
 
 # What a recipe trains, by where its offline target comes from: the kind of its checkpoint.
 KINDS = {"": "m2d", "teacher": "m2d_x", "labels": "m2d_as", "features": "m2d_s"}
@@ -41,7 +42,7 @@ def build_objective(recipe: Recipe) -> Objective:
         if not recipe.offline:
             return M2D(*sizes, **common)
         if not recipe.offline_features:
-            raise ValueError("offline_features = 0: the teacher or the data must say how many there are")
+            raise InputError("offline_features = 0: the teacher or the data must say how many there are")
         return M2DX(
             *sizes,
             offline=recipe.offline,

@@ -17,6 +17,7 @@ from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.objectives.m2d import M2D, token_meters
 from hear_m2d.pretrain.objectives.masking import Mask, take
 from hear_m2d.pretrain.objectives.teacher import Teacher, to_columns
+from hear_m2d.utils.errors import InputError
 
 
 class M2DX(M2D):
@@ -73,12 +74,12 @@ class M2DX(M2D):
         """
         if self.offline != "teacher":
             if "target" not in batch:
-                raise ValueError(
+                raise InputError(
                     f'the data carries no {self.offline}, which offline = "{self.offline}" needs'
                 )
             return batch["target"]
         if self.teacher is None:
-            raise ValueError("this M2D-X has no teacher: set objective.teacher")
+            raise InputError("this M2D-X has no teacher: set objective.teacher")
         return self.teacher.columns(batch.get("clean", batch["x"]))
 
     def forward(self, x: Tensor, noise: Tensor, target: Tensor | None = None) -> Outcome:
@@ -91,7 +92,7 @@ class M2DX(M2D):
         """
         if target is None or target.shape[1:] != self.offline_shape:
             found = None if target is None else list(target.shape[1:])
-            raise ValueError(f"a clip's offline target has shape {found}, not {list(self.offline_shape)}")
+            raise InputError(f"a clip's offline target has shape {found}, not {list(self.offline_shape)}")
         # M2D, steps 1 to 9.
         tokens, mask, z, predicted = self.online(x, noise)
         seen = self.targets(tokens.detach(), mask)  # (batch, masked, width)

@@ -16,6 +16,7 @@ from hear_m2d.checkpoint.resolve import read_weights
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.utils.errors import InputError
 
 
 def to_columns(tokens: Tensor, rows: int) -> Tensor:
@@ -78,7 +79,7 @@ def teacher_name(recipe: Recipe) -> str:
     """
     if name := recipe.teacher or recipe.init:
         return name
-    raise ValueError(
+    raise InputError(
         'offline = "teacher" needs a frozen network: give --teacher CHECKPOINT, or --init CHECKPOINT, which '
         "then teaches too"
     )
@@ -111,11 +112,11 @@ def with_offline(
     wanted = "one number a class" if recipe.offline == "labels" else f"{columns} columns of features"
     if target_shape is None or len(target_shape) != (1 if recipe.offline == "labels" else 2):
         carries = "nothing" if target_shape is None else f"targets of shape {list(target_shape)}"
-        raise ValueError(
+        raise InputError(
             f'offline = "{recipe.offline}" needs {wanted} with each clip; the data carries {carries}'
         )
     if recipe.offline == "features" and target_shape[0] != columns:
-        raise ValueError(
+        raise InputError(
             f"a crop of the data has {target_shape[0]} columns of features, the recipe {columns}"
         )
     return _with_features(recipe, target_shape[-1], "the data"), None
@@ -135,7 +136,7 @@ def read_teacher(recipe: Recipe) -> tuple[Recipe, Checkpoint]:
     checkpoint = read_weights(name)
     check_teacher(recipe, checkpoint.config.encoder, name)
     if checkpoint.config.frontend != recipe.frontend_config and "sample_rate" not in checkpoint.guessed:
-        raise ValueError(
+        raise InputError(
             f"the teacher {name} hears {checkpoint.config.frontend.sample_rate} Hz, the recipe has "
             f"sample_rate = {recipe.sample_rate}: both hear the same spectrograms, so they must agree"
         )
@@ -151,7 +152,7 @@ def check_teacher(recipe: Recipe, teacher: EncoderConfig, name: str) -> None:
     """
     student = recipe.encoder_config
     if teacher.input_size[0] != student.input_size[0]:
-        raise ValueError(
+        raise InputError(
             f"the teacher {name} reads {teacher.input_size[0]} mel bins, the recipe has "
             f"{student.input_size[0]}"
         )
@@ -159,7 +160,7 @@ def check_teacher(recipe: Recipe, teacher: EncoderConfig, name: str) -> None:
     full, rest = divmod(recipe.input_frames, step)
     columns = full * teacher.grid[1] + -(-rest // teacher.patch_size[1])
     if columns != student.grid[1]:
-        raise ValueError(
+        raise InputError(
             f"the teacher {name} makes {columns} columns of {recipe.input_frames} frames (its patches are "
             f"{teacher.patch_size[1]} frames wide), the student {student.grid[1]} (patch_size = "
             f"{list(student.patch_size)}): give a teacher whose patches are as wide, and whole patches in "
@@ -169,7 +170,7 @@ def check_teacher(recipe: Recipe, teacher: EncoderConfig, name: str) -> None:
 
 def _with_features(recipe: Recipe, features: int, whose: str) -> Recipe:
     if recipe.offline_features not in (0, features):
-        raise ValueError(
+        raise InputError(
             f"offline_features = {recipe.offline_features}, but {whose} has {features}: "
             f"set it to {features}, or to 0 for as many as there are"
         )

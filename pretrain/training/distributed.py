@@ -24,7 +24,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from hear_m2d.utils.device import pick_device
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import InputError, WorkFailedError
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Processes:
             ValueError: The batch cannot be divided evenly.
         """
         if batch % self.count:
-            raise ValueError(
+            raise InputError(
                 f"batch_size = {batch} clips cannot be shared evenly by {self.count} processes: "
                 f"give a multiple of {self.count}"
             )
@@ -175,7 +175,7 @@ def join() -> Processes:
     if count == 1:
         return Processes()
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]:
-        raise ValueError(
+        raise InputError(
             f"WORLD_SIZE is {count} and {missing[0]} is not set: start the command with torchrun, "
             f"accelerate launch or srun"
         )
@@ -211,11 +211,11 @@ def process_device(processes: Processes, name: str) -> torch.device:
     if processes.count == 1 or device.type != "cuda":
         return device
     if device.index is not None:
-        raise ValueError(f"{processes.count} processes cannot share {name}: give --device cuda")
+        raise InputError(f"{processes.count} processes cannot share {name}: give --device cuda")
     here = _number(os.environ, "LOCAL_WORLD_SIZE", processes.local + 1, least=1)
     gpus = torch.cuda.device_count()
     if gpus not in (1, here) and gpus <= processes.local:
-        raise ValueError(f"{here} processes on a machine with {gpus} GPUs: start one for each GPU")
+        raise InputError(f"{here} processes on a machine with {gpus} GPUs: start one for each GPU")
     return torch.device("cuda", processes.local % gpus)  # srun may show each process its own GPU only
 
 
@@ -271,7 +271,7 @@ def _number(environment: Mapping[str, str], name: str, default: int = 0, *, leas
     """
     value = environment.get(name, str(default))
     if not value.isascii() or not value.isdecimal() or int(value) < least:
-        raise ValueError(
+        raise InputError(
             f"{name} is {value!r}; it is a whole number, at least {least}, which torchrun, accelerate launch "
             f"or srun sets: start the command with one of them, or unset it"
         )
@@ -284,7 +284,7 @@ def _slurm(environment: dict[str, str]) -> dict[str, str]:
     # "node[03-07,12],other" → "node03"
     first = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
     if not first and "MASTER_ADDR" not in environment:
-        raise ValueError("SLURM does not say on which node the first process runs: set MASTER_ADDR")
+        raise InputError("SLURM does not say on which node the first process runs: set MASTER_ADDR")
     address = (first[1] + (first[2] or "")) if first else ""
     job = _number(environment, "SLURM_JOB_ID")
     return {

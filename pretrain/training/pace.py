@@ -12,6 +12,7 @@ from hear_m2d.pretrain.objectives.masking import mask_noise
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.distributed import Processes
 from hear_m2d.pretrain.training.step import Trainer
+from hear_m2d.utils.errors import InputError
 
 TIMED_STEPS, TIMED_S = 5, 10.0  # at least so many steps, at most so long
 
@@ -24,7 +25,7 @@ def steps_of_epochs(recipe: Recipe, clips: int) -> int:
     """
     per_epoch = clips // recipe.batch_size
     if per_epoch == 0:
-        raise ValueError(
+        raise InputError(
             f"the data has {clips} clips, fewer than one batch of {recipe.batch_size}: give --steps, or a "
             f"smaller batch_size"
         )
@@ -44,7 +45,7 @@ def steps_within(seconds: float, trial: Trainer, recipe: Recipe, processes: Proc
         ValueError: No length of time.
     """
     if not 0 < seconds < math.inf:
-        raise ValueError(f"minutes = {seconds / 60:g}: give a number above 0")
+        raise InputError(f"minutes = {seconds / 60:g}: give a number above 0")
     encoder, objective = recipe.encoder_config, trial.objective
     weight = next(objective.parameters())
     clips = recipe.batch_size // processes.count

@@ -21,6 +21,7 @@ from hear_m2d.model.frontend import LogMelSpectrogram
 from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.objectives.build import hear_model
 from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.utils.errors import InputError, MissingPackageError
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class ProbeSettings:
         """
         found = re.fullmatch(r"\s*(\d+)\s*(epochs?|steps?)?\s*", self.every)
         if not found or not int(found[1]):
-            raise ValueError(
+            raise InputError(
                 f"probe-every is {self.every!r}: give epochs or steps, as in 10epochs or 500steps"
             )
         return int(found[1]) * (1 if (found[2] or "").startswith("step") else max(epoch, 1))
@@ -83,13 +84,13 @@ class Probes:
         if not (self.wanted and read):
             return
         if importlib.util.find_spec("sklearn") is None:
-            raise ImportError(f"--probe needs scikit-learn. Type: {INSTALL}", name="sklearn")
+            raise MissingPackageError(f"--probe needs scikit-learn. Type: {INSTALL}", name="sklearn")
         from hear_m2d.evaluation.linear.probes import read_labelled
 
         for place in settings.places:
             labelled = read_labelled(place, sample_rate).limited(settings.clips)
             if labelled.name in [known.name for known in self.sets]:
-                raise ValueError(f"two probes are called {labelled.name}: rename one of them")
+                raise InputError(f"two probes are called {labelled.name}: rename one of them")
             self.sets.append(labelled)
 
     def due(self, step: int, steps: int) -> bool:

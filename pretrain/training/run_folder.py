@@ -18,6 +18,7 @@ from typing import Any
 
 from hear_m2d.checkpoint.format import write_tensors
 from hear_m2d.pretrain.objectives.base import Objective
+from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write_text, visible_names
 
 OBJECTIVE_KEY = "hear_m2d_objective"
@@ -46,21 +47,21 @@ class RunFolder:
             ValueError: The folder holds something else, or a damaged ``run.json``.
         """
         if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"{self.folder} is a file: give a folder for --out")
+            raise InputError(f"{self.folder} is a file: give a folder for --out")
         if not self.record.exists():
             # Data and noise are prepared before run.json is written.
             others = [name for name in visible_names(self.folder) if name not in ("data", "noise")]
             if others:
-                raise ValueError(
+                raise InputError(
                     f"{self.folder} holds files of something else ({others[0]}): give an empty --out"
                 )
             return None
         try:
             record = json.loads(self.record.read_text())
         except ValueError as error:
-            raise ValueError(f"{self.record} is damaged: {error}") from error
+            raise InputError(f"{self.record} is damaged: {error}") from error
         if not isinstance(record, dict) or not {"recipe", "steps", "data"} <= record.keys():
-            raise ValueError(f"{self.record} is not of a pretraining run: give an empty --out")
+            raise InputError(f"{self.record} is not of a pretraining run: give an empty --out")
         return record
 
     def changed(
@@ -82,12 +83,12 @@ class RunFolder:
         changed = changes({name: known[name] for name in known if name not in NOT_COMPARED}, record)
         if changed and not force:
             told = [f"{name} is {before!r} there, {now!r} now" for name, (before, now) in changed.items()]
-            raise ValueError(
+            raise InputError(
                 f"{self.folder} holds another run: {'; '.join(told)}. Give another --out, the same "
                 f"settings, or --force to continue it with these"
             )
         if changed and step > record["steps"]:
-            raise ValueError(f"{self.folder} is at step {step} already: it cannot end at {record['steps']}")
+            raise InputError(f"{self.folder} is at step {step} already: it cannot end at {record['steps']}")
         return changed
 
     def begin(

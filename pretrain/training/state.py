@@ -15,7 +15,7 @@ import torch
 
 from hear_m2d.checkpoint.format import read_tensors, write_tensors
 from hear_m2d.pretrain.objectives.base import Objective
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import InputError, WorkFailedError
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class States:
         try:
             objective.load_state_dict(weights)
         except RuntimeError as error:
-            raise ValueError(
+            raise InputError(
                 f"{self.path(step)} is of a network of other sizes, which cannot be continued with these: "
                 f"give another --out"
             ) from error
@@ -108,7 +108,7 @@ class States:
             else:
                 return step
         if error is not None:
-            raise ValueError(f"{error}. Remove it to begin the run anew") from error
+            raise InputError(f"{error}. Remove it to begin the run anew") from error
         return 0
 
     def kept(self) -> str:

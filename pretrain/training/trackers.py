@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hear_m2d.utils.errors import unknown_name
+from hear_m2d.utils.errors import InputError, MissingPackageError, unknown_name
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +29,11 @@ def check_trackers(names: Sequence[Any]) -> None:
         if not isinstance(name, str):
             continue
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise ValueError(unknown_name("tracker", name, LOGGER_TYPE_TO_CLASS))
+            raise InputError(unknown_name("tracker", name, LOGGER_TYPE_TO_CLASS))
         if importlib.util.find_spec(name) is None:
-            raise ImportError(f"--track {name} needs its package. Type: pip install {name}", name=name)
+            raise MissingPackageError(
+                f"--track {name} needs its package. Type: pip install {name}", name=name
+            )
 
 
 class Trackers:
@@ -59,7 +61,7 @@ class Trackers:
         try:
             self._begin(folder, names, settings or {}, step)
         except Exception as error:  # no login, no connection: better known now than after days
-            raise ValueError(
+            raise InputError(
                 f"the trackers {', '.join(map(str, [ALWAYS, *names]))} cannot begin: {error} "
                 f"Put that right, or leave --track out"
             ) from error

@@ -22,6 +22,7 @@ from hear_m2d.checkpoint.torch_files import open_torch_file
 from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.run_folder import OBJECTIVE_KEY
+from hear_m2d.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +103,7 @@ def read_init(recipe: Recipe) -> Checkpoint:
         found["mel bins"] = (there.input_size[0], here.input_size[0])
     if found:
         told = ", ".join(f"{name} {_text(a)} (the recipe {_text(b)})" for name, (a, b) in found.items())
-        raise ValueError(
+        raise InputError(
             f"{recipe.init} cannot be continued with this recipe: it has {told}. Use a recipe of its sizes"
         )
     return checkpoint
@@ -156,7 +157,7 @@ def _published_beside(path: Path) -> dict[str, Tensor]:
                 if (name := _our_name(key)) and type(value) is StoredTensor:
                     found[name] = opened.tensor(value).float()
     except ValueError as error:
-        raise ValueError(f"{path}: {error}; unzip it, and give the .pth in it") from error
+        raise InputError(f"{path}: {error}; unzip it, and give the .pth in it") from error
     for name in [
         name for name in found if name.endswith(".q_bias")
     ]:  # the first MSM-MAE: no bias of the keys

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hear_m2d.model.frontend import LOG_EPS, LogMelSpectrogram
+from hear_m2d.utils.errors import InputError
 
 INVERSE_STEPS = 60
 PHASE_STEPS = 64
@@ -81,7 +82,7 @@ def sounds_of_log_mels(
         ValueError: torchaudio is missing or unusable; the message has the line to type.
     """
     if why := why_no_sound():
-        raise ValueError(why)
+        raise InputError(why)
     from torchaudio.functional import griffinlim
 
     config = frontend.config

@@ -26,6 +26,7 @@ from hear_m2d.pretrain.visualize.page import Clip, claim_folder, write_page
 from hear_m2d.pretrain.visualize.queries import Point, Query, choose_queries, locate
 from hear_m2d.pretrain.visualize.source import Source, open_source
 from hear_m2d.pretrain.visualize.text import error_sentence, facts_of_page, part_sentence, sound_titles
+from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def visualize(name: str, audio: Sequence[Path], out: Path, look: Look | None = N
     layers = _indices(look.layers, config.depth, "--layers", "blocks")
     heads = _heads(look.heads, config.heads)
     if source.painter is None and not look.attention:
-        raise ValueError(f"there is nothing to draw of {name} without attention: {source.why_no_painting}")
+        raise InputError(f"there is nothing to draw of {name} without attention: {source.why_no_painting}")
     silent = why_no_sound() if look.sounds and source.painter else None
     if silent:
         logger.warning("no sounds: %s", silent)
@@ -133,7 +134,7 @@ def visualize(name: str, audio: Sequence[Path], out: Path, look: Look | None = N
         logger.info("drew %s", path)
     if not clips:
         more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
-        raise ValueError(f"no file could be drawn: {next(iter(left_out.values()))}{more}")
+        raise InputError(f"no file could be drawn: {next(iter(left_out.values()))}{more}")
     # The page is made to be handed on: the folders of this machine are nobody's business.
     told = [sentence.replace(str(path), path.name) for path, sentence in left_out.items()]
     return Result(write_page(out, clips, facts=facts, left_out=told), clips, list(left_out.values()))
@@ -145,7 +146,7 @@ def _window(model: HearModel, path: Path, look: Look) -> _Window:
     length_s = len(samples) / model.sample_rate
     first = round(look.start_s * model.sample_rate)
     if first >= len(samples):
-        raise ValueError(
+        raise InputError(
             f"{path} lasts {length_s:.2f} s: there is nothing to draw from --start {look.start_s:g}"
         )
     patch = config.patch_size[1]
@@ -239,13 +240,13 @@ def _files(audio: Sequence[Path]) -> list[Path]:
     for path in audio:
         inside = find_audio(path) if path.is_dir() else [path]
         if not inside:
-            raise ValueError(f"{path} holds no audio")
+            raise InputError(f"{path} holds no audio")
         found += inside
     found = list(dict.fromkeys(found))
     if not found:
-        raise ValueError("no audio was given: give files, or folders of them")
+        raise InputError("no audio was given: give files, or folders of them")
     if len(found) > MAX_CLIPS:
-        raise ValueError(f"{len(found)} files are too many for one page: give at most {MAX_CLIPS}")
+        raise InputError(f"{len(found)} files are too many for one page: give at most {MAX_CLIPS}")
     return found
 
 
@@ -277,7 +278,7 @@ def _indices(asked: tuple[int, ...] | str, count: int, option: str, what: str) -
         return sorted({round(i * (count - 1) / (SPREAD - 1)) for i in range(SPREAD)})
     for index in asked:
         if not -count <= int(index) < count:
-            raise ValueError(f"{option} {index}: there are {count} {what}, 0 to {count - 1}")
+            raise InputError(f"{option} {index}: there are {count} {what}, 0 to {count - 1}")
     return list(dict.fromkeys(int(index) % count for index in asked))
 
 
@@ -287,5 +288,5 @@ def _heads(asked: tuple[int | None, ...] | str, count: int) -> list[int | None]:
         return [None, *some] if count > 1 else [*some]  # the mean of one head is that head
     for head in asked:
         if head is not None and not -count <= head < count:
-            raise ValueError(f"--heads {head}: there are {count} heads, 0 to {count - 1}")
+            raise InputError(f"--heads {head}: there are {count} heads, 0 to {count - 1}")
     return list(dict.fromkeys(None if head is None else head % count for head in asked))

@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write_text, visible_names
 
 PAGE = "index.html"
@@ -48,11 +49,11 @@ def claim_folder(out: Path) -> None:
         ValueError: It is a file, or holds something else.
     """
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file: give a folder for --out")
+        raise InputError(f"{out} is a file: give a folder for --out")
     names = visible_names(out)
     page = out / PAGE
     if names and not (page.is_file() and MARK.encode() in page.read_bytes()[:1000]):
-        raise ValueError(f"{out} holds files of something else ({names[0]}): give an empty --out")
+        raise InputError(f"{out} holds files of something else ({names[0]}): give an empty --out")
 
 
 def write_page(

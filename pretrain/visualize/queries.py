@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hear_m2d.model.encoder import EncoderConfig, patchify
 from hear_m2d.model.frontend import FrontendConfig, mel_edges
+from hear_m2d.utils.errors import InputError
 
 SPREAD = 2  # patches beside the loudest, unasked
 CLASS = "class"
@@ -70,7 +71,7 @@ def parse_query(text: str) -> Point:
             return Point(text, time_s, hertz=value * unit[found])
         return Point(text, time_s, mel=int(height))
     except ValueError as error:
-        raise ValueError(
+        raise InputError(
             f"--query {text}: give TIME_S,MEL (1.2,40: the mel bin), TIME_S,HERTZ with its unit (1.2,440Hz), "
             f"or class"
         ) from error
@@ -93,7 +94,7 @@ def parse_indices(text: str | None, option: str, *, mean: bool = False) -> Any:
             found.append(None if mean and word == "mean" else int(word))
         except ValueError as error:
             words = "mean, all or numbers" if mean else "all or numbers"
-            raise ValueError(f"{option} {text}: give {words} from 0, with commas between them") from error
+            raise InputError(f"{option} {text}: give {words} from 0, with commas between them") from error
     return tuple(found)
 
 
@@ -115,25 +116,25 @@ def locate(
     first = int(encoder.class_token)
     if point.time_s is None:
         if not first:
-            raise ValueError("--query class: this encoder has no class token")
+            raise InputError("--query class: this encoder has no class token")
         return Query("class token", 0)
     high, wide = encoder.patch_size
     # Frame k is centred on k hops, and reaches half a hop to each side.
     column = int(((point.time_s - start_s) * 1000 / frontend.hop_ms + 0.5) // wide)
     if not 0 <= column < columns:
         end_s = start_s + columns * wide * frontend.hop_ms / 1000
-        raise ValueError(f"--query {point.text}: the part drawn goes from {start_s:g} to {end_s:g} seconds")
+        raise InputError(f"--query {point.text}: the part drawn goes from {start_s:g} to {end_s:g} seconds")
     bin_ = point.mel
     if point.hertz is not None:
         if not frontend.f_min <= point.hertz <= frontend.f_max:
-            raise ValueError(
+            raise InputError(
                 f"--query {point.text}: the front end hears {frontend.f_min:g} to {frontend.f_max:g} Hz"
             )
         centres = mel_edges(frontend)[1:-1]
         bin_ = round(float(np.interp(point.hertz, centres, np.arange(frontend.n_mels))))
     assert bin_ is not None
     if bin_ >= frontend.n_mels:
-        raise ValueError(f"--query {point.text}: mel bins go from 0 to {frontend.n_mels - 1}")
+        raise InputError(f"--query {point.text}: mel bins go from 0 to {frontend.n_mels - 1}")
     return patch_query(
         "", bin_ // high, column, encoder=encoder, frontend=frontend, columns=columns, start_s=start_s
     )

@@ -19,6 +19,7 @@ from hear_m2d.pretrain.objectives.msm_mae import MSMMAE
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.run_folder import OBJECTIVE_KEY, RunFolder
 from hear_m2d.pretrain.training.state import STATE_KEY, States
+from hear_m2d.utils.errors import InputError
 
 KINDS = {
     "m2d": "M2D",
@@ -67,7 +68,7 @@ def open_source(name: str) -> Source:
     if path.is_file() and path.name == "checkpoint.safetensors" and path.with_name("run.json").is_file():
         return _open_run(RunFolder(path.parent))
     if path.is_dir() and not any(path.iterdir()):
-        raise ValueError(f"{path} is empty: give a run's folder, or a checkpoint")
+        raise InputError(f"{path} is empty: give a run's folder, or a checkpoint")
     checkpoint = read_weights(name)
     model = build_model(checkpoint)
     kind = KINDS.get(model.config.kind, model.config.kind)
@@ -87,7 +88,7 @@ def _open_run(folder: RunFolder) -> Source:
     try:
         recipe = Recipe(**record["recipe"])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder.record} has a recipe that this version does not know: {error}") from error
+        raise InputError(f"{folder.record} has a recipe that this version does not know: {error}") from error
     name = folder.folder.resolve().name
     paints = recipe.objective == "msm_mae"
     if folder.checkpoint.exists():
@@ -109,7 +110,7 @@ def _open_run(folder: RunFolder) -> Source:
     # Not finished: as it was when its state was last saved.
     states = States(folder.folder)
     if not (step := states.newest()):
-        raise ValueError(
+        raise InputError(
             f"{folder.folder} is a run that has saved nothing yet: wait for its first save (--save-every), "
             f"or let it finish"
         )
@@ -129,7 +130,7 @@ def _filled(recipe: Recipe, weights: dict[str, Tensor], path: Path) -> Objective
     try:
         objective.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{path} is of another network: {error}") from error
+        raise InputError(f"{path} is of another network: {error}") from error
     return objective.eval()
 
 

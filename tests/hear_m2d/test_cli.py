@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hear_m2d import cli
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import MissingPackageError, WorkFailedError
 
 
 @pytest.fixture
@@ -165,13 +165,22 @@ def test_a_machine_that_is_too_small_is_failed_work_in_one_line(run, monkeypatch
         assert word in err
 
 
-def test_an_error_that_nobody_foresaw_keeps_its_traceback(monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, TypeError, KeyError, ImportError])
+def test_a_bug_keeps_its_traceback_and_is_not_reported_as_bad_input(monkeypatch, kind):
     def fail(*_):
-        raise RuntimeError("a fault of ours")
+        raise kind("a bug")
 
     monkeypatch.setattr("hear_m2d.checkpoint.resolve.read_weights", fail)
-    with pytest.raises(RuntimeError, match="a fault of ours"):
+    with pytest.raises(kind, match="a bug"):
         cli.main(["info", "x"])
+
+
+def test_a_missing_optional_package_is_reported_in_one_line(run, monkeypatch):
+    def fail(*_):
+        raise MissingPackageError("Parquet needs pyarrow. Type: pip install pyarrow", name="pyarrow")
+
+    monkeypatch.setattr("hear_m2d.checkpoint.resolve.read_weights", fail)
+    assert_one_line(run("info", "x"), "pip install pyarrow")
 
 
 def test_an_interrupt_is_said_in_one_line(run, monkeypatch):

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hear_m2d.audio import AUDIO_SUFFIXES, find_audio, read_audio
+from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import printable
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,7 @@ def open_source(source: str | os.PathLike[str]) -> Source:
     if kind == "list":
         return list_source(path)
     if path.is_file() and path.suffix.lower() in _PACKED:
-        raise ValueError(f"{path} is packed: unpack it, and give the folder, or a .tar without compression")
+        raise InputError(f"{path} is packed: unpack it, and give the folder, or a .tar without compression")
     (file,) = find_audio(path)  # which says what is wrong with any other
     return _files(root, path.name, "folder", [file.name], [file.stat().st_size])
 
@@ -143,7 +144,7 @@ def list_source(path: Path) -> Source:
             columns = rows.fieldnames or []
             at = next((c for c in FILE_COLUMNS if c in columns), None)
             if at is None:
-                raise ValueError(
+                raise InputError(
                     f"{path} names no files: it has the columns {', '.join(columns)}, and none of "
                     f"{', '.join(FILE_COLUMNS)}"
                 )
@@ -159,9 +160,9 @@ def list_source(path: Path) -> Source:
                 except OSError:  # told when it is to be read
                     sizes.append(0)
     except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no list of files: {error}") from error
+        raise InputError(f"{path} is no list of files: {error}") from error
     if not names:
-        raise ValueError(f"{path} holds no audio: it names no files")
+        raise InputError(f"{path} holds no audio: it names no files")
     return _files(path.parent, path.name, "list", names, sizes, labels if label else None, tuple(problems))
 
 
@@ -178,7 +179,7 @@ def tar_source(paths: list[Path], root: Path, name: str) -> Source:
             problems.append((relative, "corrupt", told))
     if not members.names:
         told = f" ({problems[0][0]}: {problems[0][2]})" if problems else ""
-        raise ValueError(f"{name} holds no audio: no member ends in {' '.join(sorted(AUDIO_SUFFIXES))}{told}")
+        raise InputError(f"{name} holds no audio: no member ends in {' '.join(sorted(AUDIO_SUFFIXES))}{told}")
     sizes = np.array(members.sizes, np.int64)
     sums = sha256_of(zip(members.names, sizes.tolist(), members.offsets, members.labels, strict=True))
     return Source("tar", name, sizes, sums, members.part, problems=tuple(problems))
@@ -325,7 +326,7 @@ def _archives(folder: Path) -> tuple[list[Path], str]:
         names, _ = _walk(folder, frozenset((suffix,)))
         if names:
             return [folder / name for name in names], suffix[1:]
-    raise ValueError(
+    raise InputError(
         f"{folder} holds no audio: no file ends in {' '.join(sorted(AUDIO_SUFFIXES))}, .tar or .parquet"
     )
 
@@ -337,7 +338,7 @@ def _matches(pattern: str) -> tuple[Path, list[Path]]:
     if not found:
         raise FileNotFoundError(f"the pattern {pattern} matches nothing")
     if len(kinds) > 1 or not kinds <= {".tar", ".parquet"}:
-        raise ValueError(f"the pattern {pattern} should match .tar files or .parquet files, and no others")
+        raise InputError(f"the pattern {pattern} should match .tar files or .parquet files, and no others")
     return Path(os.path.commonpath([path.parent for path in found])), found
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from hear_m2d.audio import AudioError, read_audio
 from hear_m2d.pretrain.data.sources.base import LABEL_COLUMNS, Entry, Part, Skipped, Source, joined, sha256_of
+from hear_m2d.utils.errors import InputError, MissingPackageError
 
 INSTALL = "pip install 'hear-m2d[hub]'"
 _ROWS = 32  # read at a time
@@ -54,7 +55,7 @@ def parquet_source(paths: list[Path], root: Path, name: str) -> Source:
             row += group.num_rows
     if not any(group.rows for group in groups):
         told = f" ({problems[0][0]}: {problems[0][2]})" if problems else ": its tables have no rows"
-        raise ValueError(f"{name} holds no audio{told}")
+        raise InputError(f"{name} holds no audio{told}")
     firsts = np.cumsum([0, *(group.rows for group in groups)])
     listing = ((g.name, g.number, g.rows, int(s.sum())) for g, s in zip(groups, sizes, strict=True))
 
@@ -84,11 +85,11 @@ def hub_source(address: str) -> Source:
     """
     found = _ADDRESS.fullmatch(address)
     if found is None:
-        raise ValueError(
+        raise InputError(
             f"{address} is no data set's address; expected hf://datasets/owner/name[@revision][/config][:split]"
         )
     if importlib.util.find_spec("datasets") is None:
-        raise ImportError(f"{address} needs the datasets library. Type: {INSTALL}", name="datasets")
+        raise MissingPackageError(f"{address} needs the datasets library. Type: {INSTALL}", name="datasets")
     place = _Place(*(found[key] and unquote(found[key]) for key in ("repo", "revision", "config", "split")))
     splits = _load(place, address)
     sizes, firsts = [], [0]
@@ -97,7 +98,7 @@ def hub_source(address: str) -> Source:
         sizes.append(_stored_bytes(table.data, column))
         firsts.append(firsts[-1] + len(sizes[-1]))
     if not firsts[-1]:
-        raise ValueError(f"{address} holds no audio: its splits have no rows")
+        raise InputError(f"{address} holds no audio: its splits have no rows")
     names = list(splits)
     every = np.concatenate(sizes)
 
@@ -123,7 +124,7 @@ def columns_of(schema: Any, where: str) -> tuple[str, str | None, Callable[[Any]
     held = [n for n, kind in kinds.items() if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0]
     held += [n for n, kind in kinds.items() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind)]
     if not held:
-        raise ValueError(
+        raise InputError(
             f"{where} has no column of audio files' bytes (binary, or a struct with a field `bytes`); its "
             f"columns: {', '.join(schema.names)}"
         )
@@ -262,7 +263,7 @@ def _load(place: _Place, address: str) -> dict[str, Any]:
     try:
         found = datasets.load_dataset(place.repo, place.config, split=place.split, revision=place.revision)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{address} cannot be loaded: {' '.join(str(error).split())}") from error
+        raise InputError(f"{address} cannot be loaded: {' '.join(str(error).split())}") from error
     return found if isinstance(found, dict) else {place.split or "all": found}
 
 

@@ -1,5 +1,6 @@
 """Files appear whole or not at all."""
 
+import multiprocessing
 import os
 import stat
 import subprocess
@@ -7,7 +8,16 @@ import sys
 
 import pytest
 
-from hear_m2d.utils.files import atomic_write, atomic_write_text, printable, remove_leftovers
+from hear_m2d.utils.errors import InputError
+from hear_m2d.utils.files import (
+    atomic_write,
+    atomic_write_text,
+    claim_folder,
+    lock_folder,
+    printable,
+    read_json,
+    remove_leftovers,
+)
 
 
 def test_a_file_appears_whole_with_its_folder(tmp_path):
@@ -81,3 +91,55 @@ def test_names_that_are_no_utf8_stay_distinct_as_text():
     assert [printable(os.fsdecode(name)) for name in (b"\xe8.wav", b"\xe9.wav", "é.wav".encode())] == [
         r"\xe8.wav", r"\xe9.wav", "é.wav",
     ]  # fmt: skip
+
+
+def test_two_different_byte_names_never_print_the_same():
+    names = [b"\xe8.wav", rb"\xe8.wav", rb"\\xe8.wav", b"\\\xe8.wav", b"a\\b.wav", b"a\\\\b.wav"]
+    assert len({printable(os.fsdecode(name)) for name in names}) == len(names)
+    assert printable("a\\b.wav") == "a\\b.wav"
+
+
+def test_a_folder_is_claimed_once_and_continued_with_the_same_content(tmp_path):
+    folder = tmp_path / "out"
+    assert claim_folder(folder, "run.json", {"model": "a", "sizes": (1, 2)}) == {
+        "model": "a",
+        "sizes": [1, 2],
+    }
+    assert claim_folder(folder, "run.json", {"model": "a", "sizes": (1, 2)})["model"] == "a"
+    with pytest.raises(InputError, match="model is 'a' there, 'b' now"):
+        claim_folder(folder, "run.json", {"model": "b"})
+
+
+def test_a_folder_of_something_else_is_not_claimed(tmp_path):
+    (tmp_path / ".hidden").touch()
+    (tmp_path / "log").touch()
+    claim_folder(tmp_path, "run.json", {}, ignore=["log"])
+    (tmp_path / "run.json").unlink()
+    with pytest.raises(InputError, match=r"is not empty and has no run\.json, but log"):
+        claim_folder(tmp_path, "run.json", {})
+    with pytest.raises(InputError, match="is a file"):
+        claim_folder(tmp_path / "log", "run.json", {})
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b"{", b"\xff", b"[" * 100_000])
+def test_a_damaged_json_file_is_named_with_what_to_do(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.json is damaged.*Give another --out"):
+        read_json(tmp_path / "x.json", hint="Give another --out")
+
+
+def _locks(folder):
+    with lock_folder(folder):
+        pass
+
+
+def test_a_second_process_cannot_lock_the_folder_until_the_first_ends(tmp_path):
+    def exit_code():
+        process = multiprocessing.get_context("fork").Process(target=_locks, args=(tmp_path,))
+        process.start()
+        process.join()
+        return process.exitcode
+
+    with lock_folder(tmp_path):
+        assert exit_code() == 1
+    assert exit_code() == 0
