@@ -95,7 +95,7 @@ def _read_run(argument: str) -> Run:
 
 
 def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"it holds {constant}, where a score that is not a number must be null")
+    raise InputError(f"it holds {constant}, where a score that is not a number must be null")
 
 
 def _parse(content: Any, name: str, path: Path) -> Run:
