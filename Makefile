@@ -9,20 +9,27 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP_FLAGS := -qq --disable-pip-version-check --no-warn-conflicts
-PIP_MIN := pip>=24
+CONSTRAINTS := constraints.txt
+LOCKED := --constraint $(CONSTRAINTS)
 # The official HEAR packages: their metadata pins what no current Python can install.
 HEAREVAL := heareval==2021.1.3
 VALIDATOR := hearvalidator==2021.0.6
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format test-slow test-kill test-full test-newest test-lowest test-tf test-adapters test-actions bench bench-peers docs wheel clean
+.PHONY: help install lock demo test check format test-slow test-kill test-full test-newest test-newest-extras test-lowest test-tf test-adapters test-actions bench bench-peers docs wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
 	@echo "hear-m2d: make TARGET"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## install the checkout, editable, with every extra and the HEAR packages into .venv
+
+lock: | $(BIN)/python ## write constraints.txt: the exact versions of `make install` (ARGS=--upgrade for newer ones)
+	@$(BIN)/python -m pip install $(PIP_FLAGS) "uv>=0.9"
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate $(ARGS) \
+		--extra dev pyproject.toml constraints.in --output-file $(CONSTRAINTS)
+	@printf '%s\n' $(HEAREVAL) $(VALIDATOR) >> $(CONSTRAINTS)
 
 demo: $(STAMP) ## pretrain two small networks and score them with HEAR (AUDIO=folder TASKS=folder OUT=demo-out)
 	@$(BIN)/python demo/run.py --out "$(OUT)" $(if $(AUDIO),--audio "$(AUDIO)") $(if $(TASKS),--tasks-dir "$(TASKS)")
@@ -59,7 +66,7 @@ define core_alone
 	@$(BIN)/python tests/house/build_wheel.py build/$(1)
 	@echo "test-$(1): a clean .venv-$(1) with the wheel and $(2) (minutes)"
 	@$(BIN)/python -m venv --clear .venv-$(1)
-	@.venv-$(1)/bin/python -m pip install $(PIP_FLAGS) "$(PIP_MIN)"
+	@.venv-$(1)/bin/python -m pip install $(PIP_FLAGS) "pip>=24"
 	@.venv-$(1)/bin/python -m pip install $(PIP_FLAGS) build/$(1)/*.whl $(3)
 	@.venv-$(1)/bin/python -I tests/house/core_alone.py embed build/$(1)/untrained.safetensors
 	@echo "test-$(1): the core's tests"
@@ -72,6 +79,14 @@ endef
 
 test-newest: $(STAMP) ## the wheel alone, in a clean environment, beside the newest torch
 	$(call core_alone,newest,what pip takes today)
+
+test-newest-extras: $(STAMP) ## the checkout with every extra and the tests, with what pip takes today instead of constraints.txt
+	@echo "test-newest-extras: a clean .venv-newest-extras with every extra (minutes)"
+	@$(BIN)/python -m venv --clear .venv-newest-extras
+	@.venv-newest-extras/bin/python -m pip install $(PIP_FLAGS) --upgrade pip
+	@.venv-newest-extras/bin/python -m pip install $(PIP_FLAGS) --editable ".[dev]"
+	@.venv-newest-extras/bin/python -m pip install $(PIP_FLAGS) --no-deps --ignore-requires-python $(HEAREVAL) $(VALIDATOR)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} .venv-newest-extras/bin/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-lowest: $(STAMP) ## the same with the lowest allowed version of each requirement
 	$(call core_alone,lowest,the lowest versions it allows,$$($(BIN)/python tests/house/lowest.py))
@@ -108,7 +123,7 @@ bench-peers: $(STAMP) ## our base model beside AST, PaSST and wav2vec 2.0
 	$(call beside,peers,transformers hear21passt,benchmarks/peers.py $(ARGS))
 
 clean: ## remove builds, caches and the side environments; .venv and results stay
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .venv-newest .venv-lowest .venv-tf .venv-adapters .venv-peers
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .venv-newest .venv-newest-extras .venv-lowest .venv-tf .venv-adapters .venv-peers
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -120,13 +135,12 @@ $(BIN)/python:
 	@"$(PYTHON)" -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "'$(PYTHON)' cannot make a virtual environment: install its venv and ensurepip modules (Debian, Ubuntu: python3-venv)" >&2; exit 1; }
 
-$(STAMP): pyproject.toml | $(BIN)/python
+$(STAMP): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "install: pip"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) "$(PIP_MIN)"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) $(LOCKED) pip
 	@echo "install: hear-m2d, editable, with torch and the extras (some GB; minutes on a first run)"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --editable ".[dev]"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) $(LOCKED) --editable ".[dev]"
 	@echo "install: the official HEAR packages, without their dependencies"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps "$(HEAREVAL)"
-	@$(BIN)/python -m pip install $(PIP_FLAGS) --no-deps --ignore-requires-python "$(VALIDATOR)"
+	@$(BIN)/python -m pip install $(PIP_FLAGS) $(LOCKED) --no-deps --ignore-requires-python heareval hearvalidator
 	@touch $@
 	@echo "install: done"

@@ -103,6 +103,7 @@ def test_makefile_refuses_an_old_python_in_a_sentence(repo_root, tmp_path):
     old.chmod(0o755)
     (tmp_path / "Makefile").write_text((repo_root / "Makefile").read_text())
     (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "constraints.txt").touch()
     command = ["make", "-s", "install", f"PYTHON={old}"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode != 0
