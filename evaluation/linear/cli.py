@@ -1,4 +1,4 @@
-"""`hear-m2d probe`: how well a checkpoint's embeddings tell labelled clips apart, in a minute."""
+"""`hear-m2d probe`: how well a checkpoint's embeddings separate labeled clips, in a minute."""
 
 from __future__ import annotations
 
@@ -21,9 +21,16 @@ INSTALL = "pip install 'hear-m2d[evaluation]'"
 @click.command(cls=PartCommand, needs=("sklearn",), install=INSTALL)
 @click.argument("model")
 @click.argument("tasks", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--knn", is_flag=True, help="Nearest neighbours alone.")
+@click.option("--knn", is_flag=True, help="Nearest neighbors alone.")
 @click.option("--linear", is_flag=True, help="Logistic regression alone.")
-@click.option("--neighbours", type=click.IntRange(min=1), default=10, show_default=True, help="That vote.")
+@click.option(
+    "--neighbors",
+    "--neighbours",
+    type=click.IntRange(min=1),
+    default=10,
+    show_default=True,
+    help="How many vote.",
+)
 @click.option("--clips", type=click.IntRange(min=1), help="Most clips of a set.  [default: all]")
 @click.option(
     "--cache",
@@ -37,7 +44,7 @@ def probe(
     tasks: tuple[Path, ...],
     knn: bool,
     linear: bool,
-    neighbours: int,
+    neighbors: int,
     clips: int | None,
     cache: Path | None,
     device: str,
@@ -45,8 +52,8 @@ def probe(
 ) -> None:
     """Score MODEL's embeddings on TASKS: HEAR scene tasks, or CSV files with the columns file and label.
 
-    Quick and deterministic; neither an official HEAR score nor the papers' linear evaluation. Embeddings are
-    kept, so that a second call takes seconds.
+    Quick and deterministic. The papers' linear evaluation is `hear-m2d linear`, and official HEAR scores come
+    from `hear-m2d evaluate`. Embeddings are kept, so that a second call takes seconds.
     """
     import hear_m2d
     from hear_m2d.checkpoint.download import cache_folder
@@ -55,8 +62,7 @@ def probe(
     from hear_m2d.utils.device import pick_device
     from hear_m2d.utils.progress import ProgressBar
 
-    place = pick_device(device)
-    network = hear_m2d.load_model(model).to(place)
+    network = hear_m2d.load_model(model).to(pick_device(device))
     sets = [read_labelled(task, network.sample_rate) for task in tasks]  # all, before the first is embedded
     sets = [labelled.limited(clips) if clips else labelled for labelled in sets]
     results = []
@@ -66,23 +72,23 @@ def probe(
                 network, labelled, cache=cache or cache_folder() / "probes", tick=bar.update
             )
         both = knn == linear
-        results.append(
-            run(embeddings, labelled, knn=knn or both, linear=linear or both, neighbours=neighbours)
-        )
+        results.append(run(embeddings, labelled, knn=knn or both, linear=linear or both, neighbors=neighbors))
     if as_json:
-        told = [dataclasses.asdict(result) for result in results]
-        click.echo(json.dumps({"model": model, "probes": told}, indent=2))
+        rows = [dataclasses.asdict(result) for result in results]
+        click.echo(json.dumps({"model": model, "probes": rows}, indent=2))
         return
     for line in _table(results):
         click.echo(line)
 
 
 def _table(results: Sequence[ProbeResult]) -> list[str]:
-    """Return a table with a line for each set, then what is to be said of them."""
-    head = ("task", "metric", "kNN", "linear", "clips", "classes")
+    """Return a table with a line for each set, then their notes."""
+    head = ("task", "metric", "kNN", "linear", "majority", "clips", "classes")
     rows: list[tuple[str, ...]] = [head]
     for result in results:
-        scores = ("-" if value is None else f"{value:.3f}" for value in (result.knn, result.linear))
+        scores = (
+            "-" if value is None else f"{value:.3f}" for value in (result.knn, result.linear, result.majority)
+        )
         rows.append((result.task, result.metric, *scores, str(result.clips), str(result.classes)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in rows]

@@ -1,4 +1,4 @@
-"""Labelled audio for probes: HEAR task folders of whole clips, and CSV files with a column of labels."""
+"""Labeled audio: HEAR task folders of whole clips, and CSV files with a column of labels."""
 
 from __future__ import annotations
 
@@ -6,35 +6,36 @@ import csv
 import hashlib
 import json
 import logging
+import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from hear_m2d.evaluation.hear.tasks import METADATA, VOCABULARY, read_task
 from hear_m2d.utils.errors import InputError, unknown_name
+from hear_m2d.utils.listing import read_list, split_labels
 
 logger = logging.getLogger(__name__)
 
 Kind = Literal["multiclass", "multilabel"]
 Splits = Literal["given", "folds", "ours"]
 SPLITS = ("train", "valid", "test")
-LABEL_COLUMNS = ("label", "labels")
-FILE_COLUMNS = ("file", "file_name", "path")
-# Where nobody gave splits: three of five clips of a class train, one chooses C, one is the test.
+MIN_FOLDS = 3
+# Where a set has no splits: of five clips of a class three are for training, one to choose, one to test.
 OUR_PATTERN = ("train", "test", "valid", "train", "train")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One labelled file.
+    """One labeled file.
 
     Attributes:
         name: Its name in the set.
-        path: Where it lies.
+        path: The file.
         labels: Its classes: one, or any number where the set is multilabel.
-        split: ``train``, ``valid``, ``test``, or a fold.
+        split: ``train``, ``valid``, ``test``, or the name of a fold.
     """
 
     name: str
@@ -48,13 +49,15 @@ class LabelledSet:
     """Clips with labels, and how they are split.
 
     Attributes:
-        name: Of the folder or file.
-        kind: One class a clip, or any number.
+        name: Of the folder, the file or the data set.
+        kind: One class per clip, or any number.
         classes: In their order.
         clips: In their order.
-        splits: ``given`` train, valid and test; ``folds``; or train, valid and test that are ``ours``.
-        total: Clips before any were left out.
+        splits: ``given`` (train, valid and test), ``folds``, or ``ours``: train, valid and test made here.
+        total: Clips before some were left out.
         notes: Sentences on what was decided here.
+        unit_s: Seconds that every clip is cut or padded to; None takes whole clips.
+        published: Name of the data set in the papers' tables; empty for any other set.
     """
 
     name: str
@@ -64,10 +67,12 @@ class LabelledSet:
     splits: Splits
     total: int
     notes: tuple[str, ...] = ()
+    unit_s: float | None = None
+    published: str = ""
 
     @property
     def metric(self) -> str:
-        """What the probes report."""
+        """The score that is reported: ``accuracy`` or ``mAP``."""
         return "accuracy" if self.kind == "multiclass" else "mAP"
 
     @property
@@ -76,99 +81,118 @@ class LabelledSet:
         return sorted({clip.split for clip in self.clips})
 
     def limited(self, clips: int) -> LabelledSet:
-        """Return the set with at most so many clips: of each split and class its share.
+        """Return the set with at most ``clips`` clips: each split and class keeps its share.
 
         Raises:
-            ValueError: So few are left that nothing can be learned or tested.
+            InputError: Too few are left to train or to test.
         """
         if clips >= len(self.clips):
             return self
         kept = set(spread_by_class(self.clips)[:clips])
         chosen = tuple(clip for clip in self.clips if clip in kept)
-        note = f"{clips} of {self.total} clips"
-        found = replace(self, clips=chosen, notes=(*self.notes, note))
-        _check(found, f"{self.name}, cut to {clips} clips,")
-        return found
+        limited = replace(self, clips=chosen, notes=(*self.notes, f"{clips} of {self.total} clips"))
+        check_set(limited, f"{self.name}, cut to {clips} clips,")
+        return limited
 
 
 def spread_by_class(clips: Iterable[Clip]) -> list[Clip]:
-    """Order clips so that the first n hold each split and class in its share; by names, not by chance."""
+    """Order clips so that the first n hold each split and class in its share; a function of their names."""
     groups: dict[tuple[str, tuple[str, ...]], list[Clip]] = defaultdict(list)
-    for clip in sorted(clips, key=_mixed):
+    for clip in sorted(clips, key=_shuffled):
         groups[clip.split, clip.labels].append(clip)
-    places = [
-        ((rank + 0.5) / len(group), _mixed(clip), clip)
+    ranked = [
+        ((rank + 0.5) / len(group), _shuffled(clip), clip)
         for group in groups.values()
         for rank, clip in enumerate(group)
     ]
-    return [clip for _, _, clip in sorted(places, key=lambda place: place[:2])]
+    return [clip for _, _, clip in sorted(ranked, key=lambda entry: entry[:2])]
 
 
 def split_by_class(clips: Sequence[Clip], pattern: Sequence[str] = OUR_PATTERN) -> list[Clip]:
-    """Give each clip a split, class by class, in turns; the same splits each time, whatever the order."""
+    """Give each clip a split, class by class, in turns; the order of the clips does not matter."""
     turn: dict[tuple[str, ...], int] = defaultdict(int)
-    found = {}
-    for clip in sorted(clips, key=_mixed):
-        found[clip] = replace(clip, split=pattern[turn[clip.labels] % len(pattern)])
+    split = {}
+    for clip in sorted(clips, key=_shuffled):
+        split[clip] = replace(clip, split=pattern[turn[clip.labels] % len(pattern)])
         turn[clip.labels] += 1
-    return [found[clip] for clip in clips]
+    return [split[clip] for clip in clips]
 
 
-def _mixed(clip: Clip) -> str:
+def _shuffled(clip: Clip) -> str:
     return hashlib.sha256(clip.name.encode(errors="surrogateescape")).hexdigest() + clip.name
 
 
-def read_labelled(place: Path, sample_rate: int) -> LabelledSet:
-    """Read a HEAR task folder, or a CSV with the columns ``file``, ``label`` and perhaps ``split``.
+def read_labelled(path: Path, sample_rate: int) -> LabelledSet:
+    """Read a HEAR task folder, or a CSV with columns ``file``, ``label`` and perhaps ``split`` or ``fold``.
 
     Args:
-        place: The folder, or the file.
-        sample_rate: Of the model, hertz: of a task's audio folders the one that needs no resampling is taken.
+        path: The folder, or the file.
+        sample_rate: Of the model, hertz: a task's audio at this rate is preferred.
 
     Raises:
-        FileNotFoundError: There is no such thing, or not all of its audio.
-        ValueError: It is not what it should be, or a task of events.
+        FileNotFoundError: The path, or a part of the audio, does not exist.
+        InputError: The folder or the file is malformed, or it is a task of events.
     """
-    if not place.exists():
-        raise FileNotFoundError(f"there is no {place}: give a HEAR task folder, or a CSV of files and labels")
-    found = _read_folder(place, sample_rate) if place.is_dir() else _read_csv(place)
-    if missing := [clip.path for clip in found.clips if not clip.path.is_file()]:
-        raise FileNotFoundError(f"{place} names {len(missing)} files that are not there, first {missing[0]}")
-    _check(found, place)
-    return found
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: give a HEAR task folder, or a CSV of files and labels")
+    labelled = _read_folder(path, sample_rate) if path.is_dir() else read_csv(path)
+    return checked(labelled, path)
 
 
-def _check(found: LabelledSet, place: object) -> None:
-    """Raise where a set cannot train and test a classifier."""
-    if found.splits == "folds":
-        if len(found.folds) < 3:
-            raise InputError(f"{place} has {len(found.folds)} folds with clips: a probe needs at least 3")
+def checked(labelled: LabelledSet, source: object) -> LabelledSet:
+    """Return the set if its audio exists and its splits can train and test a classifier.
+
+    Args:
+        labelled: The set.
+        source: What the errors call it.
+
+    Raises:
+        FileNotFoundError: A part of the audio does not exist.
+        InputError: A split is missing, or there is only one class.
+    """
+    if missing := [clip.path for clip in labelled.clips if not clip.path.is_file()]:
+        raise FileNotFoundError(f"{source} names {len(missing)} files that do not exist, first {missing[0]}")
+    check_set(labelled, source)
+    return labelled
+
+
+def check_set(labelled: LabelledSet, source: object) -> None:
+    """Raise an InputError where a set cannot train and test a classifier."""
+    if labelled.splits == "folds":
+        if len(labelled.folds) < MIN_FOLDS:
+            raise InputError(
+                f"{source} has {len(labelled.folds)} folds with clips; at least {MIN_FOLDS} are needed"
+            )
+        for fold in labelled.folds:
+            others = {clip.labels for clip in labelled.clips if clip.split != fold}
+            if len(others) < 2:
+                raise InputError(f"without fold {fold}, all clips of {source} have the same class")
         return
     for split in ("train", "test"):
-        own = [clip for clip in found.clips if clip.split == split]
+        own = [clip for clip in labelled.clips if clip.split == split]
         if not own:
             raise InputError(
-                f"{place} has no clip to {split}; its splits are {', '.join(found.folds) or 'empty'}. "
-                f"Splits are called train, valid and test, or there are at least 3 folds"
+                f"{source} has no {split} clips; its splits are {', '.join(labelled.folds) or 'empty'}. "
+                f"Splits must be named train, valid and test, or there must be at least {MIN_FOLDS} folds"
             )
         if split == "train" and len({clip.labels for clip in own}) < 2:
-            raise InputError(f"the clips to train of {place} are all of one class: there is nothing to learn")
+            raise InputError(f"the training clips of {source} all have the same class")
 
 
 def _read_folder(folder: Path, sample_rate: int) -> LabelledSet:
     if not (folder / METADATA).is_file():
         raise InputError(
-            f"{folder} is no HEAR task: it has no {METADATA}. Give the task's own folder, or a CSV of files "
-            f"and labels"
+            f"{folder} is not a HEAR task: it has no {METADATA}. Give the task's own folder, or a CSV of "
+            f"files and labels"
         )
     task = read_task(folder)
-    facts = json.loads((folder / METADATA).read_text())
-    if facts.get("embedding_type") != "scene":
+    metadata = json.loads((folder / METADATA).read_text())
+    if metadata.get("embedding_type") != "scene":
         raise InputError(
-            f"{folder} is a task of events (its embedding_type is {facts.get('embedding_type')!r}), and "
-            f"probes score whole clips: give a scene task"
+            f"{folder} is a task of events (its embedding_type is {metadata.get('embedding_type')!r}); only "
+            f"tasks of whole clips (scene) can be used"
         )
-    kind = facts.get("prediction_type")
+    kind = metadata.get("prediction_type")
     if kind not in ("multiclass", "multilabel"):
         raise InputError(f"{folder / METADATA}: prediction_type is {kind!r}, not multiclass or multilabel")
     rates = task.rates()
@@ -176,7 +200,7 @@ def _read_folder(folder: Path, sample_rate: int) -> LabelledSet:
         raise InputError(f"{folder} has no folder of audio (such as 16000/) with all of its splits")
     rate = sample_rate if sample_rate in rates else max(rates)
     if rate != sample_rate:
-        logger.info("%s has no audio at %d Hz: that at %d Hz is resampled", folder, sample_rate, rate)
+        logger.info("%s has no audio at %d Hz: its audio at %d Hz is resampled", folder, sample_rate, rate)
     classes = _vocabulary(folder / VOCABULARY)
     clips = []
     for split in task.splits:
@@ -188,67 +212,108 @@ def _read_folder(folder: Path, sample_rate: int) -> LabelledSet:
                 raise InputError(
                     f"{folder / split}.json gives {name} {len(labels)} labels; a multiclass clip has one"
                 )
-    mode: Splits = "given" if facts.get("split_mode") == "trainvaltest" else "folds"
+    mode: Splits = "given" if metadata.get("split_mode") == "trainvaltest" else "folds"
     return LabelledSet(folder.resolve().name, kind, classes, tuple(clips), mode, len(clips))
 
 
 def _vocabulary(path: Path) -> tuple[str, ...]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [(int(row["idx"]), row["label"]) for row in csv.DictReader(file)]
+            rows = [(int(row["idx"]), normalized(row["label"])) for row in csv.DictReader(file)]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} is no vocabulary with the columns idx and label: {error!r}") from error
+        raise InputError(f"{path} is not a vocabulary with the columns idx and label: {error!r}") from error
     return tuple(label for _, label in sorted(rows))
+
+
+def normalized(text: str) -> str:
+    """Return text in Unicode normal form C, so that two spellings of a letter are one."""
+    return unicodedata.normalize("NFC", text).strip()
 
 
 def _listing(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         listing: Any = json.loads(path.read_text())
-        if not isinstance(listing, dict) or not all(isinstance(value, list) for value in listing.values()):
-            raise InputError("it is no JSON object with a list of labels for each file")
     except ValueError as error:
-        raise InputError(f"{path} is no HEAR listing: {error}") from error
-    return {name: tuple(map(str, labels)) for name, labels in listing.items()}
+        raise InputError(f"{path} is not a HEAR listing: {error}") from error
+    if not isinstance(listing, dict) or not all(isinstance(value, list) for value in listing.values()):
+        raise InputError(f"{path} is not a HEAR listing: a JSON object with a list of labels for each file")
+    return {name: tuple(normalized(str(label)) for label in labels) for name, labels in listing.items()}
 
 
-def _read_csv(path: Path) -> LabelledSet:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            rows = list(reader)
-            columns = list(reader.fieldnames or ())
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is no CSV of files and labels: {error}") from error
-    named = next((name for name in FILE_COLUMNS if name in columns), None)
-    told = next((name for name in LABEL_COLUMNS if name in columns), None)
-    if named is None or told is None:
-        raise InputError(f"{path} has the columns {', '.join(columns)}; it needs file and label")
-    kind: Kind = "multilabel" if any("," in (row[told] or "") for row in rows) else "multiclass"
+def read_csv(path: Path) -> LabelledSet:
+    """Read a CSV with the columns ``file``, ``label`` (or ``labels``) and perhaps ``split`` or ``fold``.
+
+    Raises:
+        InputError: A column is missing, or a row cannot be used.
+    """
+    listed = read_list(path)
+    if listed.label_column is None:
+        raise InputError(f"{path} has the columns {', '.join(listed.columns)}; it needs file and label")
+    split = next((name for name in ("split", "fold") if name in listed.columns), None)
     clips, seen = [], set()
-    for line, row in enumerate(rows, start=2):
-        name = row[named]
-        labels = tuple(sorted({part.strip() for part in (row[told] or "").split(",")} - {""}))
-        if not name or name in seen:
-            raise InputError(f"{path}, line {line}: " + (f"{name} again" if name else "no file is named"))
-        if kind == "multiclass" and not labels:
+    for row in listed.rows:
+        if not row.file or row.file in seen:
             raise InputError(
-                f"{path}, line {line}: {name} has no label; only sets with several labels a clip, separated "
-                f"by commas, may leave it empty"
+                f"{path}, line {row.line}: " + (f"{row.file} is repeated" if row.file else "no file is named")
             )
-        seen.add(name)
-        clips.append(Clip(name, path.parent / name, labels, (row.get("split") or "").strip()))
-    classes = tuple(sorted({label for clip in clips for label in clip.labels}))
-    notes: tuple[str, ...] = ()
-    splits = {clip.split for clip in clips}
-    mode: Splits = "given" if splits <= set(SPLITS) else "folds"
-    if "split" not in columns:
-        clips, mode = split_by_class(clips), "ours"
-        notes = ("splits are ours, 3:1:1 in each class, by the files' names",)
-    elif without := [clip.name for clip in clips if not clip.split]:
-        raise InputError(f"{path}: {without[0]} has no split, and others have")
-    elif mode == "folds" and splits & set(SPLITS):
-        raise InputError(
-            f"{path} has the splits {', '.join(sorted(splits))}: call them train, valid and test, or all of "
-            f"them something else, for folds"
+        seen.add(row.file)
+        labels = tuple(sorted(set(split_labels(row.label))))
+        clips.append(
+            Clip(row.file, path.parent / row.file, labels, row.cells[split].strip() if split else "")
         )
-    return LabelledSet(path.stem, kind, classes, tuple(clips), mode, len(clips), notes)
+    kind: Kind = "multilabel" if any(len(clip.labels) > 1 for clip in clips) else "multiclass"
+    if kind == "multiclass" and (without := [clip.name for clip in clips if not clip.labels]):
+        raise InputError(
+            f"{path}: {without[0]} has no label; only in a list with several labels per clip, separated by "
+            f"commas, may a cell be empty"
+        )
+    return split_set(clips, kind, name=path.stem, source=path, split=split)
+
+
+def split_set(
+    clips: Sequence[Clip],
+    kind: Kind,
+    *,
+    name: str,
+    source: object,
+    split: str | None,
+    notes: Sequence[str] = (),
+    **fields: Any,
+) -> LabelledSet:
+    """Return a set of clips whose ``split`` fields are as a column of that name has them.
+
+    Args:
+        clips: With their labels.
+        kind: One class per clip, or any number.
+        name: Of the set.
+        source: What errors call it.
+        split: Name of the column, ``fold`` for folds of any name; None makes the splits here.
+        notes: Sentences on what was decided.
+        fields: Other fields of :class:`LabelledSet`.
+
+    Raises:
+        InputError: A clip has no split, or splits and folds are mixed.
+    """
+    mode = _split_mode(clips, split, source)
+    if mode == "ours":
+        clips = split_by_class(clips)
+        notes = (*notes, "splits are ours, 3:1:1 in each class, by the files' names")
+    classes = tuple(sorted({label for clip in clips for label in clip.labels}))
+    settings: Mapping[str, Any] = fields
+    return LabelledSet(name, kind, classes, tuple(clips), mode, len(clips), tuple(notes), **settings)
+
+
+def _split_mode(clips: Sequence[Clip], column: str | None, source: object) -> Splits:
+    if column is None:
+        return "ours" if clips else "given"
+    if without := [clip.name for clip in clips if not clip.split]:
+        raise InputError(f"{source}: {without[0]} has no {column}, and others have")
+    splits = {clip.split for clip in clips}
+    if column == "fold" or not splits & set(SPLITS):
+        return "folds"
+    if splits <= set(SPLITS):
+        return "given"
+    raise InputError(
+        f"{source} has the splits {', '.join(sorted(splits))}: name them train, valid and test, or "
+        f"all of them as folds"
+    )

@@ -1,94 +1,227 @@
-"""Scene embeddings of a labelled set, kept on disk by what they follow from: the weights and the files."""
+"""Scene embeddings of a labeled set by any HEAR module, kept on disk in parts; parts that exist are read.
+
+The folder's name is a digest of everything that the embeddings follow from: the weights, the options, and the
+files' names, sizes and dates.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hear_m2d.audio import read_audio
 from hear_m2d.checkpoint.format import read_tensors, write_tensors
-from hear_m2d.evaluation.linear.datasets import LabelledSet
+from hear_m2d.evaluation.linear.datasets import Clip, LabelledSet
 from hear_m2d.model.hear_model import HearModel
+from hear_m2d.utils.errors import InputError
+from hear_m2d.utils.files import file_sha256
 
 logger = logging.getLogger(__name__)
 
 KEY = "hear_m2d_embeddings"
-TOGETHER_S, TOGETHER = 120.0, 64  # most seconds, and most clips, that are embedded at once
+MAX_BATCH_S, MAX_BATCH_CLIPS = 120.0, 64  # seconds and clips that are embedded in one call
+PART_CLIPS = 512
+CROP_SEED = 42  # of the published linear evaluation
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """Scene embeddings of one model.
+
+    Attributes:
+        sample_rate: Hertz.
+        size: Features of an embedding.
+        embed: Takes clips, each (samples,), and returns (clips, size).
+        digest: Returns a text that is the same only for the same weights and options.
+    """
+
+    sample_rate: int
+    size: int
+    embed: Callable[[Sequence[Tensor]], Tensor]
+    digest: Callable[[], str]
+
+
+def model_embedder(model: HearModel) -> Embedder:
+    """Return the embedder of a model of ours, in eval mode, on its device."""
+    return Embedder(
+        model.sample_rate, model.scene_embedding_size, model.scene_embeddings, lambda: weights_digest(model)
+    )
+
+
+def module_embedder(
+    name: str, path: Path | None, *, options: Mapping[str, Any], device: torch.device
+) -> Embedder:
+    """Return the embedder of any module with the HEAR API.
+
+    Args:
+        name: The module.
+        path: What its ``load_model`` gets; None gives it nothing.
+        options: Keyword arguments of its ``load_model``.
+        device: Where to embed.
+
+    Raises:
+        InputError: The module cannot be imported, or lacks a part of the API.
+        FileNotFoundError: ``path`` does not exist.
+    """
+    if path is not None and not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(f"the module {name} cannot be imported: {error}") from error
+    for function in ("load_model", "get_scene_embeddings"):
+        if not callable(getattr(module, function, None)):
+            raise InputError(f"the module {name} has no function {function}, which the HEAR API requires")
+    model = module.load_model(*([] if path is None else [str(path)]), **options)
+    for attribute in ("sample_rate", "scene_embedding_size"):
+        if not isinstance(getattr(model, attribute, None), int):
+            raise InputError(f"the model of {name} has no integer {attribute}, which the HEAR API requires")
+    if isinstance(model, torch.nn.Module):
+        model = model.to(device).eval()
+
+    def embed(clips: Sequence[Tensor]) -> Tensor:
+        scenes = []
+        for _, group in itertools.groupby(clips, key=len):  # the API takes clips of one length
+            with torch.no_grad():
+                scenes.append(module.get_scene_embeddings(torch.stack(list(group)).to(device), model))
+        return torch.cat(scenes)
+
+    def digest() -> str:
+        files = sorted(f for f in path.rglob("*") if f.is_file()) if path and path.is_dir() else [path]
+        sums = [file_sha256(file) for file in files if file]
+        source = getattr(module, "__file__", None)
+        own = file_sha256(Path(source)) if source else ""
+        return json.dumps([name, own, sums, dict(options)], sort_keys=True)
+
+    return Embedder(model.sample_rate, model.scene_embedding_size, embed, digest)
 
 
 def embed_task(
-    model: HearModel,
+    model: HearModel | Embedder,
     labelled: LabelledSet,
     *,
     cache: Path | None = None,
     tick: Callable[[int], object] | None = None,
 ) -> NDArray[np.float32]:
-    """Return the scene embedding of each clip, (clips, model.scene_embedding_size), in the set's order.
+    """Return the scene embedding of each clip, (clips, features), in the set's order.
+
+    A set with a unit length has longer clips cut to it (training and valid clips at a random start, which is
+    a function of the file's name, others at their beginning) and shorter clips filled with zeros at the end.
 
     Args:
         model: In eval mode, on its device.
         labelled: The clips.
-        cache: A folder for embeddings; what is there already is not computed again.
+        cache: A folder for embeddings; parts that exist there are read.
         tick: Called with the number of clips that were just embedded.
 
     Raises:
-        ValueError: A file that does not decode.
-        OSError: A file that cannot be read, or a cache that cannot be written.
+        InputError: A file does not decode.
+        OSError: A file cannot be read, or the cache cannot be written.
     """
-    path = cache and cache / f"{cache_key(model, labelled)}.safetensors"
-    if path and path.exists():
-        try:
-            kept: NDArray[np.float32] = read_tensors(path, KEY)[0]["scenes"].numpy()
-            return kept
-        except (ValueError, KeyError) as error:
-            logger.warning("%s: its embeddings are made again", error)
-    scenes = np.empty((len(labelled.clips), model.scene_embedding_size), np.float32)
-    done = 0
-    for batch in _batches(labelled, model.sample_rate):
-        scenes[done : done + len(batch)] = model.scene_embeddings(batch).float().cpu().numpy()
-        done += len(batch)
-        if tick:
-            tick(len(batch))
-    if path:
-        write_tensors(path, {"scenes": torch.from_numpy(scenes)}, {KEY: {"set": labelled.name}})
+    embedder = model if isinstance(model, Embedder) else model_embedder(model)
+    folder = cache and cache / cache_key(embedder, labelled)
+    scenes = np.empty((len(labelled.clips), embedder.size), np.float32)
+    for start in range(0, len(scenes), PART_CLIPS):
+        part = slice(start, start + PART_CLIPS)
+        path = folder and part_path(folder, start)
+        kept = _read_part(path) if path else None
+        if kept is not None and kept.shape == scenes[part].shape:
+            scenes[part] = kept
+            continue
+        done = start
+        for batch in _batches(labelled, labelled.clips[part], embedder.sample_rate):
+            scenes[done : done + len(batch)] = embedder.embed(batch).float().cpu().numpy()
+            done += len(batch)
+            if tick:
+                tick(len(batch))
+        if path:
+            write_tensors(path, {"scenes": torch.from_numpy(scenes[part])}, {KEY: {"set": labelled.name}})
     return scenes
 
 
-def _batches(labelled: LabelledSet, sample_rate: int) -> Iterator[list[torch.Tensor]]:
-    batch: list[torch.Tensor] = []
-    for clip in labelled.clips:
-        batch.append(torch.from_numpy(read_audio(clip.path, sample_rate)))
-        if len(batch) == TOGETHER or sum(map(len, batch)) >= TOGETHER_S * sample_rate:
+def part_path(folder: Path, start: int) -> Path:
+    """Return the file of the part that begins with a clip."""
+    return folder / f"part-{start // PART_CLIPS:05d}.safetensors"
+
+
+def _read_part(path: Path) -> NDArray[np.float32] | None:
+    """Return a part's embeddings; None where they must be computed."""
+    if not path.exists():
+        return None
+    try:
+        kept: NDArray[np.float32] = read_tensors(path, KEY)[0]["scenes"].numpy()
+    except (ValueError, KeyError) as error:
+        logger.warning("%s: its embeddings are computed again", error)
+        return None
+    return kept
+
+
+def _batches(labelled: LabelledSet, clips: Sequence[Clip], sample_rate: int) -> Iterator[list[Tensor]]:
+    batch: list[Tensor] = []
+    for clip in clips:
+        audio = torch.from_numpy(read_audio(clip.path, sample_rate))
+        if labelled.unit_s is not None:
+            start = crop_position(clip) if clip.split in ("train", "valid") else 0.0
+            audio = fit_length(audio, round(labelled.unit_s * sample_rate), start)
+        batch.append(audio)
+        if len(batch) == MAX_BATCH_CLIPS or sum(map(len, batch)) >= MAX_BATCH_S * sample_rate:
             yield batch
             batch = []
     if batch:
         yield batch
 
 
-def cache_key(model: HearModel, labelled: LabelledSet) -> str:
-    """Return a SHA-256 of the weights and settings, and of the names, sizes and dates of the files."""
-    total = hashlib.sha256(weights_digest(model).encode())
+def crop_position(clip: Clip) -> float:
+    """Return where to cut a longer clip, from 0 (its beginning) to 1, a function of its name."""
+    digest = hashlib.sha256(f"{CROP_SEED} {clip.name}".encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:4], "little") / 2**32
+
+
+def fit_length(audio: Tensor, samples: int, position: float) -> Tensor:
+    """Return ``samples`` samples of a clip, (samples,): cut from a longer one, filled with zeros at the end.
+
+    Args:
+        audio: (any number of samples,).
+        samples: How many are wanted.
+        position: Of the cut, from 0 (the beginning) to 1 (the end).
+    """
+    if len(audio) < samples:
+        return torch.nn.functional.pad(audio, (0, samples - len(audio)))
+    start = min(int(position * (len(audio) - samples + 1)), len(audio) - samples)
+    return audio[start : start + samples]
+
+
+def cache_key(model: HearModel | Embedder, labelled: LabelledSet) -> str:
+    """Return a SHA-256 of the weights and options, the cut, and the names, sizes and dates of the files."""
+    embedder = model if isinstance(model, Embedder) else model_embedder(model)
+    total = hashlib.sha256(embedder.digest().encode())
     for clip in labelled.clips:
         facts = clip.path.stat()
-        line = f"{clip.path.absolute()} {facts.st_size} {facts.st_mtime_ns}\n"
-        total.update(line.encode(errors="surrogateescape"))
+        line = f"{clip.path.absolute()} {facts.st_size} {facts.st_mtime_ns}"
+        if labelled.unit_s is not None:
+            line += f" {labelled.unit_s} {clip.split in ('train', 'valid')}"
+        total.update(f"{line}\n".encode(errors="surrogateescape"))
     return total.hexdigest()
 
 
 def weights_digest(model: HearModel) -> str:
-    """Return a SHA-256 of all that embeddings follow from but the audio."""
+    """Return a SHA-256 of all that a model's embeddings follow from except the audio."""
     config = {name: value for name, value in model.config.to_json().items() if name != "training"}
-    facts = {"hear_m2d": version("hear-m2d"), "config": config, "options": asdict(model.options)}
-    total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    settings = {"hear_m2d": version("hear-m2d"), "config": config, "options": asdict(model.options)}
+    total = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(model.encoder.state_dict().items()):
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -1,13 +1,13 @@
-"""Quick probes of frozen embeddings: nearest neighbours, and logistic regression on labelled clips.
+"""Quick probes of frozen embeddings: nearest neighbors, and logistic regression, both by scikit-learn.
 
-They tell whether a network learns. The M2D papers' linear evaluation (their optimiser, their repeats) is
-another thing, and so are the official HEAR scores.
+They show whether a network learns. They are not the M2D papers' linear evaluation (``protocol.py``), and not
+the official HEAR scores.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,23 +17,21 @@ from numpy.typing import NDArray
 from hear_m2d.evaluation.linear.datasets import LabelledSet as LabelledSet
 from hear_m2d.evaluation.linear.datasets import read_labelled as read_labelled
 from hear_m2d.evaluation.linear.datasets import split_by_class
-
-# Whoever probes needs all three, and finds them here.
 from hear_m2d.evaluation.linear.embeddings import embed_task as embed_task
 from hear_m2d.utils.errors import InputError
 
-NEIGHBOURS = 10
+NEIGHBORS = 10
 TEMPERATURE = 0.07
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of scikit-learn's C, the strongest regularisation first
-ROWS = 1024  # of a block of similarities
+C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of scikit-learn's C, the strongest regularization first
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating[Any]]
+Labels = NDArray[np.int64]
 Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
 class Round:
-    """Which clips train, choose and test, as indices; folds give several rounds."""
+    """Indices of the clips that train, choose C, and test; with folds there are several rounds."""
 
     train: Indices
     valid: Indices
@@ -42,16 +40,18 @@ class Round:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What the probes of one set found.
+    """The scores of one set.
 
     Attributes:
         task: The set's name.
-        metric: ``accuracy``, or ``mAP``: mean over classes that the test holds of the average precision.
-        knn: Score of the nearest neighbours, mean over folds; None where not asked for.
-        linear: Score of the logistic regression, likewise.
-        strength: The C that was chosen for it.
-        clips: How many clips took part.
-        classes: How many classes there are.
+        metric: ``accuracy``, or ``mAP``: mean average precision over the classes that the test clips have.
+        knn: Score of the nearest neighbors, mean over folds; None where they were not asked for.
+        linear: Score of the logistic regression, mean over folds; None where it was not asked for.
+        majority: Score without listening: the test clips' share of the most frequent training class; for mAP
+            the mean share of a class.
+        strength: The C that was chosen.
+        clips: Number of clips.
+        classes: Number of classes.
         splits: ``given``, ``folds`` or ``ours``.
         notes: Sentences on what was decided.
     """
@@ -60,6 +60,7 @@ class ProbeResult:
     metric: str
     knn: float | None
     linear: float | None
+    majority: float
     strength: float | None
     clips: int
     classes: int
@@ -73,51 +74,44 @@ def probe(
     *,
     knn: bool = True,
     linear: bool = True,
-    neighbours: int = NEIGHBOURS,
+    neighbors: int = NEIGHBORS,
 ) -> ProbeResult:
-    """Score embeddings on a labelled set.
+    """Score embeddings on a labeled set.
 
-    Both probes see embeddings that are standardised with the training clips' mean and deviation, feature by
-    feature. The neighbours are those of all clips outside the test; where the splits are ours, every other
-    clip is one. With folds each is the test once, the next one chooses C in the first round, as in HEAR.
+    Both probes see embeddings that are standardized with the training clips' mean and deviation, feature by
+    feature. The neighbors are looked for among all clips outside the test; where the splits are ours, among
+    all other clips. Each fold is the test once; the fold after it chooses C in the first round, as in HEAR.
 
     Args:
         embeddings: (clips, features), in the set's order.
         labelled: The clips' labels and splits.
-        knn: Ask the nearest neighbours.
-        linear: Train a logistic regression.
-        neighbours: How many are asked; fewer where there are fewer.
+        knn: Score the nearest neighbors.
+        linear: Score a logistic regression.
+        neighbors: How many neighbors vote.
 
     Raises:
-        ValueError: Embeddings that are not finite, or not one a clip.
+        InputError: Embeddings that are not finite, or not one per clip.
     """
-    x = np.asarray(embeddings, np.float64)
-    if x.ndim != 2 or len(x) != len(labelled.clips):
-        raise InputError(f"{labelled.name}: {len(labelled.clips)} clips, and embeddings of shape {x.shape}")
-    if not np.isfinite(x).all():
-        raise InputError(f"{labelled.name}: the embeddings are not all finite")
+    x = check_embeddings(embeddings, labelled)
     y = targets(labelled)
-    found, strength, notes = rounds(labelled), None, list(labelled.notes)
-    by_neighbours, by_regression = [], []
+    all_rounds, strength, notes = rounds(labelled), None, list(labelled.notes)
+    by_neighbors, by_regression = [], []
     if knn and labelled.splits == "ours":
-        scores = neighbour_scores(standardised(x, x), y, count=neighbours)
-        by_neighbours = [score(labelled.metric, scores, y)]
-        notes.append("neighbours: leaving one out")
-    for one in found:
+        by_neighbors = [knn_score(x, y, count=neighbors)]
+        notes.append("neighbors: leave one out")
+    for one in all_rounds:
         if knn and labelled.splits != "ours":
             others = np.concatenate([one.train, one.valid])
-            scaled = standardised(x[others], x)
-            scores = neighbour_scores(scaled[others], y[others], scaled[one.test], count=neighbours)
-            by_neighbours.append(score(labelled.metric, scores, y[one.test]))
+            by_neighbors.append(knn_score(x[others], y[others], x[one.test], y[one.test], count=neighbors))
         if linear:
-            strength = strength or _choose(x, y, one, labelled.metric)
-            scores = regression_scores(x[one.train], y[one.train], x[one.test], strength=strength)
-            by_regression.append(score(labelled.metric, scores, y[one.test]))
+            value, strength = regression_score(x, y, one, strength)
+            by_regression.append(value)
     return ProbeResult(
         task=labelled.name,
         metric=labelled.metric,
-        knn=float(np.mean(by_neighbours)) if knn else None,
+        knn=float(np.mean(by_neighbors)) if knn else None,
         linear=float(np.mean(by_regression)) if linear else None,
+        majority=float(np.mean([majority_score(y[one.train], y[one.test]) for one in all_rounds])),
         strength=strength,
         clips=len(labelled.clips),
         classes=len(labelled.classes),
@@ -126,147 +120,159 @@ def probe(
     )
 
 
-def targets(labelled: LabelledSet) -> Array:
-    """Return the labels as 0 and 1, (clips, classes)."""
+def check_embeddings(embeddings: NDArray[np.floating[Any]], labelled: LabelledSet) -> Array:
+    """Return the embeddings as an array with a row for each clip.
+
+    Raises:
+        InputError: They are not finite, or not one per clip.
+    """
+    x: Array = np.asarray(embeddings)
+    if x.ndim != 2 or len(x) != len(labelled.clips):
+        raise InputError(f"{labelled.name}: {len(labelled.clips)} clips, but embeddings of shape {x.shape}")
+    if not np.isfinite(x).all():
+        raise InputError(f"{labelled.name}: the embeddings are not all finite")
+    return x
+
+
+def targets(labelled: LabelledSet) -> Labels:
+    """Return each clip's class, (clips,), or for a multilabel set 0 and 1, (clips, classes)."""
     index = {name: number for number, name in enumerate(labelled.classes)}
-    y = np.zeros((len(labelled.clips), len(labelled.classes)))
+    if labelled.kind == "multiclass":
+        return np.array([index[clip.labels[0]] for clip in labelled.clips])
+    y = np.zeros((len(labelled.clips), len(labelled.classes)), np.int64)
     for row, clip in enumerate(labelled.clips):
         y[row, [index[label] for label in clip.labels]] = 1
     return y
 
 
+def rows_of(labelled: LabelledSet, splits: Sequence[str]) -> Indices:
+    """Return the indices of the clips of some splits."""
+    return np.flatnonzero([clip.split in splits for clip in labelled.clips])
+
+
 def rounds(labelled: LabelledSet) -> list[Round]:
-    """Return what trains, chooses and tests, once or once a fold; where none choose, a fifth does."""
-
-    def where(splits: Sequence[str]) -> Indices:
-        return np.flatnonzero([clip.split in splits for clip in labelled.clips])
-
+    """Return one round, or one for each fold; without valid clips a fifth of the training clips chooses C."""
     folds = labelled.folds
     if labelled.splits == "folds":
         nexts = folds[1:] + folds[:1]
         return [
-            Round(where([f for f in folds if f not in (test, valid)]), where([valid]), where([test]))
+            Round(
+                rows_of(labelled, [fold for fold in folds if fold not in (test, valid)]),
+                rows_of(labelled, [valid]),
+                rows_of(labelled, [test]),
+            )
             for test, valid in zip(folds, nexts, strict=True)
         ]
+    train, test = rows_of(labelled, ["train"]), rows_of(labelled, ["test"])
     if "valid" in folds:
-        return [Round(where(["train"]), where(["valid"]), where(["test"]))]
-    split = split_by_class([clip for clip in labelled.clips if clip.split == "train"])
-    chosen = {clip.name for clip in split if clip.split == "valid"}
-    train = where(["train"])
-    chooses = np.array([labelled.clips[row].name in chosen for row in train])
-    return [Round(train[~chooses], train[chooses], where(["test"]))]
+        return [Round(train, rows_of(labelled, ["valid"]), test)]
+    split = split_by_class([labelled.clips[row] for row in train])
+    chooses = np.array([clip.split == "valid" for clip in split])
+    return [Round(train[~chooses], train[chooses], test)]
 
 
-def standardised(reference: Array, x: Array) -> Array:
-    """Return ``x`` with the reference's mean and deviation taken out; a constant feature stays constant."""
-    spread = reference.std(0)
-    result: Array = (x - reference.mean(0)) / np.where(spread > 1e-8 * np.abs(reference).max(), spread, 1.0)
-    return result
+def knn_score(
+    train: Array,
+    y: Labels,
+    test: Array | None = None,
+    test_y: Labels | None = None,
+    *,
+    count: int = NEIGHBORS,
+) -> float:
+    """Return the score of a vote of the nearest training clips by cosine.
 
-
-def neighbour_scores(
-    reference: Array, labels: Array, queries: Array | None = None, *, count: int = NEIGHBOURS
-) -> Array:
-    """Return each class's weight among the nearest reference clips, (queries, classes).
-
-    A neighbour counts exp(cosine / 0.07), as in Wu et al., "Unsupervised Feature Learning via Non-Parametric
+    A neighbor counts exp(cosine / 0.07), as in Wu et al., "Unsupervised Feature Learning via Non-Parametric
     Instance Discrimination" (CVPR 2018).
 
     Args:
-        reference: (clips, features).
-        labels: Of the reference, 0 and 1, (clips, classes).
-        queries: (queries, features); by default the reference itself, each clip without its own vote.
-        count: How many neighbours vote.
+        train: (clips, features).
+        y: Their :func:`targets`.
+        test: (test clips, features); None scores each training clip by its neighbors, itself left out.
+        test_y: The test clips' targets.
+        count: How many neighbors vote; fewer where there are fewer.
     """
-    alone = queries is None
-    known, asked = _unit(reference), _unit(reference if queries is None else queries)
-    count = min(count, len(known) - alone)
-    found = np.zeros((len(asked), labels.shape[1]))
-    for start in range(0, len(asked), ROWS):
-        cosine = asked[start : start + ROWS] @ known.T  # (rows, clips)
-        if alone:
-            rows = np.arange(len(cosine))
-            cosine[rows, start + rows] = -np.inf
-        nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :count]
-        weights = np.exp(np.take_along_axis(cosine, nearest, 1) / TEMPERATURE)
-        votes = np.einsum("rk,rkc->rc", weights, labels[nearest])
-        found[start : start + ROWS] = votes / weights.sum(1, keepdims=True)
-    return found
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+    from sklearn.preprocessing import StandardScaler
+
+    # The mean of neighbors' 0 and 1 is the score of each class: for several labels, that is a regressor.
+    kind = KNeighborsClassifier if y.ndim == 1 else KNeighborsRegressor
+    model = kind(min(count, len(train) - (test is None)), metric="cosine", weights=_vote)
+    scale = StandardScaler().fit(train)
+    model.fit(scale.transform(train), y)
+    answer = model.predict(None if test is None else scale.transform(test))
+    return score(y if test_y is None else test_y, answer)
 
 
-def _unit(x: Array) -> Array:
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    result: Array = x / np.where(length > 0, length, 1.0)
-    return result
+def _vote(distances: Array) -> Array:
+    weights: Array = np.exp((1 - distances) / TEMPERATURE)
+    return weights
 
 
-def regression_scores(train: Array, labels: Array, test: Array, *, strength: float) -> Array:
-    """Return logistic regression's score of each class, (test clips, classes).
+def regression_score(x: Array, y: Labels, one: Round, c: float | None = None) -> tuple[float, float]:
+    """Return the test score of a logistic regression with an L2 penalty, and its C.
 
     Args:
-        train: (clips, features).
-        labels: Of those, 0 and 1, (clips, classes); where each has one, the classes compete.
-        test: (test clips, features).
-        strength: scikit-learn's C.
+        x: (clips, features).
+        y: Their :func:`targets`.
+        one: Which clips train, choose C, and test.
+        c: The C, where it was chosen before; of equals the strongest regularization is chosen.
     """
+    from sklearn.decomposition import PCA
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, PredefinedSplit
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
 
-    seen, asked = _in_their_span(standardised(train, train), standardised(train, test))
-    found = np.zeros((len(asked), labels.shape[1]))
+    # Rotated into the space of the training clips, where those are fewer than the features: the penalty
+    # keeps the weights in that space, so that the regression is the same and sooner done.
+    rotate = PCA(svd_solver="full") if len(one.train) < x.shape[1] else "passthrough"
+    prepare = make_pipeline(StandardScaler(), rotate).fit(np.asarray(x[one.train], np.float64))
+    regression: Any = LogisticRegression(max_iter=1000)
+    name = "C"
+    if y.ndim == 2:
+        regression, name = OneVsRestClassifier(regression), "estimator__C"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a probe that is nearly there will do
-        if (labels.sum(1) == 1).all() and labels.any(0).sum() > 1:
-            model = LogisticRegression(C=strength, max_iter=1000).fit(seen, labels.argmax(1))
-            found[:, model.classes_] = model.predict_proba(asked)
-            return found
-        for number, column in enumerate(labels.T):
-            if 0 < column.sum() < len(column):
-                model = LogisticRegression(C=strength, max_iter=1000).fit(seen, column)
-                found[:, number] = model.predict_proba(asked)[:, 1]
-            else:  # nothing to tell apart
-                found[:, number] = column[0]
-    return found
+        warnings.simplefilter("ignore", ConvergenceWarning)  # nearly converged is good enough for a probe
+        warnings.filterwarnings("ignore", message="Label .* is present in all training examples")
+        warnings.filterwarnings("ignore", message="Label not .* is present in all training examples")
+        if c is None and not len(one.valid):
+            c = C_GRID[len(C_GRID) // 2]
+        if c is None:
+            rows = np.concatenate([one.train, one.valid])
+            chooses = PredefinedSplit(np.repeat([-1, 0], [len(one.train), len(one.valid)]))
+            search = GridSearchCV(
+                regression, {name: C_GRID}, scoring=_scorer, cv=chooses, refit=False, error_score="raise"
+            )
+            c = float(search.fit(prepare.transform(x[rows]), y[rows]).best_params_[name])
+        regression.set_params(**{name: c}).fit(prepare.transform(x[one.train]), y[one.train])
+    return _scorer(regression, prepare.transform(x[one.test]), y[one.test]), c
 
 
-def _in_their_span(train: Array, test: Array) -> tuple[Array, Array]:
-    """Return the clips in coordinates of the space that the training clips span, where these are the fewer.
-
-    A regression with an L2 penalty has its weights in that space: it is the same one, found sooner.
-    """
-    if len(train) >= train.shape[1]:
-        return train, test
-    values, vectors = np.linalg.eigh(train @ train.T)
-    kept = values > 1e-12 * max(values[-1], 1e-300)
-    axes, lengths = vectors[:, kept], np.sqrt(values[kept])
-    if not kept.any():  # all clips are one
-        return train, test
-    return axes * lengths, test @ (train.T @ axes) / lengths
+def _scorer(model: Any, x: Array, y: Labels) -> float:
+    return score(y, model.predict(x) if y.ndim == 1 else model.predict_proba(x))
 
 
-def _choose(x: Array, y: Array, one: Round, metric: str) -> float:
-    """Return the C that does best on the clips that choose; of equals the strongest regularisation."""
-    if not len(one.valid):
-        return STRENGTHS[len(STRENGTHS) // 2]
-    train, valid = (x[one.train], y[one.train]), (x[one.valid], y[one.valid])
-    results = [score(metric, regression_scores(*train, valid[0], strength=c), valid[1]) for c in STRENGTHS]
-    return STRENGTHS[int(np.argmax(results))]
-
-
-def score(metric: str, scores: Array, labels: Array) -> float:
-    """Return the accuracy, or the mean average precision over the classes that occur in the labels.
+def score(y: Labels, answer: NDArray[Any]) -> float:
+    """Return the accuracy, or the mean average precision over the classes that occur.
 
     Args:
-        metric: ``accuracy`` or ``mAP``.
-        scores: (clips, classes).
-        labels: 0 and 1, likewise.
+        y: :func:`targets`.
+        answer: Classes, (clips,), or scores of each class, (clips, classes).
     """
-    if metric == "accuracy":
-        return float((scores.argmax(1) == labels.argmax(1)).mean())
     from sklearn.metrics import average_precision_score
 
-    precision: Callable[..., float] = average_precision_score
-    there = labels.any(0)
-    if not there.any():
+    if y.ndim == 1:
+        return float((answer == y).mean())
+    occurs = y.any(0)
+    if not occurs.any():
         return 0.0
-    return float(np.mean([precision(labels[:, c], scores[:, c]) for c in np.flatnonzero(there)]))
+    return float(average_precision_score(y[:, occurs], answer[:, occurs], average="macro"))
+
+
+def majority_score(train: Labels, test: Labels) -> float:
+    """Return the score of an answer that is the same for each clip: what training clips have most often."""
+    if train.ndim == 1:
+        return float((test == np.bincount(train).argmax()).mean())
+    return float(test.mean(0)[test.any(0)].mean()) if test.any() else 0.0

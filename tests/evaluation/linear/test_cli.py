@@ -30,13 +30,14 @@ def test_tasks_and_tables_are_scored_in_one_table(run, our_checkpoint, tiny_task
     code, out, _ = run("probe", our_checkpoint, tones, strokes, tmp_path / "mine.csv", "--device", "cpu")
     assert code == 0
     head, *rows = out.splitlines()
-    assert head.split() == ["task", "metric", "kNN", "linear", "clips", "classes"]
+    assert head.split() == ["task", "metric", "kNN", "linear", "majority", "clips", "classes"]
     scores = {row.split()[0]: row.split()[1:] for row in rows[:3]}
     assert scores.keys() == {tones.name, strokes.name, "mine"}
-    for metric, knn, linear, _, _ in scores.values():
+    for metric, knn, linear, majority, _, _ in scores.values():
         assert metric == "accuracy"
         assert float(knn) > 0.6  # tones of four pitches: even untrained networks tell them apart
         assert float(linear) > 0.6
+        assert float(majority) < 0.5
     assert "splits are ours" in out
     assert len(list((tmp_path / "cache" / "probes").iterdir())) == 3
 

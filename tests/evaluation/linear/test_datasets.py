@@ -72,7 +72,7 @@ def test_audio_at_another_rate_serves_where_there_is_none_at_the_models(tiny_tas
 
 
 def test_event_tasks_are_refused_with_a_sentence(tiny_tasks, tmp_path):
-    with pytest.raises(ValueError, match=r"a task of events .* give a scene task"):
+    with pytest.raises(ValueError, match=r"a task of events .* only tasks of whole clips"):
         read_labelled(tiny_tasks.events(tmp_path), 16000)
 
 
@@ -92,7 +92,7 @@ def test_a_label_that_is_not_in_the_vocabulary_is_named_with_its_file(tiny_tasks
 def test_a_listing_of_something_else_is_refused_by_name(text, tiny_tasks, tmp_path):
     task = tiny_tasks.scene_multiclass(tmp_path)
     (task / "train.json").write_text(text)
-    with pytest.raises(ValueError, match=r"train\.json is no HEAR listing"):
+    with pytest.raises(ValueError, match=r"train\.json is not a HEAR listing"):
         read_labelled(task, 16000)
 
 
@@ -100,12 +100,12 @@ def test_audio_that_is_not_there_is_counted_and_named(tiny_tasks, tmp_path):
     task = tiny_tasks.scene_multiclass(tmp_path)
     for clip in read_labelled(task, 16000).clips[:2]:
         clip.path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"2 files that are not there, first .*train00\.wav"):
+    with pytest.raises(FileNotFoundError, match=r"2 files that do not exist, first .*train00\.wav"):
         read_labelled(task, 16000)
 
 
 def test_a_folder_or_path_that_is_no_set_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no HEAR task: it has no task_metadata\.json"):
+    with pytest.raises(ValueError, match=r"not a HEAR task: it has no task_metadata\.json"):
         read_labelled(tmp_path, 16000)
     with pytest.raises(FileNotFoundError, match="there is no"):
         read_labelled(tmp_path / "nowhere", 16000)
@@ -158,19 +158,49 @@ def test_labels_separated_by_commas_make_a_set_multilabel(csv_of):
     assert [clip.labels for clip in found.clips] == [("x", "y"), ("x",), (), ("y",)]
 
 
+def test_a_label_with_a_comma_among_several_stands_in_quotes(csv_of):
+    text = 'file,labels,split\na.wav,"""rain, heavy"", wind",train\nb.wav,wind,train\nc.wav,wind,test\n'
+    labelled = read_labelled(csv_of(text), 16000)
+    assert labelled.clips[0].labels == ("rain, heavy", "wind")
+
+
+def test_labels_in_two_unicode_normal_forms_are_the_same_class(csv_of, tiny_tasks, tmp_path):
+    text = "file,label,split\na.wav,caf\u00e9,train\nb.wav,x,train\nc.wav,cafe\u0301,test\n"
+    assert read_labelled(csv_of(text), 16000).classes == ("caf\u00e9", "x")
+
+
+def test_a_csv_with_file_and_file_name_means_the_same_files_as_for_prepare(csv_of, tmp_path):
+    from hear_m2d.pretrain.data.sources.base import list_source
+
+    path = csv_of(
+        "file,file_name,label,split\na.wav,b.wav,x,train\nc.wav,d.wav,y,train\na.wav,c.wav,x,test\n"
+    )
+    for name in "bd":
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(800), 16000)
+    prepared = [entry.name for entry in list_source(path).part(0, 3)]
+    assert [clip.name for clip in read_labelled(path, 16000).clips] == prepared == ["b.wav", "d.wav", "c.wav"]
+
+
+def test_a_column_fold_makes_folds_of_any_names(csv_of):
+    lines = "\n".join(f"{fold}{i}.wav,{'xy'[i]},{fold}" for fold in ("train", "b", "c") for i in range(2))
+    labelled = read_labelled(csv_of(f"file,label,fold\n{lines}\n"), 16000)
+    assert (labelled.splits, labelled.folds) == ("folds", ["b", "c", "train"])
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("name,class\na.wav,x\n", "columns name, class; it needs file and label"),
-        ("file,label\na.wav,x\nb.wav,\n", "line 3: b.wav has no label"),
-        ("file,label\na.wav,x\na.wav,y\n", "line 3: a.wav again"),
+        ("name,class\na.wav,x\n", "names no files: it has the columns name, class"),
+        ("file,class\na.wav,x\n", "columns file, class; it needs file and label"),
+        ("file,label\na.wav,x\nb.wav,\n", "b.wav has no label"),
+        ("file,label\na.wav,x\na.wav,y\n", "line 3: a.wav is repeated"),
         ("file,label\n,x\n", "line 2: no file is named"),
         ("file,label,split\na.wav,x,train\nb.wav,y,\n", "b.wav has no split, and others have"),
-        ("file,label,split\na.wav,x,train\nb.wav,y,1\n", "call them train, valid and test"),
-        ("file,label,split\na.wav,x,1\nb.wav,y,2\n", "2 folds with clips: a probe needs at least 3"),
-        ("file,label,split\na.wav,x,train\nb.wav,y,train\n", "no clip to test"),
-        ("file,label,split\na.wav,x,train\nb.wav,x,train\nc.wav,x,test\n", "all of one class"),
-        ("file,label\n", "no clip to train"),
+        ("file,label,split\na.wav,x,train\nb.wav,y,1\n", "name them train, valid and test"),
+        ("file,label,split\na.wav,x,1\nb.wav,y,2\n", "2 folds with clips; at least 3 are needed"),
+        ("file,label,split\na.wav,x,train\nb.wav,y,train\n", "no test clips"),
+        ("file,label,split\na.wav,x,train\nb.wav,x,train\nc.wav,x,test\n", "all have the same class"),
+        ("file,label\n", "no train clips"),
     ],
 )
 def test_a_csv_that_cannot_be_probed_with_is_refused_with_a_sentence(text, says, csv_of):
@@ -206,5 +236,5 @@ def test_a_cap_leaves_each_split_its_share_and_says_so():
 
 def test_a_cap_that_leaves_nothing_to_learn_from_is_refused():
     split = tuple(split_by_class(clips(x=9, y=9)))
-    with pytest.raises(ValueError, match="set, cut to 1 clips, are all of one class"):
+    with pytest.raises(ValueError, match="set, cut to 1 clips, all have the same class"):
         LabelledSet("set", "multiclass", ("x", "y"), split, "ours", 18).limited(1)

@@ -1,6 +1,7 @@
 """Embeddings of a set: those of the HEAR function, kept by weights and files, remade where either changed."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,15 @@ import torch
 import hear_m2d
 from hear_m2d.audio import read_audio
 from hear_m2d.evaluation.linear.datasets import read_labelled
-from hear_m2d.evaluation.linear.embeddings import cache_key, embed_task, weights_digest
+from hear_m2d.evaluation.linear.embeddings import (
+    Embedder,
+    cache_key,
+    embed_task,
+    fit_length,
+    module_embedder,
+    part_path,
+    weights_digest,
+)
 
 
 @pytest.fixture
@@ -80,12 +89,12 @@ def test_the_key_follows_weights_statistics_and_options(labelled, model, our_che
 
 def test_a_damaged_cache_is_made_again_with_a_warning(labelled, model, tmp_path, caplog):
     first = embed_task(model, labelled, cache=tmp_path)
-    path = tmp_path / f"{cache_key(model, labelled)}.safetensors"
+    path = part_path(tmp_path / cache_key(model, labelled), 0)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     assert np.array_equal(embed_task(model, labelled, cache=tmp_path), first)
-    assert "made again" in caplog.text
+    assert "computed again" in caplog.text
     caplog.clear()
     assert np.array_equal(embed_task(model, labelled, cache=tmp_path), first)
     assert not caplog.text
@@ -95,3 +104,61 @@ def test_a_file_that_does_not_decode_is_named(labelled, model):
     labelled.clips[3].path.write_bytes(b"RIFF no more than that")
     with pytest.raises(ValueError, match=labelled.clips[3].name):
         embed_task(model, labelled)
+
+
+def test_embedding_that_was_interrupted_continues_with_the_first_part_that_is_missing(
+    labelled, model, tmp_path, monkeypatch
+):
+    import hear_m2d.evaluation.linear.embeddings as module
+
+    monkeypatch.setattr(module, "PART_CLIPS", 20)
+    whole = embed_task(model, labelled)
+    ticks = []
+
+    def stop_after_two_parts(count):
+        ticks.append(count)
+        if sum(ticks) > 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed_task(model, labelled, cache=tmp_path, tick=stop_after_two_parts)
+    ticks = []
+    np.testing.assert_array_equal(embed_task(model, labelled, cache=tmp_path, tick=ticks.append), whole)
+    assert sum(ticks) == len(labelled.clips) - 40
+
+
+def test_a_unit_length_cuts_and_fills(labelled):
+    ramp = torch.arange(10.0)
+    assert fit_length(ramp, 4, 0).tolist() == [0, 1, 2, 3]
+    assert fit_length(ramp, 4, 0.999).tolist() == [6, 7, 8, 9]
+    assert fit_length(ramp, 12, 0.5).tolist() == [*range(10), 0, 0]
+    whole = Embedder(16000, 1, lambda clips: torch.stack([clip.abs().sum()[None] for clip in clips]), str)
+    lengths = Embedder(16000, 1, lambda clips: torch.tensor([[float(len(clip))] for clip in clips]), str)
+    unit = replace(labelled, unit_s=0.5)
+    assert set(embed_task(lengths, unit)[:, 0]) == {8000}
+    # Training clips are cut at a random start, which stays the same; test clips at their beginning.
+    cut = embed_task(whole, unit)[:, 0]
+    assert np.array_equal(cut, embed_task(whole, unit)[:, 0])
+    for index, clip in enumerate(unit.clips):
+        audio = read_audio(clip.path, 16000)
+        if clip.split == "test":
+            np.testing.assert_allclose(cut[index], np.abs(audio[:8000]).sum(), rtol=1e-5)
+
+
+def test_any_hear_module_embeds(labelled, tmp_path):
+    embedder = module_embedder("tiny_hear_module", None, options={}, device=torch.device("cpu"))
+    embeddings = embed_task(embedder, labelled, cache=tmp_path)
+    assert embeddings.shape == (len(labelled.clips), 64)
+    import tiny_hear_module
+
+    audio = torch.from_numpy(read_audio(labelled.clips[0].path, 16000))[None]
+    model = tiny_hear_module.load_model()
+    alone = tiny_hear_module.get_scene_embeddings(audio, model)[0]
+    np.testing.assert_allclose(embeddings[0], alone, atol=1e-5)
+
+
+def test_a_module_that_lacks_a_part_of_the_api_is_refused_by_name():
+    with pytest.raises(ValueError, match="has no function load_model"):
+        module_embedder("json", None, options={}, device=torch.device("cpu"))
+    with pytest.raises(ValueError, match="cannot be imported"):
+        module_embedder("no_such_module_here", None, options={}, device=torch.device("cpu"))

@@ -8,13 +8,14 @@ import pytest
 
 from hear_m2d.evaluation.linear.datasets import Clip, LabelledSet, split_by_class
 from hear_m2d.evaluation.linear.probes import (
-    STRENGTHS,
-    neighbour_scores,
+    C_GRID,
+    Round,
+    knn_score,
+    majority_score,
     probe,
-    regression_scores,
+    regression_score,
     rounds,
     score,
-    standardised,
     targets,
 )
 
@@ -62,36 +63,31 @@ def slow_neighbours(reference, labels, queries, count, leave_out):
     return np.array(found)
 
 
+@pytest.mark.parametrize("kind", ["one label", "several labels"])
 @pytest.mark.parametrize("leave_out", [False, True])
-def test_neighbours_equal_a_slow_reference(leave_out):
+def test_neighbors_equal_a_slow_reference(leave_out, kind):
     rng = np.random.default_rng(0)
-    reference, queries = rng.normal(size=(23, 5)), rng.normal(size=(7, 5))
-    labels = (rng.random((23, 4)) < 0.4).astype(float)
-    asked = None if leave_out else queries
-    slow = slow_neighbours(reference, labels, reference if leave_out else queries, 6, leave_out)
-    np.testing.assert_allclose(neighbour_scores(reference, labels, asked, count=6), slow, atol=1e-12)
-
-
-def test_blocks_of_similarities_change_nothing(monkeypatch):
-    import hear_m2d.evaluation.linear.probes as linear
-
-    rng = np.random.default_rng(0)
-    reference, labels = rng.normal(size=(23, 5)), np.eye(4)[rng.integers(0, 4, 23)]
-    whole = neighbour_scores(reference, labels)
-    monkeypatch.setattr(linear, "ROWS", 5)
-    np.testing.assert_allclose(neighbour_scores(reference, labels), whole, atol=1e-12)
+    train, test = rng.normal(size=(60, 5)), rng.normal(size=(40, 5))
+    scale = [(x - train.mean(0)) / train.std(0) for x in (train, test)]
+    asked = scale[0] if leave_out else scale[1]
+    y = rng.integers(0, 4, 60) if kind == "one label" else (rng.random((60, 4)) < 0.4).astype(int)
+    labels = np.eye(4)[y] if kind == "one label" else y
+    test_y = y if leave_out else y[:40]
+    slow = slow_neighbours(scale[0], labels, asked, 6, leave_out)
+    expected = score(test_y, slow.argmax(1) if kind == "one label" else slow)
+    arguments = (train, y) if leave_out else (train, y, test, test_y)
+    assert knn_score(*arguments, count=6) == pytest.approx(expected, abs=1e-12)
+    assert 0 < expected < 1
 
 
 def test_a_clip_has_no_vote_on_itself():
     """Each clip's own class is unique: a vote for itself would be the only way to be right."""
     x = np.random.default_rng(0).normal(size=(12, 6))
-    scores = neighbour_scores(x, np.eye(12), count=5)
-    assert (np.diag(scores) == 0).all()
+    assert knn_score(x, np.arange(12), count=5) == 0
 
 
-def test_fewer_clips_than_neighbours_all_vote():
-    scores = neighbour_scores(np.eye(3), np.eye(3), np.eye(3), count=10)
-    np.testing.assert_allclose(scores.sum(1), 1)
+def test_fewer_clips_than_neighbors_all_vote():
+    assert knn_score(np.eye(3), np.arange(3), np.eye(3), np.arange(3), count=10) == 1
 
 
 @pytest.mark.parametrize("splits", ["given", "folds", "ours"])
@@ -118,8 +114,10 @@ def test_the_regression_is_scikit_learns_on_standardised_features(features):
     x, labels = blobs(60, features=features, apart=1.0)
     y = np.array([ord(label[0]) - ord("a") for label in labels])
     reference = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000)).fit(x[:40], y[:40])
-    found = regression_scores(x[:40], np.eye(3)[y[:40]], x[40:], strength=0.1)
-    np.testing.assert_allclose(found, reference.predict_proba(x[40:]), atol=1e-4)
+    one = Round(np.arange(40), np.arange(0), np.arange(40, 60))
+    value, c = regression_score(x, y, one, 0.1)
+    assert c == 0.1
+    assert value == pytest.approx(reference.score(x[40:], y[40:]), abs=1e-12)
 
 
 def test_units_and_offsets_of_features_do_not_matter():
@@ -132,11 +130,13 @@ def test_units_and_offsets_of_features_do_not_matter():
     assert first.linear < 1
 
 
-def test_test_clips_do_not_shape_the_standardisation():
-    train = np.random.default_rng(0).normal(size=(20, 3))
-    test = np.full((4, 3), 1e6)
-    np.testing.assert_allclose(standardised(train, train).std(0), 1)
-    np.testing.assert_allclose(standardised(train, test), (test - train.mean(0)) / train.std(0))
+def test_test_clips_do_not_shape_the_standardization():
+    x, labels = blobs(90, apart=0.7)
+    labelled = make_set(labels, THIRDS * 10)
+    far = np.concatenate([x, np.full((9, 8), 1e6)])
+    more = make_set([*labels, *[("a",)] * 9], [*THIRDS * 10, *["test"] * 9])
+    right = round(probe(x, labelled).linear * 30)
+    assert round(probe(far, more).linear * 39) in (right, right + 9)  # the same answers for the first 30
 
 
 def test_collapsed_embeddings_give_chance_and_no_error():
@@ -167,9 +167,9 @@ def test_without_clips_that_choose_a_fifth_of_each_training_class_does():
     assert probe(x, labelled).linear == 1.0
 
 
-def test_of_equal_strengths_the_strongest_regularisation_is_chosen():
+def test_of_equal_strengths_the_strongest_regularization_is_chosen():
     x, labels = blobs(90, apart=50.0)
-    assert probe(x, make_set(labels, THIRDS * 10)).strength == STRENGTHS[0]
+    assert probe(x, make_set(labels, THIRDS * 10)).strength == C_GRID[0]
 
 
 def test_the_choice_does_not_look_at_the_test():
@@ -221,7 +221,7 @@ def test_mean_average_precision_equals_a_slow_reference_and_leaves_out_absent_cl
     scores, labels = rng.random((30, 4)), (rng.random((30, 4)) < 0.3).astype(float)
     labels[:, 2] = 0
     slow = np.mean([average_precision(scores[:, c], labels[:, c]) for c in (0, 1, 3)])
-    assert score("mAP", scores, labels) == pytest.approx(slow, abs=1e-12)
+    assert score(labels.astype(int), scores) == pytest.approx(slow, abs=1e-12)
 
 
 def test_a_class_that_no_training_clip_has_is_no_error():
@@ -234,8 +234,17 @@ def test_a_class_that_no_training_clip_has_is_no_error():
 def test_embeddings_that_are_not_finite_or_too_few_are_refused():
     x, labels = blobs(90)
     labelled = make_set(labels, THIRDS * 10)
-    with pytest.raises(ValueError, match="90 clips, and embeddings of shape"):
+    with pytest.raises(ValueError, match="90 clips, but embeddings of shape"):
         probe(x[:-1], labelled)
     x[4, 2] = np.nan
     with pytest.raises(ValueError, match="not all finite"):
         probe(x, labelled)
+
+
+def test_the_majority_is_what_an_answer_without_listening_scores():
+    assert majority_score(np.array([0, 1, 1]), np.array([1, 0, 0, 1])) == 0.5
+    assert majority_score(np.array([2, 2, 1]), np.array([1, 0])) == 0
+    several = np.array([[1, 0, 1], [0, 0, 1]])
+    assert majority_score(several, several) == 0.75  # a class without a test clip is left out
+    x, labels = blobs(90)
+    assert probe(x, make_set(labels, THIRDS * 10)).majority == pytest.approx(1 / 3)
