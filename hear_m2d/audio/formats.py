@@ -1,0 +1,88 @@
+"""What a file holds, by its first bytes: a name's suffix proves nothing."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import IO, Literal, NamedTuple
+
+
+class Format(NamedTuple):
+    """A format that is known by its first bytes.
+
+    Attributes:
+        name: For sentences.
+        demuxer: FFmpeg's name for it.
+        states_length: Its header states how long the sound is.
+    """
+
+    name: str
+    demuxer: str
+    states_length: bool = False
+
+
+OGG = Format("Ogg", "ogg")
+MP3 = Format("MP3", "mp3")
+FLAC = Format("FLAC", "flac", True)
+WAV = Format("WAV", "wav", True)
+AIFF = Format("AIFF", "aiff", True)
+CAF = Format("CAF", "caf", True)
+_FORMATS = (
+    (rb"OggS", OGG),
+    (rb"fLaC", FLAC),
+    (rb"RIFF....WAVE", WAV),
+    (rb"FORM....AIF[FC]", AIFF),
+    (rb"caff", CAF),
+    (rb"....(?:ftyp|moov|mdat|wide|skip|free)", Format("MPEG-4", "mov", True)),
+    (rb"\x1a\x45\xdf\xa3", Format("Matroska or WebM", "matroska", True)),
+    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", Format("Windows Media", "asf", True)),
+    (rb"\xff[\xf0\xf1\xf8\xf9]|ADIF", Format("AAC", "aac")),
+    (rb"\xff[\xe0-\xff]", MP3),
+    (rb"\x0b\x77", Format("AC-3", "ac3")),
+    (rb"#!AMR", Format("AMR", "amr")),
+    (rb"wvpk", Format("WavPack", "wv", True)),
+    (rb"MAC ", Format("Monkey's Audio", "ape", True)),
+    (rb"TTA1", Format("True Audio", "tta", True)),
+)
+_TEXT = re.compile(rb"[\t\n\r\f\x20-\x7e\x80-\xff]+")
+
+
+def format_of(head: bytes) -> Format | None:
+    """Return the format of a file that begins with these bytes; None if it is not known."""
+    for pattern, known in _FORMATS:
+        if re.match(pattern, head, re.DOTALL):
+            return known
+    return None
+
+
+def cut_chunk(file: IO[bytes], kind: Format | None) -> str:
+    """Return which chunk of a WAV, AIFF or CAF file ends behind the end of the file; nothing if none does."""
+    if kind not in (WAV, AIFF, CAF):
+        return ""
+    width = 8 if kind is CAF else 4  # bytes of a size
+    order: Literal["little", "big"] = "little" if kind is WAV else "big"
+    end = file.seek(0, io.SEEK_END)
+    position = 8 if kind is CAF else 12
+    while file.seek(position) + 4 + width <= end:
+        head = file.read(4 + width)
+        size = int.from_bytes(head[4:], order)
+        position += 4 + width + size + (size % 2 if kind is not CAF else 0)
+        if position - size % 2 > end and not is_unknown(size):
+            return f"its chunk {head[:4].decode('latin-1')!r} of {size} bytes is cut off"
+        if size == 0 and head[:4] == b"data":  # never completed
+            break
+    return ""
+
+
+def is_unknown(size: int) -> bool:
+    """Return whether a program that writes to a pipe states this size: the largest, or slightly less."""
+    return any(0 <= most - size <= 1 << 16 for most in (1 << 31, 1 << 32, 1 << 63, 1 << 64))
+
+
+def not_audio(head: bytes) -> str:
+    """Return what a file of unknown format seems to hold."""
+    if re.match(rb"\s*(?:<!doctype html|<html|<head)", head, re.IGNORECASE):
+        return "it is an HTML page"
+    if _TEXT.fullmatch(head):
+        return f"it is text that begins with {head[:20].decode('ascii', 'replace')!r}"
+    return "its format is not known"

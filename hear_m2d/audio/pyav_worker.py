@@ -1,0 +1,90 @@
+"""The process that decodes with PyAV. It runs as a script, so that it starts without importing torch.
+
+Standard input: requests, a line of JSON each: ``path`` or ``size`` (that many bytes follow), ``demuxer``,
+``states_length``. Standard output: messages, a JSON line each: ``rate`` and ``channels`` (of the samples that
+follow), ``samples`` (so many float32 values follow), at the end ``done``, or ``error`` with ``reason``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from typing import IO, Any
+
+import av
+import numpy as np
+
+# Damage is an error, also where FFmpeg would pass over it.
+_STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
+_LENGTH_SLACK_S = 0.15  # of lossy codecs: containers count delay and padding
+_LOSSLESS = ("pcm_", "flac", "alac", "wavpack", "ape", "tta")
+
+
+def decode(source: Any, demuxer: str, states_length: bool, out: IO[bytes]) -> None:
+    """Decode the sound of a file and write it in messages."""
+    with av.open(source, format=demuxer, options=_STRICT, metadata_errors="ignore") as container:
+        if not container.streams.audio:
+            raise ValueError("it holds no sound")
+        stream = container.streams.best("audio") or container.streams.audio[0]
+        stream.codec_context.options = _STRICT
+        stated = float(stream.duration * stream.time_base) if stream.duration else None
+        current, decoded_s = None, 0.0
+        for frame in container.decode(stream):
+            # A video's stream that is not decoded passes by.
+            now = {"rate": frame.sample_rate, "channels": frame.layout.nb_channels}
+            if now != current:
+                send(out, now)
+                current = now
+            samples = to_float(frame.to_ndarray(), planar=frame.format.is_planar, channels=now["channels"])
+            send(out, {"samples": len(samples)})
+            out.write(samples.tobytes())
+            decoded_s += len(samples) / frame.sample_rate
+        slack = 0.001 if stream.codec_context.name.startswith(_LOSSLESS) else _LENGTH_SLACK_S
+        if states_length and stated and decoded_s + slack < stated:
+            raise EOFError(f"its header promises {stated:.2f} s, {decoded_s:.2f} s decode")
+
+
+def to_float(values: Any, *, planar: bool, channels: int) -> Any:
+    """Return the mean over the channels, (samples,), float32 in [-1, 1]."""
+    if values.dtype == np.uint8:
+        values = (values.astype(np.float32) - 128) / 128
+    elif values.dtype.kind == "i":
+        values = values.astype(np.float32 if values.dtype.itemsize == 2 else np.float64) / -float(
+            np.iinfo(values.dtype).min
+        )
+    values = values if planar else values.reshape(-1, channels).T  # (channels, samples)
+    values = np.ascontiguousarray(values.T, dtype=np.float32)
+    if channels <= 2:
+        return values[:, 0] if channels == 1 else (values[:, 0] + values[:, 1]) * np.float32(0.5)
+    return values.mean(axis=1)
+
+
+def send(out: IO[bytes], message: dict[str, Any]) -> None:
+    """Write a message."""
+    out.write(json.dumps(message).encode() + b"\n")
+
+
+def main() -> None:
+    """Answer requests until the input ends."""
+    requests, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not come between the messages
+    av.logging.set_level(av.logging.PANIC)
+    for line in requests:
+        request = json.loads(line)
+        source = request["path"] if "path" in request else io.BytesIO(requests.read(request["size"]))
+        answer: dict[str, Any] = {"done": True}
+        try:
+            decode(source, request["demuxer"], request["states_length"], out)
+        except EOFError as error:
+            answer = {"error": str(error), "reason": "truncated"}
+        except Exception as error:
+            text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            answer = {"error": " ".join(str(text).split()), "reason": "corrupt"}
+        send(out, answer)
+        out.flush()
+
+
+if __name__ == "__main__":
+    main()

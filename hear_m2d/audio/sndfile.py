@@ -1,0 +1,106 @@
+"""Decode with libsndfile, and compare what decodes with what the file's header promises."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable
+from typing import IO
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+from hear_m2d.audio.formats import is_unknown
+from hear_m2d.audio.types import DecodeError, Piece
+
+_BLOCK = 1 << 20  # values per read: a header that promises too much must not allocate it
+# Sample rates that are accepted, hertz: from slowed-down seismograms to bats. With a header beyond them a
+# short file would be resampled to hours, or need a filter as long as the file.
+RATES = (100, 10_000_000)
+# How libsndfile notes that sound is cut off: in a chunk (WAV, AIFF, SVX, AU, WVE), in the file (W64, RF64).
+_SHORT_DATA = re.compile(
+    r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)"
+    r"|^\s*Data length (\d+) should be (\d+)",
+    re.MULTILINE,
+)
+_FRAMES = re.compile(r"^\s*Frames\s*:\s*(\d+)", re.MULTILINE)
+_SLACK_BYTES = 64  # some writers count their header as sound
+
+
+def decode(source: str | os.PathLike[str] | bytes, *, least: int | None = None) -> Piece:
+    """Decode a file.
+
+    Args:
+        source: Its path, or its bytes.
+        least: How many samples must decode, if that is known better than from its header.
+
+    Raises:
+        DecodeError: libsndfile cannot read it, or not to its end.
+        OSError: The file cannot be opened.
+    """
+
+    def reopen() -> IO[bytes]:
+        return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: PTH123
+
+    with reopen() as file:
+        size = file.seek(0, io.SEEK_END)
+    if isinstance(source, bytes):
+        target: object = reopen()
+    else:  # as bytes, where names are bytes: soundfile cannot spell one that is not UTF-8
+        target = os.fsencode(source) if os.name == "posix" else source
+    try:
+        with soundfile.SoundFile(target) as sound:
+            rate, kind, declared, notes = sound.samplerate, sound.format, sound.frames, sound.extra_info
+            channels = sound.channels
+            check_rate(rate)
+            blocks = []
+            frames = max(_BLOCK // channels, 1)
+            while len(block := sound.read(frames, dtype="float32", always_2d=True)):  # (frames, channels)
+                blocks.append(to_mono(block))
+    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
+        words = str(getattr(error, "error_string", None) or error).strip()  # without the file's name
+        raise DecodeError("corrupt", words or "libsndfile cannot read it", undecodable=True) from error
+    audio = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    if least is not None and len(audio) < least:
+        raise DecodeError("truncated", f"{len(audio)} of {least} samples decode", undecodable=True)
+    if len(audio) == 0:  # a header that was never completed states a length of 0
+        raise DecodeError("empty", "it holds no samples", undecodable=size > 1000)
+    if least is None and (missing := _missing(reopen, kind, notes, declared, len(audio))):
+        raise DecodeError("truncated", missing)
+    return Piece(audio, rate, channels)
+
+
+def check_rate(rate: int) -> None:
+    """Refuse a sample rate that no sound has."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise DecodeError("corrupt", f"its header states a rate of {rate} hertz")
+
+
+def to_mono(block: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Average channels, (frames, channels) → (frames,)."""
+    if block.shape[1] <= 2:  # the same numbers, twenty times as fast as numpy's mean over so short an axis
+        return block[:, 0] if block.shape[1] == 1 else (block[:, 0] + block[:, 1]) * np.float32(0.5)
+    mixed: NDArray[np.float32] = block.mean(axis=1)
+    return mixed
+
+
+def _missing(reopen: Callable[[], IO[bytes]], kind: str, notes: str, declared: int, decoded: int) -> str:
+    """Return what a file's header promises and the file does not hold; nothing if it is whole.
+
+    PAF, PVF, SD2 and IRCAM state no length, and are read as far as they go.
+    """
+    for match in _SHORT_DATA.findall(notes):
+        promised, held = (int(number) for number in match if number)
+        if held + _SLACK_BYTES < promised and not is_unknown(promised):
+            return f"its header promises {promised} bytes of sound, it holds {held}"
+    if kind == "VOC" and "truncated" in notes:
+        return "its last block ends past the end of the file"
+    if kind in ("AVR", "RF64", "MPC2K"):
+        declared = max([declared, *map(int, _FRAMES.findall(notes))])
+    if kind == "NIST":
+        with reopen() as file:
+            stated = re.search(rb"^sample_count -i (\d{1,12})", file.read(1024), re.MULTILINE)
+        declared = max(declared, int(stated[1]) if stated else 0)
+    return f"its header promises {declared} samples, {decoded} decode" if decoded < declared else ""
