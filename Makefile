@@ -16,7 +16,7 @@ HEAREVAL := heareval==2021.1.3
 VALIDATOR := hearvalidator==2021.0.6
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test check format test-slow test-kill test-full test-newest test-newest-extras test-lowest test-tf test-adapters test-actions bench bench-peers docs wheel clean
+.PHONY: help install lock demo test check format test-slow test-kill test-full test-newest test-newest-extras test-lowest test-tf test-adapters test-modules test-pages test-actions bench bench-peers docs wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -107,6 +107,13 @@ test-tf: $(STAMP) ## the harness where tensorflow is installed
 test-adapters: $(STAMP) ## the adapters under the real mteb and X-ARES
 	$(call beside,adapters,"mteb>=2" "xares>=0.1.3",tests/evaluation/adapters/check_adapters.py)
 
+# hearbaseline calls librosa as it was before 0.10; its metadata asks for a tensorflow that no current Python has.
+test-modules: $(STAMP) ## modules of others, validated, scored and reported (HEAR_M2D_DATA=folder)
+	$(call beside,modules,--no-deps librosa==0.9.2 resampy hearbaseline==2021.1.1 hear21passt,tests/evaluation/adapters/check_modules.py)
+
+test-pages: $(STAMP) ## the report page in headless Chromium (skipped where it is missing)
+	@$(BIN)/pytest -m pages $(ARGS)
+
 docs: $(STAMP) ## the manual and the reference as web pages, in build/docs
 	@$(BIN)/python -m sphinx -b html -E -W --keep-going -q docs build/docs
 	@echo "docs: build/docs/index.html"
@@ -123,7 +130,7 @@ bench-peers: $(STAMP) ## our base model beside AST, PaSST and wav2vec 2.0
 	$(call beside,peers,transformers hear21passt,benchmarks/peers.py $(ARGS))
 
 clean: ## remove builds, caches and the side environments; .venv and results stay
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .venv-newest .venv-newest-extras .venv-lowest .venv-tf .venv-adapters .venv-peers
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .venv-newest .venv-newest-extras .venv-lowest .venv-tf .venv-adapters .venv-modules .venv-peers
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -1,4 +1,4 @@
-"""A module with the HEAR API: load its model, and name everything of the API that it lacks.
+"""A module with the HEAR API: find its model, load it, and name everything of the API that it lacks.
 
 Source: the HEAR 2021 API, https://hearbenchmark.com/hear-api.html.
 """
@@ -8,12 +8,37 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from hear_m2d.utils.errors import InputError
 
 FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")
 ATTRIBUTES = ("sample_rate", "scene_embedding_size", "timestamp_embedding_size")
+
+
+def resolve_model(module: str, model: str | os.PathLike[str]) -> Path:
+    """Return the path of a model: the official tools take only a file or folder that exists.
+
+    A module may have a function ``resolve_model`` of its own, which turns a name into a path.
+
+    Args:
+        module: The module, as it is imported.
+        model: A path, or a name that the module's ``resolve_model`` knows.
+
+    Raises:
+        InputError: If there is no such file or folder, and the module does not know the name.
+    """
+    path = Path(model)
+    if path.exists():
+        return path
+    try:
+        resolve = getattr(importlib.import_module(module), "resolve_model", None)
+    except ImportError:  # reported when the module is loaded
+        resolve = None
+    if resolve is None:
+        raise InputError(f"there is no checkpoint at {path}")
+    return Path(resolve(os.fspath(model)))
 
 
 def check_module(

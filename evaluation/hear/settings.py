@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hear_m2d.evaluation.hear.module import resolve_model
 from hear_m2d.utils.errors import InputError, unknown_name
 
 OURS = "hear_m2d"
@@ -45,7 +46,10 @@ class Evaluation:
         if self.grid_points < 1:
             raise InputError(f"the number of grid points must be at least 1, not {self.grid_points}")
         if self.model is not None:
-            object.__setattr__(self, "model", check_model(self.model, module=self.module))
+            model = check_model(self.model, module=self.module)
+            if not self.name and Path(model) != Path(self.model):  # a name that the module resolved
+                object.__setattr__(self, "name", Path(self.model).name)
+            object.__setattr__(self, "model", model)
         device_environment(self.device)
 
 
@@ -53,14 +57,11 @@ def check_model(model: str | os.PathLike[str], *, module: str) -> str | os.PathL
     """Return what ``load_model`` gets: for our own module as it was typed, for another an existing path.
 
     Raises:
-        FileNotFoundError: If another module's file or folder is not there.
+        InputError: If another module's file or folder is not there.
     """
     if module == OURS:
         return model  # a path, a name, an address: read_weights finds it, or says what is wrong
-    path = Path(model)
-    if not path.exists():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    return path
+    return resolve_model(module, model)
 
 
 def device_environment(device: str | None) -> dict[str, str]:

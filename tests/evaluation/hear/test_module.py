@@ -2,7 +2,8 @@
 
 import pytest
 
-from hear_m2d.evaluation.hear.module import check_module
+from hear_m2d.evaluation.hear.module import check_module, resolve_model
+from hear_m2d.evaluation.hear.settings import Evaluation
 from hear_m2d.utils.errors import InputError
 
 FUNCTIONS = {
@@ -58,3 +59,20 @@ def test_all_missing_parts_are_named_at_once(write_module):
 def test_a_module_that_is_not_there_is_an_import_error():
     with pytest.raises(ImportError, match="no_such_hear_module"):
         check_module("no_such_hear_module")
+
+
+def test_a_module_can_resolve_a_name_to_a_path(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    code = f"def resolve_model(name): return {str(tmp_path)!r} + '/weights'\n"
+    (tmp_path / "knows_names.py").write_text(code)
+    assert resolve_model("knows_names", "owner/tiny") == tmp_path / "weights"
+    settings = Evaluation(tasks_dir=tmp_path, out=tmp_path, model="owner/tiny", module="knows_names")
+    assert (settings.model, settings.name) == (tmp_path / "weights", "tiny")
+
+
+@pytest.mark.parametrize("module", ["json", "no_such_hear_module"])
+def test_a_model_that_is_not_there_is_refused(tmp_path, module):
+    with pytest.raises(InputError, match="there is no checkpoint at nothing"):
+        resolve_model(module, "nothing")
+    assert resolve_model(module, tmp_path) == tmp_path
