@@ -124,6 +124,8 @@ def _check_metadata(metadata: dict[str, Any]) -> list[Finding]:
                     "metadata", f"`{key}` must be one of {', '.join(choices)}, not {metadata[key]!r}"
                 )
             )
+    if metadata.get("embedding_type") == "event" and metadata.get("prediction_type") == "multiclass":
+        findings.append(metadata_error("metadata", "the events of a task must be multilabel, not multiclass"))
     duration = metadata.get("sample_duration")
     if duration is not None and not (_is_number(duration) and duration > 0):
         findings.append(
@@ -160,7 +162,7 @@ def _check_split_names(metadata: dict[str, Any]) -> list[Finding]:
             if split not in _SPLITS:
                 hint = " Call it `valid`." if split in ("val", "validation", "dev") else ""
                 message = f"the split `{split}` is not used: trainvaltest has train, valid, test.{hint}"
-                findings.append(error("split names", METADATA, message))
+                findings.append(warning("split names", METADATA, message))
         if lacking := [split for split in _SPLITS if split not in splits]:
             findings.append(error("split names", METADATA, f"`splits` lacks {', '.join(lacking)}"))
     elif len(splits) < 3:
@@ -180,7 +182,9 @@ def _check_metrics(metadata: dict[str, Any]) -> list[Finding]:
             findings.append(error("metrics", METADATA, message))
         elif (metric in EVENT_METRICS) != (metadata.get("embedding_type") == "event"):
             kind = metadata.get("embedding_type")
-            findings.append(error("metrics", METADATA, f"the metric {metric} cannot score a {kind} task"))
+            findings.append(
+                error("metrics", METADATA, f"the metric {metric} cannot score tasks of type {kind}")
+            )
     if "segment_1s_er" in metrics[:1]:
         message = "segment_1s_er as the first metric: the kit would choose the worst post-processing"
         findings.append(warning("metrics", METADATA, message))

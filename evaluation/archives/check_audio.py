@@ -56,8 +56,13 @@ def check_audio(
 
 def read_headers(paths: list[Path], jobs: int | None = None) -> list[Header | str]:
     """Return the header of each audio file, or why it cannot be read."""
+    parts = [paths[first : first + 500] for first in range(0, len(paths), 500)]
     with ThreadPoolExecutor(jobs or 2 * (os.cpu_count() or 1)) as pool:
-        return list(pool.map(_read_header, paths))
+        return [header for headers in pool.map(_read_headers, parts) for header in headers]
+
+
+def _read_headers(paths: list[Path]) -> list[Header | str]:
+    return [_read_header(path) for path in paths]
 
 
 def _read_header(path: Path) -> Header | str:

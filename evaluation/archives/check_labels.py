@@ -6,6 +6,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,20 @@ BATCH_SIZE = 1024
 Splits = Mapping[str, Mapping[str, Any]]
 
 
+@dataclass
+class _Vocabulary:
+    known: set[str] = field(default_factory=set)
+    """The labels as the kit knows them."""
+    changed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Labels that pandas changes: text → (as it is read, row)."""
+    readable: bool = False
+
+
 def check_labels(task: Path, metadata: Mapping[str, Any], splits: Splits) -> list[Finding]:
     """Check the label vocabulary and the labels of the splits, ``{split: {file: labels}}``."""
     findings: list[Finding] = []
     used: dict[str, set[str]] = {split: set() for split in splits}
-    known, changed = _read_vocabulary(task, findings)
+    vocabulary = _read_vocabulary(task, findings)
     event = metadata.get("embedding_type") == "event"
     for split, rows in splits.items():
         for name, value in rows.items():
@@ -31,70 +41,64 @@ def check_labels(task: Path, metadata: Mapping[str, Any], splits: Splits) -> lis
                     findings.append(error("labels", f"{split}.json", problem, row=name))
                     continue
                 used[split].add(str(label))
-                if str(label) not in known:
-                    findings.append(_unknown_label(split, name, label, changed))
-    # A label that pandas changes does no harm where the splits spell it as pandas does.
+                if vocabulary.readable and str(label) not in vocabulary.known:
+                    findings.append(_unknown_label(split, name, label, vocabulary))
     all_used = set().union(*used.values())
-    findings += [
-        error(
-            "vocabulary",
-            VOCABULARY,
-            f"pandas, as the kit uses it, reads {text!r} as {_spell(read)}",
-            row=row,
-        )
-        for text, (read, row) in changed.items()
-        if read not in all_used or text in all_used
-    ]
-    findings += _check_splits(metadata, splits, used, len(known))
+    for text, (read, row) in vocabulary.changed.items():
+        # Where the splits spell the label as pandas does, or not at all, the kit does not stumble over it.
+        report = error if text in all_used else warning
+        if read not in all_used:
+            message = f"pandas, as the kit uses it, reads {text!r} as {_spell(read)}"
+            findings.append(report("vocabulary", VOCABULARY, message, row=row))
+    findings += _check_splits(metadata, splits, used, vocabulary.known)
     findings += _check_last_batch(metadata, splits)
     return findings
 
 
-def _read_vocabulary(task: Path, findings: list[Finding]) -> tuple[set[str], dict[str, tuple[str, str]]]:
-    """Return the labels as the kit knows them, and those that pandas changes: text → (as read, row)."""
+def _read_vocabulary(task: Path, findings: list[Finding]) -> _Vocabulary:
     import pandas as pd
 
     def report(message: str, row: str = "") -> None:
         findings.append(error("vocabulary", VOCABULARY, message, row=row))
 
+    vocabulary = _Vocabulary()
     try:
-        text = (task / VOCABULARY).read_text(encoding="utf-8")
-        table = pd.read_csv(io.StringIO(text))
+        table = pd.read_csv(task / VOCABULARY)
+        rows = list(_csv_rows((task / VOCABULARY).read_text(encoding="utf-8-sig")))
     except (OSError, ValueError) as problem:
         report(f"it cannot be read: {getattr(problem, 'strerror', None) or problem}")
-        return set(), {}
-    if list(table.columns) != ["idx", "label"]:
+        return vocabulary
+    if not {"idx", "label"} <= set(table.columns):
         report(f"its header must be idx,label, not {','.join(map(str, table.columns))}", "line 1")
-        return set(), {}
-    rows = [(line, row) for line, row in _csv_rows(text) if row]
+        return vocabulary
     if len(rows) != len(table):
         report(f"pandas, as the kit uses it, finds {len(table)} rows in it, not {len(rows)}")
     if sorted(table["idx"].tolist()) != list(range(len(table))):
         report(f"its `idx` must be 0 to {len(table) - 1}, each once")
-    known = ["" if pd.isna(label) else str(label) for label in table["label"].astype(str)]
-    changed: dict[str, tuple[str, str]] = {}
-    for (line, row), read in zip(rows, known, strict=False):
-        label = row[1] if len(row) > 1 else ""
-        if not label.strip():
+    labels = ["" if pd.isna(label) else str(label) for label in table["label"].astype(str)]
+    for (line, text), read in zip(rows, labels, strict=False):
+        if not text.strip():
             report("the label is empty", f"line {line}")
-        elif read != label:
-            changed[label] = (read, f"line {line}")
-    for label, count in Counter(known).items():
+        elif read != text:
+            vocabulary.changed[text] = (read, f"line {line}")
+    for label, count in Counter(labels).items():
         if label and count > 1:
             report(f"the label {label!r} is there {count} times")
-    return set(known) - {""}, changed
+    vocabulary.known = set(labels) - {""}
+    vocabulary.readable = True
+    return vocabulary
 
 
-def _csv_rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield (line number, cells) of the rows after the header."""
-    reader = csv.reader(io.StringIO(text))
-    next(reader, None)
+def _csv_rows(text: str) -> Iterator[tuple[int, str]]:
+    """Yield (line number, label) of the rows after the header; empty lines are no rows."""
+    reader = csv.DictReader(io.StringIO(text))
     for row in reader:
-        yield reader.line_num, row
+        yield reader.line_num, row.get("label") or ""
 
 
-def _unknown_label(split: str, name: str, label: Any, changed: Mapping[str, tuple[str, str]]) -> Finding:
-    why = f": pandas reads it as {_spell(changed[str(label)][0])}" if str(label) in changed else ""
+def _unknown_label(split: str, name: str, label: Any, vocabulary: _Vocabulary) -> Finding:
+    changed = vocabulary.changed.get(str(label))
+    why = f": pandas reads it as {_spell(changed[0])}" if changed else ""
     message = f"the label {label!r} is not in {VOCABULARY}{why}"
     return error("unknown label", f"{split}.json", message, row=name)
 
@@ -132,36 +136,48 @@ def _event_labels(value: Any) -> Iterator[tuple[Any, str]]:
             yield None, f"event {number}: start and end must be milliseconds, not {start!r} and {end!r}"
         elif not start <= end:
             yield None, f"event {number} ends at {end} ms, before its start at {start} ms"
-        elif start < 0:
-            yield None, f"event {number} starts at {start} ms, before the clip"
         else:
             yield event["label"], ""
 
 
 def _check_splits(
-    metadata: Mapping[str, Any], splits: Splits, used: Mapping[str, set[str]], classes: int
+    metadata: Mapping[str, Any], splits: Splits, used: Mapping[str, set[str]], known: set[str]
 ) -> list[Finding]:
     findings = []
-    event = metadata.get("embedding_type") == "event"
     owner: dict[str, str] = {}
-    metrics = metadata.get("evaluation") or [""]
+    event = metadata.get("embedding_type") == "event"
     for split, rows in splits.items():
         file = f"{split}.json"
         if not rows:
             findings.append(error("empty split", file, "the split has no files"))
-            continue
-        if not used[split]:
+        elif not used[split]:
             what = "events" if event else "labels"
             findings.append(error("empty split", file, f"no file of the split has {what}"))
-        elif len(used[split]) == 1 and classes > 1:
-            # The area under the curve is not a number for it, which stops the kit's training at once.
-            report = error if str(metrics[0]) in ("aucroc", "d_prime") else warning
-            findings.append(report("one class", file, f"all its labels are {min(used[split])!r}"))
+        else:
+            findings += _check_classes(metadata, split, used[split], known)
         for name in rows:
             if owner.setdefault(name, split) != split:
-                report = error if event else warning
-                findings.append(report("file twice", file, f"it is in {owner[name]}.json, too", row=name))
+                findings.append(warning("file twice", file, f"it is in {owner[name]}.json, too", row=name))
     return findings
+
+
+def _check_classes(
+    metadata: Mapping[str, Any], split: str, used: set[str], known: set[str]
+) -> Iterator[Finding]:
+    """Find a split with one class, and classes that a scored split lacks where the metric minds it."""
+    file = f"{split}.json"
+    absent = sorted(known - used)
+    metric = str((metadata.get("evaluation") or [""])[0])
+    if absent and len(used) == 1:
+        yield warning("one class", file, f"all its labels are {min(used)!r}")
+    if not absent or split == "train":
+        return
+    which = f"{len(absent)} of {len(known)} classes are absent, such as {absent[0]!r}"
+    if metric in ("aucroc", "d_prime"):
+        message = f"{which}: {metric} is not a number for them, which stops the training or fails the task"
+        yield error("absent class", file, message)
+    elif metric == "mAP":
+        yield warning("absent class", file, f"{which}: current scikit-learn counts them as 0 in mAP")
 
 
 def _check_last_batch(metadata: Mapping[str, Any], splits: Splits) -> list[Finding]:

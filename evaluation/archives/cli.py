@@ -100,9 +100,9 @@ def check(folder: Path, rate: int | None, names: tuple[str, ...], jobs: int | No
     for line in summarize(findings, limit=len(findings) if show_all else 5):
         click.echo(line)
     errors = sum(finding.level == "error" for finding in findings)
-    click.echo(f"{errors} errors, {len(findings) - errors} warnings")
+    click.echo(f"errors: {errors}, warnings: {len(findings) - errors}")
     if errors:
-        raise WorkFailedError(f"{folder} has {errors} errors: hear-m2d evaluate would fail")
+        raise WorkFailedError(f"errors in {folder}: hear-m2d evaluate would fail or give a wrong score")
 
 
 def catalog_table() -> str:

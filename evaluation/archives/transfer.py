@@ -1,9 +1,9 @@
 """One file over HTTP: resumed with range requests, retried, and checked against its size and MD5.
 
-What was tried for the HTTP: pooch does not resume; fsspec's ``HTTPFileSystem`` reads ranges, but needs the
-length first, hides ``Retry-After`` and refuses a server that ignores ranges. ``requests`` gives the status
-and the headers that the rules below need; urllib3 beneath it compares the number of bytes with the promised
-length and parses ``Retry-After``.
+What was tried for the HTTP: pooch starts at the first byte again after each failure; fsspec gives up when a
+connection breaks and reports 429 and 503 as a missing file; both take a file that the server cuts short for
+whole. ``requests`` gives the status and the headers that the rules below need; urllib3 beneath it compares
+the number of bytes with the promised length and parses ``Retry-After``.
 """
 
 from __future__ import annotations

@@ -151,14 +151,17 @@ def test_a_multiclass_clip_has_one_label(scene, labels) -> None:
 METADATA = [
     ({"evaluation": ["top1_ac"]}, "unknown metric 'top1_ac'. Did you mean top1_acc"),
     ({"evaluation": []}, "`evaluation` must be a list of metrics"),
-    ({"evaluation": ["event_onset_50ms_fms"]}, "the metric event_onset_50ms_fms cannot score a scene task"),
-    ({"splits": ["train", "val", "test"]}, "the split `val` is not used"),
+    (
+        {"evaluation": ["event_onset_50ms_fms"]},
+        "the metric event_onset_50ms_fms cannot score tasks of type scene",
+    ),
     ({"splits": ["train", "test"]}, "`splits` lacks valid"),
     ({"splits": "train"}, "`splits` must be a list of names"),
     ({"splits": ["train", "../valid", "test"]}, "`splits` must hold plain names"),
     ({"split_mode": "new_split_kfold", "splits": ["train", "test"]}, "2 folds: at least 3 are needed"),
     ({"split_mode": "kfold"}, "`split_mode` must be one of"),
     ({"embedding_type": "clip"}, "`embedding_type` must be one of scene, event"),
+    ({"embedding_type": "event", "prediction_type": "multiclass"}, "the events of a task must be multilabel"),
     ({"prediction_type": None}, "`prediction_type` must be one of"),
     ({"sample_duration": "1 s"}, "`sample_duration` must be seconds or null"),
 ]
@@ -209,11 +212,36 @@ def test_a_split_without_events_or_files_is_found(events) -> None:
     assert "error: bells-v1.0-full: test.json: the split has no files" in found
 
 
-def test_a_fold_with_one_class_is_a_warning_or_an_error_by_the_metric(folds) -> None:
+def test_a_split_called_val_is_found_and_its_name_is_given(scene) -> None:
+    (scene / "valid.json").rename(scene / "val.json")
+    edit(scene / "task_metadata.json", lambda metadata: metadata.update(splits=["train", "val", "test"]))
+    found = lines(scene)
+    assert "the split `val` is not used: trainvaltest has train, valid, test. Call it `valid`." in found
+    assert "error: tones-v1.0-full: task_metadata.json: `splits` lacks valid" in found
+
+
+def test_a_fold_with_one_class_is_found(folds) -> None:
     edit(folds / "fold01.json", lambda rows: rows.update({name: [1] for name in rows}))
-    assert "warning: strokes-v1.0-full: fold01.json: all its labels are '1'" in lines(folds)
+    assert lines(folds) == "warning: strokes-v1.0-full: fold01.json: all its labels are '1'"
+
+
+def test_an_absent_class_is_an_error_where_the_primary_metric_is_not_a_number(folds) -> None:
+    edit(folds / "fold01.json", lambda rows: rows.update({name: [1 + n % 2] for n, name in enumerate(rows)}))
+    assert lines(folds) == ""
     edit(folds / "task_metadata.json", lambda metadata: metadata.update(evaluation=["aucroc"]))
-    assert "error: strokes-v1.0-full: fold01.json: all its labels are '1'" in lines(folds)
+    assert "error: strokes-v1.0-full: fold01.json: 1 of 3 classes are absent, such as '0': aucroc" in lines(
+        folds
+    )
+    edit(folds / "task_metadata.json", lambda metadata: metadata.update(evaluation=["mAP"]))
+    assert "warning: strokes-v1.0-full: fold01.json: 1 of 3 classes are absent" in lines(folds)
+
+
+def test_what_the_kit_survives_is_no_error(scene) -> None:
+    (scene / "labelvocabulary.csv").write_text("label,idx,color\nd,3,x\nb,1,x\nc,2,x\na,0,x\nNA,4,x\n")
+    assert lines(scene) == (
+        "warning: tones-v1.0-full: labelvocabulary.csv, line 6: pandas, as the kit uses it, reads 'NA' as a "
+        "missing value"
+    )
 
 
 def test_a_last_batch_of_one_row_is_found(scene, folds) -> None:

@@ -38,7 +38,7 @@ def test_download_resample_check_one_after_the_other(run, small_task, pack, serv
     assert "12 files at 32000 Hz; 12 written from 16000 Hz, 0.003 h of audio" in out
     assert "hours per minute" in out
     code, out, _ = run("tasks", "check", tasks, "--rate", "32000")
-    assert (code, out) == (0, "0 errors, 0 warnings\n")
+    assert (code, out) == (0, "errors: 0, warnings: 0\n")
     (tasks / small_task.name / "32000/test/test00.wav").unlink()
     code, out, err = run("tasks", "check", tasks)
     assert code == 1
