@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ import soundfile
 
 from hear_m2d.evaluation.archives.findings import Finding, error, warning
 from hear_m2d.evaluation.archives.folder import compare_files, rate_folders
+from hear_m2d.utils.device import processors
+from hear_m2d.utils.parallel import map_threads
 
 Header = tuple[int, int, int]
 """Sample rate in Hz, channels, frames."""
@@ -57,8 +58,10 @@ def check_audio(
 def read_headers(paths: list[Path], jobs: int | None = None) -> list[Header | str]:
     """Return the header of each audio file, or why it cannot be read."""
     parts = [paths[first : first + 500] for first in range(0, len(paths), 500)]
-    with ThreadPoolExecutor(jobs or 2 * (os.cpu_count() or 1)) as pool:
-        return [header for headers in pool.map(_read_headers, parts) for header in headers]
+    with closing(
+        map_threads(_read_headers, parts, workers=jobs or 2 * processors(), budget=10**9)
+    ) as results:
+        return [header for headers in results for header in headers]
 
 
 def _read_headers(paths: list[Path]) -> list[Header | str]:

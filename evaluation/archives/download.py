@@ -22,7 +22,7 @@ from hear_m2d.evaluation.archives.folder import complete_rates
 from hear_m2d.evaluation.archives.transfer import fetch_file, find_damage
 from hear_m2d.evaluation.archives.unpack import ArchiveError, unpack
 from hear_m2d.utils.errors import InputError, WorkFailedError
-from hear_m2d.utils.files import hold_folder
+from hear_m2d.utils.files import lock_folder
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def _check_free(folder: Path, needed: float, what: str) -> None:
 def _workplace(folder: Path) -> Iterator[Path]:
     """Yield the hidden folder of a download, which one process at a time holds; remove it if it is empty."""
     place = folder / WORKPLACE
-    with hold_folder(place):
+    with lock_folder(place):
         try:
             yield place
         finally:

@@ -1,9 +1,9 @@
 """How much disk and memory the official kit needs for a task, before hours of embedding.
 
-From reading heareval 2021.1.3 and from measurements: every embedding is written twice, per clip and packed. Each
-training (one per grid point, then one per further fold) loads its splits anew, and keeps them until the task is
-done, because the kit keeps every trainer. Loading a split takes three more copies of it for a moment: a list of
-rows, the stacked tensor, and its absolute values.
+From reading heareval 2021.1.3 and from measurements: every embedding is written twice, per clip and packed.
+Each training (one per grid point, then one per further fold) loads its splits anew, and keeps them until the
+task is done, because the kit keeps every trainer. Loading a split takes three more copies of it for a moment:
+a list of rows, the stacked tensor, and its absolute values.
 """
 
 from __future__ import annotations

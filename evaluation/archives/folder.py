@@ -6,7 +6,6 @@ Layout: ``<task>/task_metadata.json``, ``labelvocabulary.csv``, ``<split>.json``
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hear_m2d.utils.errors import InputError, unknown_name
+from hear_m2d.utils.files import read_json
 
 METADATA = "task_metadata.json"
 VOCABULARY = "labelvocabulary.csv"
@@ -72,13 +72,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
         InputError: The file cannot be read, is not JSON, or holds something else.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or f"it is not JSON: {error}"
-        raise InputError(f"{path} cannot be read: {reason}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} must hold a JSON object")
-    return content
+        return read_json(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def split_files(task: Path) -> dict[str, list[str]]:

@@ -7,10 +7,9 @@ of one step, which soxr adds to 16-bit output (its seed is fixed here: the same 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +25,10 @@ from hear_m2d.evaluation.archives.folder import (
     split_files,
     task_folders,
 )
+from hear_m2d.utils.device import processors
 from hear_m2d.utils.errors import InputError, WorkFailedError
 from hear_m2d.utils.files import atomic_write, remove_leftovers, sync_files
+from hear_m2d.utils.parallel import map_threads
 from hear_m2d.utils.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def resample_tasks(
     """
     if rate not in RATES:
         raise InputError(f"the rate must be one of {', '.join(map(str, RATES))}, not {rate}")
-    jobs = jobs or os.cpu_count() or 1
+    jobs = jobs or processors()
     tasks = task_folders(folder, names)
     sources = [_source(task, rate) for task in tasks]  # all are checked before the first is written
     return [_resample(task, source, rate, jobs) for task, source in zip(tasks, sources, strict=True)]
@@ -110,20 +111,17 @@ def _resample(task: Path, source: int, rate: int, jobs: int) -> Resampled:
         target.rename(partial)
     waiting = compare_files(partial, splits, rate).missing
     audio_s = 0.0
+
+    def resample(name: str) -> float:
+        return _resample_file(task / str(source) / name, partial / name, rate)
+
     with (
-        ThreadPoolExecutor(jobs) as pool,
+        closing(map_threads(resample, waiting, workers=jobs)) as results,
         ProgressBar(total=len(waiting), unit="file", desc=f"{task.name} {rate} Hz") as bar,
     ):
-        pending = [
-            pool.submit(_resample_file, task / str(source) / name, partial / name, rate) for name in waiting
-        ]
-        try:
-            for future in pending:
-                audio_s += future.result()
-                bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for seconds in results:
+            audio_s += seconds
+            bar.update()
     result = compare_files(partial, splits, rate)
     if not result.complete:
         raise WorkFailedError(

@@ -68,9 +68,9 @@ def test_a_full_disk_is_noticed_before_the_first_byte(server, record, tmp_path, 
 
 
 def test_two_downloads_into_one_folder_are_refused(record, tmp_path) -> None:
-    from hear_m2d.utils.files import hold_folder
+    from hear_m2d.utils.files import lock_folder
 
-    with hold_folder(tmp_path / ".download"), pytest.raises(ValueError, match="another process"):
+    with lock_folder(tmp_path / ".download"), pytest.raises(InputError, match="another process"):
         download_tasks(["Gunshot"], tmp_path, base_url=record)
 
 

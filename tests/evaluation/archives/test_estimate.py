@@ -31,13 +31,14 @@ def test_fsd50k_at_3840_dimensions() -> None:
 
 
 def test_memory_is_what_was_measured_with_the_official_kit() -> None:
-    """40,000, 5,000 and 5,000 clips, 2,000 dimensions, 10 classes: the anonymous memory beyond the imports."""
-    size = TaskSize(False, 10, {"train": 40_000, "valid": 5_000, "test": 5_000}, {})
-    for grid_points, measured in [(1, 1.37e9), (3, 2.02e9)]:
+    """2,000 dimensions, 10 classes; beyond the imports."""
+    splits = TaskSize(False, 10, {"train": 40_000, "valid": 5_000, "test": 5_000}, {})
+    folds = TaskSize(False, 10, {f"fold{number:02d}": 5_000 for number in range(4)}, {})
+    for size, grid_points, measured in [(splits, 1, 1.37e9), (splits, 3, 2.02e9), (folds, 2, 0.79e9)]:
         need = estimate_embeddings(
             size, scene_size=2000, timestamp_size=1, timestamps_per_second=1, grid_points=grid_points
         )
-        assert need.memory_bytes == pytest.approx(measured, rel=0.1)
+        assert need.memory_bytes == pytest.approx(measured, rel=0.2)
 
 
 def test_a_folder_is_measured_from_its_splits_and_headers(tmp_path, tiny_tasks) -> None:
