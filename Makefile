@@ -107,7 +107,7 @@ test-tf: $(STAMP) ## the harness where tensorflow is installed
 test-adapters: $(STAMP) ## the adapters under the real mteb and X-ARES
 	$(call beside,adapters,"mteb>=2" "xares>=0.1.3",tests/evaluation/adapters/check_adapters.py)
 
-# hearbaseline calls librosa as it was before 0.10; its metadata asks for a tensorflow that no current Python has.
+# hearbaseline calls librosa as it was before 0.10; its metadata pins numpy 1.19 and numba 0.48, hence --no-deps.
 test-modules: $(STAMP) ## modules of others, validated, scored and reported (HEAR_M2D_DATA=folder)
 	$(call beside,modules,--no-deps librosa==0.9.2 resampy hearbaseline==2021.1.1 hear21passt,tests/evaluation/adapters/check_modules.py)
 

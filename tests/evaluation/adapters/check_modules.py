@@ -8,6 +8,7 @@ hear21passt. The smallest grid is used: with 60 clips to train on, the scores on
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,27 +17,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 TASK = "spoken_digit-1.0.9-small"
-PASST = """\
-from functools import partial
-from hear21passt import base
-from hear21passt.base import get_scene_embeddings, get_timestamp_embeddings
-base.get_model_passt = partial(base.get_model_passt, pretrained=False)
-load_model = base.load_model
-"""
-TEN_LINES = """\
-import torch
-class Loudness(torch.nn.Module):
-    sample_rate, scene_embedding_size, timestamp_embedding_size = 44100, 1, 1
-def load_model(path=""):
-    return Loudness()
-def get_timestamp_embeddings(audio, model):
-    frames = audio.unfold(1, 1764, 1764).square().mean(2, keepdim=True).add(1e-6).log()
-    return frames, (torch.arange(frames.shape[1]) * 40.0 + 20).expand(len(audio), -1)
-def get_scene_embeddings(audio, model):
-    return get_timestamp_embeddings(audio, model)[0].mean(1)
-"""
 HUGGING_FACE = "hear_m2d.evaluation.adapters.transformers"
 GRID = ("--grid", "faster", "--grid-points", "1")
+
+
+def documented(name: str) -> str:
+    """Return a module as docs/score_your_model.md has it."""
+    page = Path(__file__).resolve().parents[3] / "docs" / "score_your_model.md"
+    found = re.search(rf"```python\n# {re.escape(name)}\n(.*?)```", page.read_text(), re.DOTALL)
+    assert found, f"no {name} in {page}"
+    return found[1]
 
 
 def say(line: str) -> None:
@@ -76,8 +66,8 @@ def main() -> None:
         hear_m2d(place, "tasks", "download", "--from", str(archives), "--to", "tasks")
         for rate in ("32000", "16000"):
             hear_m2d(place, "tasks", "resample", "tasks", "--rate", rate)
-        (place / "random_passt.py").write_text(PASST)
-        (place / "ten_lines.py").write_text(TEN_LINES)
+        for file in ("random_passt.py", "ten_lines.py"):
+            (place / file).write_text(documented(file))
         save_wav2vec2(place / "wav2vec2")
         modules = {
             "hearbaseline.naive": ("--module", "hearbaseline.naive"),
