@@ -95,23 +95,18 @@ def probe(
     x = check_embeddings(embeddings, labelled)
     y = targets(labelled)
     all_rounds, strength, notes = rounds(labelled), None, list(labelled.notes)
-    by_neighbors, by_regression = [], []
+    by_regression = []
     if knn and labelled.splits == "ours":
-        by_neighbors = [knn_score(x, y, count=neighbors)]
         notes.append("neighbors: leave one out")
-    for one in all_rounds:
-        if knn and labelled.splits != "ours":
-            others = np.concatenate([one.train, one.valid])
-            by_neighbors.append(knn_score(x[others], y[others], x[one.test], y[one.test], count=neighbors))
-        if linear:
-            value, strength = regression_score(x, y, one, strength)
-            by_regression.append(value)
+    for one in all_rounds if linear else []:
+        value, strength = regression_score(x, y, one, strength)
+        by_regression.append(value)
     return ProbeResult(
         task=labelled.name,
         metric=labelled.metric,
-        knn=float(np.mean(by_neighbors)) if knn else None,
+        knn=neighbors_of_set(x, y, labelled, count=neighbors) if knn else None,
         linear=float(np.mean(by_regression)) if linear else None,
-        majority=float(np.mean([majority_score(y[one.train], y[one.test]) for one in all_rounds])),
+        majority=majority_of_set(y, labelled),
         strength=strength,
         clips=len(labelled.clips),
         classes=len(labelled.classes),
@@ -169,6 +164,22 @@ def rounds(labelled: LabelledSet) -> list[Round]:
     split = split_by_class([labelled.clips[row] for row in train])
     chooses = np.array([clip.split == "valid" for clip in split])
     return [Round(train[~chooses], train[chooses], test)]
+
+
+def neighbors_of_set(x: Array, y: Labels, labelled: LabelledSet, *, count: int = NEIGHBORS) -> float:
+    """Return the nearest neighbors' score of a set, a mean over folds; of all clips where splits are ours."""
+    if labelled.splits == "ours":
+        return knn_score(x, y, count=count)
+    scores = []
+    for one in rounds(labelled):
+        others = np.concatenate([one.train, one.valid])
+        scores.append(knn_score(x[others], y[others], x[one.test], y[one.test], count=count))
+    return float(np.mean(scores))
+
+
+def majority_of_set(y: Labels, labelled: LabelledSet) -> float:
+    """Return the majority's score of a set, a mean over folds."""
+    return float(np.mean([majority_score(y[one.train], y[one.test]) for one in rounds(labelled)]))
 
 
 def knn_score(

@@ -1,0 +1,1 @@
+"""Fine-tuning on labeled clips by the published recipes."""

@@ -1,0 +1,91 @@
+"""What fine-tuning reports: means over folds, then over seeds, of the last and of the best epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hear_m2d.evaluation.finetune.recipe import FinetuneRecipe
+from hear_m2d.evaluation.linear.datasets import LabelledSet
+from hear_m2d.evaluation.linear.probes import majority_of_set, targets
+from hear_m2d.evaluation.linear.protocol import half_interval
+from hear_m2d.evaluation.linear.published import comparison
+
+ON_TEST = (
+    "the best epoch was chosen on the test split, as in the published figures of sets without a validation "
+    "split: that score is optimistic; the last epoch's is not"
+)
+
+
+def summary(
+    runs: Sequence[dict[str, Any]],
+    labelled: LabelledSet,
+    *,
+    recipe: str,
+    settings: FinetuneRecipe,
+    model: str,
+) -> dict[str, Any]:
+    """Return the JSON object of all runs.
+
+    Args:
+        runs: What :func:`~hear_m2d.evaluation.finetune.train.finetune_run` returned.
+        labelled: The set.
+        recipe: Its recipe's name.
+        settings: The recipe.
+        model: What was fine-tuned.
+    """
+    seeds = list(dict.fromkeys(run["seed"] for run in runs))
+    scores: dict[str, Any] = {}
+    for which in ("last", "best"):
+        means = [
+            float(np.mean([run[which]["score"] for run in runs if run["seed"] == seed])) for seed in seeds
+        ]
+        scores[which] = {"score": float(np.mean(means)), "ci95": half_interval(means), "seeds": means}
+    selected_on = runs[0]["selected_on"]
+    return {
+        "format": 1,
+        "protocol": "finetune",
+        "task": labelled.name,
+        "published": labelled.published or (recipe if recipe in ("as2m", "as20k") else ""),
+        "metric": labelled.metric,
+        **scores,
+        "majority": majority_of_set(targets(labelled), labelled),
+        "selected_on": selected_on,
+        "seeds": seeds,
+        "model": {"name": Path(model).stem, "model": model},
+        "recipe": {"name": recipe, **settings.to_json()},
+        "environment": {"hear_m2d": version("hear-m2d"), "torch": torch.__version__},
+        "notes": [*labelled.notes, *([ON_TEST] if selected_on == "test" else [])],
+        "runs": list(runs),
+    }
+
+
+def report(results: dict[str, Any], *, compare: bool = False) -> list[str]:
+    """Return the lines that the command prints.
+
+    Args:
+        results: From :func:`summary`.
+        compare: Add the published figures.
+    """
+    seeds = ", ".join(map(str, results["seeds"]))
+    lines = [f"{results['task']}, recipe {results['recipe']['name']}, seeds {seeds}"]
+    for which in ("last", "best"):
+        interval = results[which]["ci95"]
+        text = "" if interval is None else f" ±{interval:.4f} (95 %, Student's t)"
+        lines.append(f"{which} epoch: test {results['metric']} {results[which]['score']:.4f}{text}")
+    lines.append(f"an answer that never listens: {results['majority']:.4f}")
+    if results["selected_on"] == "valid":
+        lines.append("the best epoch was chosen on the valid split")
+    lines += results["notes"]
+    if compare:
+        best = results["best"]
+        lines.append("fine-tuning, percent (best epoch):")
+        lines += comparison(
+            "finetune", results["published"], results["model"]["name"], best["score"], best["ci95"]
+        )
+    return lines
