@@ -24,8 +24,10 @@ import torch
 from machine import describe_machine
 from torch.utils.data import DataLoader
 
-from hear_m2d.pretrain.data.crops import Crops, LogMelData, StepBatches, collate
+from hear_m2d.pretrain.data.crops import Crops
 from hear_m2d.pretrain.data.prepare import prepare
+from hear_m2d.pretrain.data.prepared import LogMelData
+from hear_m2d.pretrain.data.sampling import StepBatches
 
 KINDS = [("wav", 16000, 1), ("wav", 44100, 2), ("flac", 44100, 2), ("ogg", 44100, 2), ("mp3", 44100, 2)]
 NEEDED = 4000  # clips a second that a training step of the base size takes on a current data-centre GPU
@@ -48,7 +50,7 @@ def prepared_hours(audio: Path, out: Path) -> tuple[float, float]:
 
 
 def loaded_crops(
-    data: LogMelData, *, frames: int, batch: int, workers: int, in_place: bool, seconds: float
+    data: LogMelData, *, frames: int, batch: int, workers: int, seconds: float
 ) -> tuple[float, float]:
     """Return the crops in a second of the loading processes' time, and of the clock."""
     steps = StepBatches(0, 1_000_000, batch_size=batch, n_clips=len(data), seed=0)
@@ -56,7 +58,7 @@ def loaded_crops(
         Crops(data, frames=frames),
         batch_sampler=steps,
         num_workers=workers,
-        collate_fn=collate if in_place else None,
+        collate_fn=dict,
     )
     before = busy_seconds(workers)
     batches = iter(made)
@@ -115,20 +117,17 @@ def main() -> None:
             print(f"| {name} | {core:.1f} | {clock:.1f} |")
         data = LogMelData(folder / "wav-16000-out")
         print(f"\n{options.frames}-frame crops in batches of {options.batch}; a step takes {NEEDED} clips/s")
-        print("| loader processes | stacked | clips/s per core | clips/s by the clock | cores for the step |")
-        print("|---|---|---|---|---|")
+        print("| loader processes | clips/s per core | clips/s by the clock | cores for the step |")
+        print("|---|---|---|---|")
         for workers in (0, 1, 2):
-            for in_place in (False, True):
-                core, clock = loaded_crops(
-                    data,
-                    frames=options.frames,
-                    batch=options.batch,
-                    workers=workers,
-                    in_place=in_place,
-                    seconds=options.seconds,
-                )
-                how = "in place" if in_place else "by torch"
-                print(f"| {workers} | {how} | {core:.0f} | {clock:.0f} | {NEEDED / core:.2f} |")
+            core, clock = loaded_crops(
+                data,
+                frames=options.frames,
+                batch=options.batch,
+                workers=workers,
+                seconds=options.seconds,
+            )
+            print(f"| {workers} | {core:.0f} | {clock:.0f} | {NEEDED / core:.2f} |")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def prepare(
     if dry_run:
         task = work.list_work(source, out, sample_rate=sample_rate, max_clip_s=max_clip_s)
         todo = [] if task.is_finished() else task.todo(range(len(task.cuts)))
-        kind, name = task.source.kind, task.source.facts()["name"]
+        kind, name = task.source.kind, task.source.describe()["name"]
         size = int(task.source.sizes.sum()) / 2**30
         click.echo(f"{kind} {name}: {len(task.source)} files, {size:.3f} GiB")
         click.echo(f"{len(task.cuts)} shards, {len(todo)} to be made")
@@ -237,8 +237,8 @@ def pretrain(
     if data_dir is None or out is None:
         raise click.UsageError("give --data and --out; only --dry-run does without them")
 
-    from hear_m2d.pretrain.data.crops import LogMelData, open_data
     from hear_m2d.pretrain.data.features import check_given
+    from hear_m2d.pretrain.data.prepared import LogMelData
     from hear_m2d.pretrain.objectives.build import check_start
     from hear_m2d.pretrain.training.distributed import (
         STOPPED,
@@ -273,7 +273,7 @@ def pretrain(
             prepared = processes.on_main(lambda: _prepared(data_dir, out / "data", recipe.sample_rate))
             checkpoint = train(
                 recipe,
-                processes.together(lambda: open_data(prepared)),
+                processes.together(lambda: LogMelData(prepared)),
                 out,
                 noise=processes.together(lambda: None if noisy is None else LogMelData(noisy)),
                 features=features,
@@ -305,16 +305,17 @@ def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str
     """Yield what a run would take; of audio that is not prepared nobody knows how many clips it gives."""
     from glob import glob
 
-    from hear_m2d.pretrain.data.prepared import address_of, is_prepared, open_data, require_frontend
+    from hear_m2d.pretrain.data.prepared import SetInfo, is_prepared, require_frontend
+    from hear_m2d.pretrain.data.sources import address_of
     from hear_m2d.pretrain.training.estimate import describe_plan, make_plan
     from hear_m2d.utils.device import pick_device
 
     clips = None
     if data_dir is not None:
         if is_prepared(data_dir):
-            data = open_data(data_dir)
+            data = SetInfo(data_dir)
             require_frontend(data, recipe.frontend_config)
-            clips = len(data)
+            clips = data.clips
             if recipe.offline == "labels" and not recipe.offline_features:
                 recipe = dataclasses.replace(recipe, offline_features=len(data.labels))
         elif not (data_dir.exists() or address_of(data_dir) or glob(str(data_dir))):  # noqa: PTH207
@@ -325,28 +326,19 @@ def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str
 
 def _check_data(recipe: Recipe, data: Path, noise: Path | None) -> None:
     """Refuse data and noise that the recipe cannot use, as far as can be told before any is prepared."""
-    from hear_m2d.pretrain.data.prepared import (
-        address_of,
-        is_prepared,
-        read_facts,
-        require_frontend,
-        require_labels,
-    )
-    from hear_m2d.pretrain.data.sources.base import open_source
+    from hear_m2d.pretrain.data.prepared import SetInfo, is_prepared, require_frontend, require_labels
+    from hear_m2d.pretrain.data.sources import open_source
 
     labels = recipe.offline == "labels"
     if is_prepared(data):
-        prepared = read_facts(data)
+        prepared = SetInfo(data)
         require_frontend(prepared, recipe.frontend_config)
         if labels:
             require_labels(prepared.labels, data)
     elif labels and open_source(data).kind == "folder":
         require_labels((), data)
-    if noise is None or not is_prepared(noise):
-        return
-    if address := address_of(noise):
-        raise click.UsageError(f"noise is read from a local folder only: copy {address} here")
-    require_frontend(read_facts(noise), recipe.frontend_config)
+    if noise is not None and is_prepared(noise):
+        require_frontend(SetInfo(noise), recipe.frontend_config)
 
 
 def _prepared(place: Path, into: Path, sample_rate: int) -> Path:

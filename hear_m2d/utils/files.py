@@ -244,16 +244,21 @@ def claim_folder(
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, name: str = ".lock", *, timeout_s: float = 0) -> Iterator[None]:
     """Hold a folder against a second process that works in it; the folder is made if it does not exist.
+
+    Args:
+        folder: The folder.
+        name: Of the lock file; processes with different names work side by side.
+        timeout_s: How long to wait for another process.
 
     Raises:
         InputError: Another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock")
+    lock = filelock.FileLock(folder / name)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=timeout_s)
     except filelock.Timeout as error:
         raise InputError(f"another process is at work in {folder}") from error
     try:

@@ -12,34 +12,33 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from hear_m2d.pretrain.data.crops import Crops, Items, Key, LogMelData
-from hear_m2d.pretrain.data.mixing import MixedCrops
-from hear_m2d.pretrain.data.prepared import Prepared
+from hear_m2d.pretrain.data.crops import Batch, Crops, Items, MixedCrops
+from hear_m2d.pretrain.data.prepared import LogMelData
+from hear_m2d.pretrain.data.sampling import Key
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.utils.errors import InputError
 
 
 def training_items(
-    recipe: Recipe, data: Prepared, *, noise: LogMelData | None = None, features: Path | None = None
-) -> Dataset[dict[str, Tensor]]:
-    """Return the data set whose item of (epoch, clip) the recipe trains on.
+    recipe: Recipe, data: LogMelData, *, noise: LogMelData | None = None, features: Path | None = None
+) -> Items:
+    """Return the items, by (epoch, clip), that the recipe trains on.
 
     Args:
         recipe: What to train.
         data: The clips.
-        noise: Prepared noise, where the recipe mixes some in.
-        features: A folder with ``NAME.npy`` for each file of the data, where the recipe learns from features.
+        noise: Prepared noise, if the recipe mixes some in.
+        features: A folder with ``NAME.npy`` for each file of the data, if the recipe learns from features.
 
     Raises:
-        ValueError: Something that the recipe needs is missing, or given and not needed.
+        InputError: Something that the recipe needs is missing, or given and not needed.
     """
     check_given(recipe, noise=None if noise is None else noise.folder, features=features)
     if features is None:
         labels = recipe.offline == "labels"
         crops = Crops(data, frames=recipe.input_frames, seed=recipe.seed, labels=labels)
-    elif isinstance(data, LogMelData):
+    else:
         crops = FeatureCrops(
             data,
             features,
@@ -48,21 +47,19 @@ def training_items(
             column_frames=recipe.patch_size[1],
             feature_frames=recipe.feature_frames,
         )
-    else:
-        raise InputError(f"features lie beside local data only; {data.folder} is an address: copy it here")
     return crops if noise is None else MixedCrops(crops, noise, ratio=recipe.noise_ratio)
 
 
 def check_given(recipe: Recipe, *, noise: Path | None, features: Path | None) -> None:
-    """Hold the folders that are given against those that the recipe needs; nothing is opened.
+    """Compare the folders that are given with those that the recipe needs; nothing is opened.
 
     Args:
         recipe: What to train.
-        noise: Of the noise.
-        features: Of the stored features.
+        noise: The folder of the noise.
+        features: The folder of the stored features.
 
     Raises:
-        ValueError: One is missing, or given and not needed.
+        InputError: One is missing, or given and not needed.
     """
     ratio = recipe.noise_ratio
     if noise is None and ratio:
@@ -72,16 +69,16 @@ def check_given(recipe: Recipe, *, noise: Path | None, features: Path | None) ->
     if features is None and recipe.offline == "features":
         raise InputError('offline = "features" needs the folder of the features: give --features FOLDER')
     if features is not None and recipe.offline != "features":
-        raise InputError(f'the features {features} are learned from only where offline = "features"')
+        raise InputError(f'the features {features} are used only with offline = "features"')
     if features is not None and not features.is_dir():
-        raise InputError(f"{features} is no folder of features")
+        raise InputError(f"{features} is not a folder of features")
 
 
 class FeatureCrops(Crops):
     """Crops with the stored features of their columns as ``target``, (columns, features).
 
     The vector of frame j is number j // feature_frames, as published; a wider column is the mean of its
-    vectors. Past the last vector, it is repeated.
+    vectors. After its end, the last vector is repeated.
 
     Args:
         data: The opened shards.
@@ -93,7 +90,7 @@ class FeatureCrops(Crops):
         feature_frames: Frames that a vector stands for.
 
     Raises:
-        ValueError: A file of the data has no features; all are looked for now, not when one is drawn.
+        InputError: A file of the data has no features; all are looked for now, not when one is drawn.
     """
 
     def __init__(
@@ -109,56 +106,57 @@ class FeatureCrops(Crops):
         super().__init__(data, frames, seed)
         names = {data.origin(clip)[0] for clip in range(len(data))}
         if missing := _without_features(names, folder):
-            told = ", ".join([*(f"{name}.npy" for name in missing[:3]), *(["…"] if missing[3:] else [])])
+            listed = ", ".join([*(f"{name}.npy" for name in missing[:3]), *(["…"] if missing[3:] else [])])
             raise InputError(
                 f"{folder} lacks the features of {len(missing)} of the {len(names)} files of the data: "
-                f"{told}. Store them there, or prepare the data without those files"
+                f"{listed}. Store them there, or prepare the data without those files"
             )
-        self.stored, self.folder = data, folder
-        self.feature_frames = feature_frames
+        self.folder, self.feature_frames = folder, feature_frames
         self.columns, self.mean_of = frames // column_frames, column_frames // feature_frames
 
-    def __getitems__(self, keys: list[Key]) -> Items:
-        """Return several items, side by side in memory."""
-        whole = super().__getitems__(keys).whole
-        return Items({**whole, "target": torch.stack([self.features(key) for key in keys])})
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        """Return several items, stacked."""
+        target = torch.stack([self.features(key) for key in keys])
+        return {**super().__getitems__(keys), "target": target}
 
     def features(self, key: Key) -> Tensor:
         """Return the features of a crop, (columns, features).
 
         Raises:
-            ValueError: The file is missing, no array of vectors, or of another length than the audio.
+            InputError: The file is missing, not an array of finite vectors, or shorter than the audio.
         """
-        name, begins_s = self.stored.origin(key[1])
-        vectors = self._read(self.folder / f"{name}.npy")
-        frontend = self.stored.frontend
+        name, begins_s = self.data.origin(key[1])
+        path = self.folder / f"{name}.npy"
+        vectors = _read_vectors(path)
+        frontend = self.data.frontend
         begins = round(begins_s * frontend.sample_rate / frontend.hop_length)  # in frames of the file
-        expected = (begins + self.stored.frames(key[1])) // self.feature_frames
+        expected = (begins + self.data.frames(key[1])) // self.feature_frames
         # Networks without padding make a vector or two fewer; a file may be longer, cut into several clips.
         if len(vectors) < 0.9 * expected - 2:
             raise InputError(
-                f"{self.folder / name}.npy has {len(vectors)} vectors, fewer than the {expected} of its "
-                f"audio at one in {self.feature_frames} frames (feature_frames)"
+                f"{path} has {len(vectors)} vectors, fewer than the {expected} of its audio at one in "
+                f"{self.feature_frames} frames (feature_frames)"
             )
         first = (begins + self.start(key)) // self.feature_frames
         places = np.minimum(np.arange(first, first + self.columns * self.mean_of), len(vectors) - 1)
-        taken = np.asarray(vectors[places], np.float32)
-        return torch.from_numpy(taken.reshape(self.columns, self.mean_of, -1).mean(1))
+        chosen = np.asarray(vectors[places], np.float32)
+        if not np.isfinite(chosen).all():
+            raise InputError(f"{path} holds values that are not finite")
+        return torch.from_numpy(chosen.reshape(self.columns, self.mean_of, -1).mean(1))
 
-    def _read(self, path: Path) -> NDArray[np.floating]:
-        try:
-            vectors: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except FileNotFoundError:
-            raise InputError(f"{path} is missing: each file of the data needs its features") from None
-        except OSError as error:
-            raise InputError(f"{path} is no array of features: {error}") from error
-        except ValueError as error:  # numpy's own words advise to unpickle
-            raise InputError(f"{path} is no array of features: it is damaged, or of another kind") from error
-        if vectors.ndim != 2 or not len(vectors) or vectors.dtype.kind != "f":
-            raise InputError(
-                f"{path} holds {vectors.dtype} of shape {list(vectors.shape)}, not (vectors, features)"
-            )
-        return vectors
+
+def _read_vectors(path: Path) -> NDArray[np.floating]:
+    if not path.is_file():
+        raise InputError(f"{path} is missing: each file of the data needs its features")
+    try:
+        vectors: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:  # numpy's own message advises to unpickle
+        raise InputError(f"{path} is not an array of features: it is damaged, or of another kind") from error
+    if vectors.ndim != 2 or not len(vectors) or vectors.dtype.kind != "f":
+        raise InputError(
+            f"{path} holds {vectors.dtype} of shape {list(vectors.shape)}, not (vectors, features)"
+        )
+    return vectors
 
 
 def _without_features(names: Iterable[str], folder: Path) -> list[str]:
@@ -166,6 +164,9 @@ def _without_features(names: Iterable[str], folder: Path) -> list[str]:
     listed: dict[str, set[str]] = {}
     missing = []
     for name in sorted(names):
+        if Path(name).is_absolute() or ".." in Path(name).parts:  # a set from a stranger
+            missing.append(name)
+            continue
         below, _, file = name.rpartition("/")
         if below not in listed:
             place = folder / below

@@ -1,37 +1,31 @@
-"""The end of `hear-m2d prepare`: the shards' notes added up, duplicates marked, ``data.json`` written.
-
-A file that decodes to the samples of an earlier one may lie in another shard than that one, so this is known
-only when every shard is there. Shards are not rewritten: ``data.json`` says which of their clips to drop.
-"""
+"""The end of `hear-m2d prepare`: the shards' notes added up, and ``data.json`` written in their place."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-
 from hear_m2d._checkout import installed_version
+from hear_m2d.model.frontend import FrontendConfig, mel_edges
 from hear_m2d.pretrain.data.prepared import DATA_FILE, PLAN_FILE
-from hear_m2d.pretrain.data.shards import LABELS, facts_path
+from hear_m2d.pretrain.data.shards import LOUD_PEAK, MAX_CLASSES, note_path
 from hear_m2d.pretrain.data.sources.base import Skipped
 from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write_text, printable, remove_leftovers
 
+logger = logging.getLogger(__name__)
+
 REPORT_FILE = "skipped.csv"
 
 
-def assemble(out: Path, plan: Mapping[str, Any], problems: Sequence[Skipped] = ()) -> dict[str, Any]:
+def finalize(out: Path, plan: Mapping[str, Any], problems: Sequence[Skipped] = ()) -> dict[str, Any]:
     """Add the shards' notes up, and put ``data.json`` in their place.
 
     Args:
@@ -43,158 +37,87 @@ def assemble(out: Path, plan: Mapping[str, Any], problems: Sequence[Skipped] = (
         What ``data.json`` says.
 
     Raises:
-        ValueError: No clip is left; the folder is then emptied.
+        InputError: No clip is left; the folder is then emptied.
     """
-    facts = [_note(facts_path(out, index)) for index in range(plan["jobs"])]
-    skipped = list(problems) + [tuple(entry) for fact in facts for entry in fact["skipped"]]
-    shards = [shard for fact in facts for shard in fact["shards"]]
-    if not any(shard["clips"] for shard in shards):
-        _remove(out, plan["jobs"], shards)
+    notes = [_read_note(note_path(out, index)) for index in range(plan["jobs"])]
+    skipped = [*problems, *(tuple(entry) for note in notes for entry in note["skipped"])]
+    shards = [shard for note in notes for shard in note["shards"]]
+    lengths = sum((Counter(dict(note["lengths"])) for note in notes), Counter())
+    # Notes of an earlier version, in a folder that this one finishes, lack rates and loud files.
+    rates = sum((Counter(dict(note.get("rates", ()))) for note in notes), Counter())
+    loud = [tuple(entry) for note in notes for entry in note.get("loud", ())]
+    labels = set().union(*(note["labels"] for note in notes))
+    clips = sum(shard["clips"] for shard in shards)
+    if not clips:
+        _remove_notes(out, plan["jobs"])
+        for shard in shards:
+            (out / shard["file"]).unlink(missing_ok=True)
         (out / ".lock").unlink(missing_ok=True)
         if not any(out.iterdir()):
             out.rmdir()
         raise _nothing_left(plan["source"]["name"], skipped)
-    drops = _duplicates(out, shards)
-    skipped += drops.report
-    frames = sum(fact["frames"] for fact in facts) - drops.frames
-    values = frames * plan["frontend"]["n_mels"]
-    mean = math.fsum([*(fact["sum"] for fact in facts), -drops.total]) / values
-    squares = math.fsum([*(fact["squares"] for fact in facts), -drops.squares])
-    lengths = sum((Counter(dict(fact["lengths"])) for fact in facts), Counter())
-    lengths.subtract(drops.lengths)
-    labels = set().union(*(fact["labels"] for fact in facts))
-    samples = sum(fact["samples"] for fact in facts) - drops.samples
+    frontend = FrontendConfig(**plan["frontend"])
+    frames = sum(note["frames"] for note in notes)
+    values = frames * frontend.n_mels
+    mean = math.fsum(note["sum"] for note in notes) / values
+    squares = math.fsum(note["squares"] for note in notes)
     summary = {
         **plan,
         "version": installed_version(),
-        "clips": sum(shard["clips"] for shard in shards) - drops.clips,
+        "clips": clips,
         "frames": frames,
-        "hours": samples / plan["frontend"]["sample_rate"] / 3600,
+        "hours": sum(note["samples"] for note in notes) / frontend.sample_rate / 3600,
         "mean": mean,
         "std": math.sqrt(squares / values - mean**2),
         "skipped": dict(sorted(Counter(reason for _, reason, _ in skipped).items())),
-        "lengths": [[length, clips] for length, clips in sorted(lengths.items()) if clips],
-        "labels": sorted(labels) if len(labels) <= LABELS else [],
-        "shards": [{**shard, "dropped": drops.ranges.get(shard["file"], [])} for shard in shards],
+        "loud": len(loud),
+        "rates": sorted(rates.items()),
+        "lengths": sorted(lengths.items()),
+        "labels": sorted(labels) if len(labels) <= MAX_CLASSES else [],
+        "shards": shards,
     }
+    for warning in _warnings(frontend, rates, loud):
+        logger.warning(warning)
     _write_report(out / REPORT_FILE, skipped)
     atomic_write_text(out / DATA_FILE, _readable(summary))
-    _remove(out, plan["jobs"], ())
+    _remove_notes(out, plan["jobs"])
     return summary
 
 
-@dataclass
-class _Drops:
-    """The clips of duplicates, and what they had added to the set."""
-
-    ranges: dict[str, list[list[int]]] = field(default_factory=dict)  # of each shard: first, last-plus-one
-    report: list[Skipped] = field(default_factory=list)
-    lengths: Counter[int] = field(default_factory=Counter)
-    clips: int = 0
-    frames: int = 0
-    samples: int = 0
-    total: float = 0.0
-    squares: float = 0.0
-
-    def drop(self, table: Any, shard: str, first: int, last: int) -> None:
-        """Count a run of clips out."""
-        rows = table.slice(first, last - first)
-        frames = rows["frames"].to_pylist()
-        self.ranges.setdefault(shard, []).append([first, last])
-        self.lengths.update(frames)
-        self.clips += len(frames)
-        self.frames += sum(frames)
-        self.samples += sum(rows["samples"].to_pylist())
-        for logmel in rows["logmel"]:  # clip by clip, as they were added
-            exact = logmel.values.to_numpy().astype(np.float64)
-            self.total += float(exact.sum())
-            self.squares += float(np.square(exact).sum())
+def _warnings(
+    frontend: FrontendConfig, rates: Mapping[int, int], loud: Sequence[tuple[str, float]]
+) -> Iterable[str]:
+    """Yield a sentence for each way in which files that were kept may not be what was meant."""
+    for rate, files in sorted(rates.items()):
+        # A bin whose filter begins above half of the file's rate hears nothing.
+        empty = int((mel_edges(frontend)[: frontend.n_mels] >= rate / 2).sum())
+        if empty:
+            yield (
+                f"{files} of {sum(rates.values())} files have a sample rate of {rate} Hz: {empty} of the "
+                f"{frontend.n_mels} mel bins at {frontend.sample_rate} Hz are empty for them"
+            )
+    if loud:
+        name, peak = loud[0]
+        yield (
+            f"{len(loud)} files have samples beyond {LOUD_PEAK:g} and are kept (the first: "
+            f"{printable(name)}, {peak:.6g}): they look like integers stored as float; divide them by 32768"
+        )
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """Clips of one file that lie side by side, for each such run of the set, in order.
-
-    Attributes:
-        digests: Of the file's samples, as two words, (runs, 2).
-        places: Number of the shard, first clip, last-plus-one, (runs, 3).
-        files: Number of the file, (runs,): one that is cut by the end of a shard has two runs.
-    """
-
-    digests: NDArray[np.uint64]
-    places: NDArray[np.int64]
-    files: NDArray[np.int64]
-
-
-def _duplicates(out: Path, shards: Sequence[Mapping[str, Any]]) -> _Drops:
-    """Find the files that decode to the same samples as an earlier one."""
-    drops = _Drops()
-    runs = _runs(out, shards)
-    order = np.lexsort((runs.digests[:, 1], runs.digests[:, 0]))  # stable: the first one first
-    ordered = runs.digests[order]
-    again = np.r_[False, (ordered[1:] == ordered[:-1]).all(axis=1)]
-    origin = np.empty_like(order)  # of each run: the first one of the same sound
-    origin[order] = order[np.maximum.accumulate(np.where(again, 0, np.arange(len(order))))]
-    told = -1
-    for run in np.flatnonzero(runs.files[origin] != runs.files).tolist():
-        number, first, last = runs.places[run].tolist()
-        with _opened(out / shards[number]["file"]) as table:
-            drops.drop(table, shards[number]["file"], first, last)
-            name = table["file"][first].as_py()
-        if runs.files[run] != told:
-            told = int(runs.files[run])
-            at, clip, _ = runs.places[origin[run]].tolist()
-            with _opened(out / shards[at]["file"]) as table:
-                drops.report.append((name, "duplicate", f"of {table['file'][clip].as_py()}"))
-    return drops
-
-
-def _runs(out: Path, shards: Sequence[Mapping[str, Any]]) -> _Runs:
-    """Read which clips are of one file; only names, digests and places are touched."""
-    digests, places, files = [], [], []
-    before: tuple[Any, ...] = ()
-    last_start = 0.0
-    count = 0
-    for number, shard in enumerate(shards):
-        if not shard["clips"]:
-            continue
-        with _opened(out / shard["file"]) as table:
-            names = np.array(table["file"].to_pylist(), dtype=object)
-            digest = table["digest"].to_pylist()
-            starts = table["start_s"].to_numpy()
-        begins = np.r_[True, (names[1:] != names[:-1]) | (starts[1:] <= starts[:-1])]
-        firsts = np.flatnonzero(begins)
-        goes_on = before == (names[0], digest[0]) and starts[0] > last_start
-        numbers = np.arange(len(firsts)) + count - goes_on
-        digests.append(np.frombuffer(b"".join(digest), np.uint64).reshape(-1, 2)[firsts])
-        places.append(np.stack([np.full(len(firsts), number), firsts, np.r_[firsts[1:], len(names)]], axis=1))
-        files.append(numbers)
-        count = int(numbers[-1]) + 1
-        before, last_start = (names[-1], digest[-1]), starts[-1]
-    return _Runs(np.concatenate(digests), np.concatenate(places), np.concatenate(files))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a shard as a table, memory-mapped."""
-    with pa.memory_map(str(path)) as source:
-        yield pa.ipc.open_file(source).read_all()
-
-
-def _note(path: Path) -> dict[str, Any]:
+def _read_note(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        note: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return note
     except ValueError as error:
-        raise InputError(f"{path} is damaged: {error}. Remove it; the same command makes it anew.") from error
+        raise InputError(f"{path} is damaged: {error}. Remove it; the same command makes it again") from error
 
 
-def _nothing_left(source: str, skipped: Sequence[Skipped]) -> ValueError:
+def _nothing_left(source: str, skipped: Sequence[Skipped]) -> InputError:
     counts = Counter(reason for _, reason, _ in skipped)
-    told = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+    listed = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
     name, reason, detail = skipped[0]
-    return ValueError(
-        f"{source} holds no usable audio: of {len(skipped)} files that look like it, {told} "
+    return InputError(
+        f"{source} holds no usable audio: of {len(skipped)} files that look like it, {listed} "
         f"(the first: {name}, {reason}: {detail})"
     )
 
@@ -220,11 +143,11 @@ def _write_report(path: Path, skipped: Iterable[Skipped]) -> None:
     atomic_write_text(path, text.getvalue())
 
 
-def _remove(out: Path, jobs: int, shards: Iterable[Mapping[str, Any]]) -> None:
-    """Remove the notes, what an interrupted write left, and these shards."""
-    for shard in shards:
-        (out / shard["file"]).unlink(missing_ok=True)
+def _remove_notes(out: Path, jobs: int) -> None:
+    """Remove the notes, the plan, the locks of jobs, and what an interrupted write left."""
     (out / PLAN_FILE).unlink(missing_ok=True)
     for index in range(jobs):
-        facts_path(out, index).unlink(missing_ok=True)
+        note_path(out, index).unlink(missing_ok=True)
+    for path in out.glob(".job-*.lock"):
+        path.unlink()
     remove_leftovers(out)

@@ -5,51 +5,35 @@ Everything is a function of (seed, step): a resumed run, or one with other proce
 
 from __future__ import annotations
 
-import os
+import ctypes
+import multiprocessing
+import shutil
 import signal
-import traceback
+import sys
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from hear_m2d.pretrain.data.crops import Key, StepBatches, collate
+from hear_m2d.pretrain.data.crops import Batch, Items
+from hear_m2d.pretrain.data.sampling import Key, StepBatches
 from hear_m2d.pretrain.objectives.masking import mask_noise
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import InputError, WorkFailedError
 
-# What the command line tells in one line.
-TOLD = WorkFailedError, ConnectionError, OSError, ValueError, TypeError, ImportError
-GRACE_S = 30  # that a loader process outlives SIGTERM; torchrun's own
-
-
-class Shares:
-    """A process's share of each step's keys, for ``DataLoader(batch_sampler=…)``.
-
-    Args:
-        steps: The keys of whole batches.
-        share: Which of a batch's clips are this process's.
-    """
-
-    def __init__(self, steps: StepBatches, share: slice) -> None:
-        self.steps, self.share = steps, share
-
-    def __len__(self) -> int:
-        """Return the number of steps."""
-        return len(self.steps)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        """Yield each step's keys."""
-        for keys in self.steps:
-            yield keys[self.share]
+GRACE_S = 30  # how long a loader process outlives SIGTERM; the same as torchrun's
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_PREFETCH = 2  # batches that each loader process prepares ahead
+_SHARED_MEMORY = Path("/dev/shm")
+_MORE_SHARED_MEMORY = (
+    "give the container more (docker run --shm-size=8g), or load without processes (--workers 0)"
+)
 
 
 def batches(
-    items: Dataset[dict[str, Tensor]],
+    items: Items,
     steps: StepBatches,
     *,
     share: slice,
@@ -57,8 +41,7 @@ def batches(
     device: torch.device,
     dtype: torch.dtype = torch.float32,
     workers: int = 0,
-    lock: Path | None = None,
-) -> Generator[dict[str, Tensor], None, None]:
+) -> Generator[Batch, None, None]:
     """Yield this process's part of each step's batch, on its device.
 
     On a GPU the copies run beside the computation: from pinned memory, on a stream of their own.
@@ -70,85 +53,90 @@ def batches(
         patches: Patches of a clip.
         device: Where to put them.
         dtype: Of spectrograms and targets.
-        workers: Processes that load beside the training.
-        lock: The file that holds the run's folder, which those processes must not go on holding.
+        workers: Processes that load while the network trains.
 
     Yields:
         What the items hold, stacked, and ``noise``, which chooses the masks, (clips, patches).
 
     Raises:
-        WorkFailedError: A loader process ended without a word. Its own errors are raised as they are.
+        InputError: There is too little shared memory for the loader processes.
+        WorkFailedError: A loader process died. An error in one is raised as if there were no processes.
     """
+    if workers and len(steps):
+        _check_shared_memory(items, steps.keys(steps.steps[0])[share], workers)
     on_gpu = device.type == "cuda"
-    loader: DataLoader[dict[str, Tensor]] = DataLoader(
-        _Telling(items),
-        batch_sampler=Shares(steps, share),
-        num_workers=workers,
-        collate_fn=_collate,
-        pin_memory=on_gpu,
-        worker_init_fn=partial(_begin_worker, lock=lock),
-        generator=torch.Generator(),  # else it draws from the caller's random state
-    )
     stream = torch.cuda.Stream(device) if on_gpu else None  # type: ignore[no-untyped-call]
-    for step, batch in zip(steps.steps, _loaded(loader), strict=True):
+    loader: DataLoader[Batch] = DataLoader(
+        items,  # type: ignore[arg-type]  # it needs no more than __getitems__
+        batch_sampler=(keys[share] for keys in steps),
+        num_workers=workers,
+        prefetch_factor=_PREFETCH if workers else None,
+        collate_fn=dict,  # stacked already
+        pin_memory=on_gpu,
+        worker_init_fn=_begin_worker,
+        generator=torch.Generator(),  # otherwise it draws from the caller's random state
+    )
+    for step, batch in zip(steps.steps, _load(loader, items, steps, share), strict=True):
         # Drawn for the whole batch: masks do not depend on the number of processes.
         batch["noise"] = mask_noise(steps.seed, step, steps.batch_size, patches)[share]
         yield {name: _to_device(tensor, dtype, stream) for name, tensor in batch.items()}
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An error of a loader process on its way to the training process, where torch would make it a page."""
-
-    kind: type[Exception]
-    told: str
-    trace: str
-
-
-class _LoaderTraceback(Exception):  # noqa: N818  # the cause of an error, printed above it
-    """What the traceback said in the loader process."""
-
-
-class _Telling(Dataset[dict[str, Tensor]]):
-    """Items whose sentences for people, in a loader process, come back in place of a batch."""
-
-    def __init__(self, items: Dataset[dict[str, Tensor]]) -> None:
-        self.items = items
-
-    def __getitems__(self, keys: list[Key]) -> list[dict[str, Tensor]] | _Failure:
+def _load(loader: DataLoader[Batch], items: Items, steps: StepBatches, share: slice) -> Iterator[Batch]:
+    """Yield the loader's batches; turn the failure of a loader process into an error of this one."""
+    others = multiprocessing.active_children()
+    loaded = iter(loader)
+    processes = [child for child in multiprocessing.active_children() if child not in others]
+    for step in steps.steps:
         try:
-            if several := getattr(self.items, "__getitems__", None):
-                found: list[dict[str, Tensor]] = several(keys)
-                return found
-            return [self.items[key] for key in keys]
-        except TOLD as error:
-            if get_worker_info() is None:
+            batch = next(loaded)
+        except Exception as error:
+            if not processes:
                 raise
-            kind = next(kind for kind in TOLD if isinstance(error, kind))
-            return _Failure(kind, str(error), traceback.format_exc())
+            for process in processes:
+                if process.exitcode is not None:
+                    raise WorkFailedError(_cause_of_death(process.exitcode)) from error
+            # torch would raise another error, whose text is the traceback. Items follow from their keys, so
+            # the same error comes again here.
+            items.__getitems__(steps.keys(step)[share])
+            raise WorkFailedError(
+                f"a loader process failed once ({type(error).__name__}); the same command continues from the "
+                f"last saved state"
+            ) from error
+        yield batch
 
 
-def _collate(found: list[dict[str, Tensor]] | _Failure) -> dict[str, Tensor] | _Failure:
-    return found if isinstance(found, _Failure) else collate(found)
+def _cause_of_death(exit_code: int) -> str:
+    """Return a sentence for a loader process that died."""
+    if exit_code == -getattr(signal, "SIGBUS", 0):
+        return (
+            f"a loader process died of SIGBUS: {_SHARED_MEMORY} is full ({_MORE_SHARED_MEMORY}), or a file "
+            f"of the data was cut off. The same command continues from the last saved state"
+        )
+    how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
+    return (
+        f"a loader process died ({how}), perhaps for lack of memory. The same command continues from the "
+        f"last saved state"
+    )
 
 
-def _loaded(loader: DataLoader[dict[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
-    try:
-        for batch in loader:
-            if isinstance(batch, _Failure):
-                raise batch.kind(batch.told) from _LoaderTraceback(f"\n{batch.trace}")
-            yield batch
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise WorkFailedError(
-            f"a loader process ended without a word ({error}): out of memory, or did a file of the data "
-            f"change? The same command continues from the last saved state"
-        ) from error
+def _check_shared_memory(items: Items, keys: list[Key], workers: int) -> None:
+    """Refuse to start loader processes that would be killed when shared memory is full."""
+    if not _SHARED_MEMORY.is_dir():
+        return
+    item = items.__getitems__(keys[:1])
+    size = len(keys) * sum(tensor.nbytes for tensor in item.values())
+    needed, free = (_PREFETCH * workers + 1) * size, shutil.disk_usage(_SHARED_MEMORY).free
+    if needed > free:
+        raise InputError(
+            f"{workers} loader processes need {needed / 2**20:.0f} MiB of shared memory for batches of "
+            f"{size / 2**20:.0f} MiB, and {_SHARED_MEMORY} has {free / 2**20:.0f} MiB free: "
+            f"{_MORE_SHARED_MEMORY}"
+        )
 
 
 def _to_device(tensor: Tensor, dtype: torch.dtype, stream: Any) -> Tensor:
-    """Copy without waiting: the device waits for the copy, not this process."""
+    """Copy without waiting: the device waits for the copy, this process does not."""
     if tensor.is_floating_point() and dtype == torch.float64:
         tensor = tensor.to(dtype)
     if stream is None:
@@ -157,22 +145,14 @@ def _to_device(tensor: Tensor, dtype: torch.dtype, stream: Any) -> Tensor:
         moved = tensor.pin_memory().to(stream.device, non_blocking=True)
     current = torch.cuda.current_stream(stream.device)
     current.wait_stream(stream)
-    moved.record_stream(current)  # its memory is not given away while the step still reads it
+    moved.record_stream(current)  # its memory is not reused while the step still reads it
     return moved
 
 
-def _begin_worker(worker: int, *, lock: Path | None) -> None:
-    """Make a loader process the training process's servant, and no more."""
-    # A cluster sends SIGTERM to all, and the training process needs one more batch before it stops. Not for
-    # ever: a program that ends by an error sends SIGTERM too, and waits until this process is gone.
+def _begin_worker(worker: int) -> None:
+    """Have a loader process outlive SIGTERM for a while, and never its parent."""
+    # A cluster sends SIGTERM to all processes, and the training process needs one more batch before it stops.
+    # Not for ever: a program that ends by an error sends SIGTERM too, and waits until this process is gone.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
-    # Forked, it holds what the training process holds, and would for some seconds after that one was killed.
-    descriptors = Path("/proc/self/fd")
-    if lock is None or not lock.exists() or not descriptors.is_dir():
-        return
-    for name in [path.name for path in descriptors.iterdir()]:
-        try:
-            if os.path.samestat(os.fstat(int(name)), lock.stat()):
-                os.close(int(name))
-        except OSError:  # the listing's own descriptor
-            continue
+    if sys.platform == "linux":  # or it would hold the run's folder after its parent is killed
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

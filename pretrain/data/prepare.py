@@ -2,21 +2,17 @@
 
 The listed items are cut into shards before anything is decoded, so a shard's bytes follow from its own items
 alone: however many workers or machines there are, and wherever a run was interrupted, the result is the same.
-While work goes on ``plan.json`` says what is being made and ``shard-00000.json`` that a shard is whole; at
-the end ``data.json`` takes their place. A folder without ``data.json`` is never taken for a prepared one.
+While work goes on ``plan.json`` says what is being made and ``shard-00000.json`` that a shard is complete; at
+the end ``data.json`` replaces them. A folder without ``data.json`` is never taken for a prepared one.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import multiprocessing
 import os
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +21,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hear_m2d.model.frontend import FrontendConfig
-from hear_m2d.pretrain.data.finalize import REPORT_FILE, assemble
-from hear_m2d.pretrain.data.prepared import DATA_FILE, DATA_FORMAT, PLAN_FILE, LogMelData, read_summary
-from hear_m2d.pretrain.data.shards import ShardJob, facts_path, make_shard
-from hear_m2d.pretrain.data.sources.base import Source, open_source
+from hear_m2d.pretrain.data.finalize import REPORT_FILE, finalize
+from hear_m2d.pretrain.data.prepared import DATA_FILE, DATA_FORMAT, PLAN_FILE, LogMelData
+from hear_m2d.pretrain.data.shards import ShardJob, make_shard, note_path
+from hear_m2d.pretrain.data.sources import open_source
+from hear_m2d.pretrain.data.sources.base import Source
 from hear_m2d.utils.device import processors
 from hear_m2d.utils.errors import InputError, WorkFailedError
-from hear_m2d.utils.files import atomic_write_text, hold_folder, visible_names
+from hear_m2d.utils.files import differences, folder_owner, lock_folder, visible_names, write_json
+from hear_m2d.utils.parallel import ProcessDiedError, map_processes
 from hear_m2d.utils.progress import ProgressBar
 
-_SHARD_ITEMS = (64, 1024)  # fewest (but for bytes and seams) and most items in a shard
-_SHARD_SOURCE_BYTES = 512 << 20  # of files: so that a shard of long ones is not the work of a day
+_SHARD_ITEMS = (64, 1024)  # fewest (except for bytes and seams) and most items in a shard
+_SHARD_SOURCE_BYTES = 512 << 20  # of files: so that a shard of long ones does not take a day
 _SHARDS = 256  # how many to aim at between those
 _POOL_FROM_ITEMS = 400  # below, starting worker processes costs more than it saves
 
@@ -45,13 +43,13 @@ class Summary:
     """What was prepared.
 
     Attributes:
-        clips: Clips that are trained on; a long file gives several.
+        clips: Clips; a long file gives several.
         hours: Hours of audio in them.
         mean: Over every bin of every frame.
-        std: Likewise.
+        std: Standard deviation over the same.
         skipped: Number of files left out, by reason.
-        report: The list of those files, or None where there are none.
-        already: The folder was whole already, and nothing was done.
+        report: The list of those files, or None if there are none.
+        already: The folder was complete already, and nothing was done.
     """
 
     clips: int
@@ -64,8 +62,8 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What one job of an array came to; the set is finished by the command without ``--shard``.
+class PartSummary:
+    """What one job of an array did; the command without ``--shard`` finishes the set.
 
     Attributes:
         shards: How many are this job's.
@@ -88,17 +86,15 @@ def prepare(
 ) -> Summary:
     """Prepare audio for pretraining; continue where an interrupted run, or the jobs of an array, stopped.
 
-    Files that are corrupt, truncated, empty, silent (:func:`~hear_m2d.pretrain.data.shards.is_silent`),
-    shorter than one analysis window, not readable, or equal to an earlier one when decoded, are left out and
-    listed in ``OUT/skipped.csv``. A file longer than ``max_clip_s`` is cut into equal pieces; silent pieces
-    go.
+    Files that cannot be used are left out and listed in ``OUT/skipped.csv`` (docs/data.md has the reasons). A
+    file longer than ``max_clip_s`` is cut into equal pieces; silent pieces are left out.
 
     Args:
-        source: What :func:`~hear_m2d.pretrain.data.sources.base.open_source` takes.
+        source: See :func:`~hear_m2d.pretrain.data.sources.open_source`.
         out: The folder to write.
         sample_rate: Of the front end; files of other rates are resampled.
         max_clip_s: Longest clip, seconds.
-        workers: Processes; by default up to 4, and none of its own for a small set.
+        workers: Processes; by default one for each processor, and none for a small set.
         ray: The address of a Ray cluster that does the work instead: ``auto``, ``local`` or ``HOST:PORT``.
         progress: Show a progress bar.
 
@@ -106,17 +102,19 @@ def prepare(
         What was prepared.
 
     Raises:
-        ValueError: No usable audio was found, or ``out`` holds something else.
-        WorkFailedError: A worker died.
+        InputError: There is no usable audio, or ``out`` holds something else, or a process works in it.
+        WorkFailedError: A worker died, or data could not be fetched.
     """
     task = list_work(source, out, sample_rate=sample_rate, max_clip_s=max_clip_s)
     if task.is_finished():
-        LogMelData(task.out)  # raises where a shard is damaged
-        return dataclasses.replace(_summary(task.out, read_summary(task.out)), already=True)
-    with hold_folder(task.out):
+        data = LogMelData(task.out)  # raises if a shard is damaged
+        return dataclasses.replace(_summary(task.out, data.summary), already=True)
+    with lock_folder(task.out), ExitStack() as jobs:
+        for path in task.out.glob(".job-*.lock"):  # a job of an array that still works
+            jobs.enter_context(lock_folder(task.out, path.name))
         task.begin()
         _make_all(task, range(len(task.cuts)), workers=workers, ray=ray, progress=progress)
-        summary = assemble(task.out, task.plan, task.source.problems)
+        summary = finalize(task.out, task.plan, task.source.problems)
     return _summary(task.out, summary)
 
 
@@ -129,7 +127,7 @@ def prepare_shard(
     max_clip_s: float = 30.0,
     workers: int | None = None,
     progress: bool = False,
-) -> Made:
+) -> PartSummary:
     """Make the i-th of n parts of the shards, as one job of an array; any number may run at the same time.
 
     Args:
@@ -142,7 +140,7 @@ def prepare_shard(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: As for :func:`prepare`; or there is no such part.
+        InputError: As for :func:`prepare`; or there is no such part, or another process makes it.
     """
     number, count = shard
     if not 1 <= number <= count:
@@ -150,10 +148,20 @@ def prepare_shard(
     task = list_work(source, out, sample_rate=sample_rate, max_clip_s=max_clip_s)
     mine = range(number - 1, len(task.cuts), count)
     if task.is_finished():
-        return Made(len(mine), 0)
-    task.begin()
-    _make_all(task, mine, workers=workers, progress=progress)
-    return Made(len(mine), len(task.todo(range(len(task.cuts)))))
+        return PartSummary(len(mine), 0)
+    with _lock_job(task.out, shard):
+        task.begin()
+        _make_all(task, mine, workers=workers, progress=progress)
+    return PartSummary(len(mine), len(task.todo(range(len(task.cuts)))))
+
+
+@contextmanager
+def _lock_job(out: Path, shard: tuple[int, int]) -> Iterator[None]:
+    """Hold a lock of the job's own; the folder's is held for a moment, against a command that finishes it."""
+    with ExitStack() as own:
+        with lock_folder(out, timeout_s=10):
+            own.enter_context(lock_folder(out, f".job-{shard[0]}-of-{shard[1]}.lock"))
+        yield
 
 
 @dataclass(frozen=True)
@@ -173,44 +181,34 @@ class Task:
     cuts: tuple[tuple[int, int], ...]
 
     def is_finished(self) -> bool:
-        """Return whether ``out`` holds this very set; raise where it holds another or other things."""
-        out = self.out
-        if out.exists() and not out.is_dir():
-            raise InputError(f"{out} is a file; the shards need a folder")
-        found = next((out / name for name in (DATA_FILE, PLAN_FILE) if (out / name).is_file()), None)
-        if found is None:
-            if other := visible_names(out):
-                raise InputError(
-                    f"{out} holds other files ({', '.join(other[:3])}); give a new or an empty folder"
-                )
+        """Return whether ``out`` holds this very set; raise if it holds another or other things."""
+        metadata = DATA_FILE if (self.out / DATA_FILE).is_file() else PLAN_FILE
+        known = folder_owner(self.out, metadata)
+        if known is None:
             return False
-        try:
-            there = json.loads(found.read_text(encoding="utf-8"))
-            differing = [key for key in self.plan if there.get(key) != self.plan[key]]
-        except (ValueError, AttributeError) as error:
-            raise InputError(f"{found} is damaged: {error}. Remove {out}, or give a new folder.") from error
-        if differing:
-            told = "; ".join(f"{key}: there {there.get(key)}, asked {self.plan[key]}" for key in differing)
-            raise InputError(f"{out} was prepared otherwise ({told}). Give a new folder.")
-        return found.name == DATA_FILE
+        if differing := differences(known, self.plan):
+            raise InputError(f"{self.out} was prepared with other settings: {differing}. Give a new folder")
+        return metadata == DATA_FILE
 
     def begin(self) -> None:
-        """Say in the folder what is being made."""
+        """Write into the folder what is being made."""
         if not (self.out / PLAN_FILE).is_file():
-            atomic_write_text(self.out / PLAN_FILE, json.dumps(self.plan, indent=2) + "\n")
+            write_json(self.out / PLAN_FILE, self.plan)
 
     def todo(self, indices: Sequence[int]) -> list[int]:
         """Return which of these shards are not made yet."""
-        there = set(visible_names(self.out))
-        return [index for index in indices if facts_path(self.out, index).name not in there]
+        made = set(visible_names(self.out))
+        return [index for index in indices if note_path(self.out, index).name not in made]
 
-    def job(self, index: int, out: Path | None = None) -> ShardJob:
-        """Return what a worker needs to make a shard; ``out`` is the folder as the worker sees it."""
+    def jobs(self, indices: Iterable[int]) -> Iterator[ShardJob]:
+        """Yield what a worker needs to make each shard, with paths that do not depend on its own folder."""
+        out = Path(os.path.abspath(self.out))  # noqa: PTH100
         frontend = FrontendConfig(**self.plan["frontend"])
-        part = self.source.part(*self.cuts[index])
-        return ShardJob(index, part, out or self.out, frontend, self.plan["max_clip_s"])
+        for index in indices:
+            part = self.source.part(*self.cuts[index])
+            yield ShardJob(index, part, out, frontend, self.plan["max_clip_s"])
 
-    def items(self, indices: Sequence[int]) -> int:
+    def items(self, indices: Iterable[int]) -> int:
         """Return how many items these shards have."""
         return sum(last - first for first, last in (self.cuts[index] for index in indices))
 
@@ -221,18 +219,18 @@ def list_work(
     """List a source and cut it into shards; nothing is written.
 
     Raises:
-        ValueError: There is no audio, or a setting is out of range.
+        InputError: There is no audio, or a setting is out of range.
     """
     frontend = FrontendConfig.for_rate(sample_rate)
     if not 1 <= max_clip_s < math.inf:
-        raise InputError(f"the longest clip must be at least 1 second, not {max_clip_s}")
+        raise InputError(f"the longest clip must be at least 1 second, got {max_clip_s}")
     listed = open_source(source)
     cuts = tuple(cut(listed.sizes, listed.seams))
     plan = {
         "format": DATA_FORMAT,
         "frontend": dataclasses.asdict(frontend),
         "max_clip_s": float(max_clip_s),
-        "source": listed.facts(),
+        "source": listed.describe(),
         "jobs": len(cuts),
     }
     return Task(listed, Path(out), plan, cuts)
@@ -243,7 +241,7 @@ def cut(sizes: NDArray[np.int64], seams: NDArray[np.int64] | None = None) -> Ite
 
     Args:
         sizes: Bytes of each item.
-        seams: Items at which to cut where that can be: what lies between two is read at one go.
+        seams: Items at which to cut if possible: the items between two are read together.
     """
     fewest, most = _SHARD_ITEMS
     wanted = min(max(math.ceil(len(sizes) / _SHARDS), fewest), most)
@@ -251,10 +249,10 @@ def cut(sizes: NDArray[np.int64], seams: NDArray[np.int64] | None = None) -> Ite
     first = 0
     while first < len(sizes):
         before = int(ends[first - 1]) if first else 0
-        held = int(np.searchsorted(ends, before + _SHARD_SOURCE_BYTES, "right"))
-        last = min(max(held, first + 1), first + (most if seams is not None else wanted), len(sizes))
+        fitting = int(np.searchsorted(ends, before + _SHARD_SOURCE_BYTES, "right"))
+        last = min(max(fitting, first + 1), first + (most if seams is not None else wanted), len(sizes))
         if seams is not None and last < len(sizes):
-            # The first seam that gives enough items, else the last that there is, else none.
+            # The first seam that gives enough items; without one, the last seam; without any, no seam.
             inside = seams[(seams > first) & (seams <= last)]
             enough = inside[inside - first >= wanted]
             last = int(enough[0] if len(enough) else inside[-1] if len(inside) else last)
@@ -269,71 +267,39 @@ def _make_all(
     todo = task.todo(indices)
     with ProgressBar(total=task.items(indices), unit="file", desc="prepare", disable=not progress) as bar:
         bar.update(task.items(indices) - task.items(todo))
+        made: Iterator[int]
         if ray is not None:
             from hear_m2d.pretrain.data.ray import make_on_ray
 
-            made = make_on_ray(task, todo, address=ray)
-        elif count := _workers(workers, todo, task.items(todo)):
-            made = _make_in_pool(task, todo, count)
+            made = make_on_ray(task.jobs(todo), address=ray) if todo else iter(())
+        elif count := _processes(workers, len(todo), task.items(todo)):
+            made = _make_in_processes(task, todo, count)
         else:
-            made = _make_here(task, todo)
+            made = map(make_shard, task.jobs(todo))
         for index in made:
             bar.update(task.items([index]))
 
 
-def _workers(asked: int | None, todo: Sequence[int], items: int) -> int:
-    """Return how many processes to start; 0 means to do the work in this one."""
-    if asked is not None:
-        return 0 if asked <= 1 else min(asked, len(todo))
-    if items < _POOL_FROM_ITEMS:
-        return 0
-    wanted = min(processors(), 4, len(todo))
-    return wanted if wanted > 1 else 0
+def _processes(asked: int | None, shards: int, items: int) -> int:
+    """Return how many processes to start; 0: this process does the work."""
+    if asked is None:
+        asked = processors() if items >= _POOL_FROM_ITEMS else 1
+    count = min(asked, shards)
+    return count if count > 1 else 0
 
 
-def _make_here(task: Task, todo: Sequence[int]) -> Iterator[int]:
-    for index in todo:
-        make_shard(task.job(index))
-        yield index
-
-
-def _make_in_pool(task: Task, todo: Sequence[int], workers: int) -> Iterator[int]:
+def _make_in_processes(task: Task, todo: Sequence[int], workers: int) -> Iterator[int]:
     """Make the shards in processes, and yield each one's number when it is done."""
-    # Spawned, not forked: torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    waiting = iter(todo)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
-        try:
-            running: dict[Any, int] = {}
-            while True:
-                # Few are handed over ahead: each holds the names of its items once more.
-                while len(running) < 2 * workers and (index := next(waiting, None)) is not None:
-                    running[pool.submit(make_shard, task.job(index))] = index
-                if not running:
-                    return
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                    yield running.pop(future)
-        except BrokenProcessPool as error:
-            raise WorkFailedError(
-                "a worker process died, perhaps for lack of memory. The same command continues; "
-                "with --workers 1 a file that kills its reader ends the command itself"
-            ) from error
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _end_with_parent() -> None:
-    """End this worker when the command is killed; it would wait for work for ever."""
-
-    def watch() -> None:
-        if parent := multiprocessing.parent_process():
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    results = map_processes(make_shard, task.jobs(todo), workers=workers, preload=[make_shard.__module__])
+    with closing(results):
+        for job, result in results:
+            if isinstance(result, ProcessDiedError):
+                names = [item.name for item in job.part]
+                raise WorkFailedError(
+                    f"the process that makes shard {job.index} died twice, for lack of memory, or over "
+                    f"one of its files ({names[0]} to {names[-1]}). The same command continues"
+                ) from result
+            yield result
 
 
 def _summary(out: Path, data: dict[str, Any]) -> Summary:

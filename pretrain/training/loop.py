@@ -11,19 +11,20 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hear_m2d.checkpoint.format import save_checkpoint
-from hear_m2d.pretrain.data.crops import LogMelData, require_frontend, step_batches
 from hear_m2d.pretrain.data.features import training_items
 from hear_m2d.pretrain.data.loader import batches
-from hear_m2d.pretrain.data.prepared import Prepared
+from hear_m2d.pretrain.data.prepared import LogMelData, require_frontend
+from hear_m2d.pretrain.data.sampling import StepBatches
 from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.objectives.build import begin_objective, hear_model
 from hear_m2d.pretrain.recipe import Recipe
@@ -78,7 +79,7 @@ class Habits:
 
 def train(
     recipe: Recipe,
-    data: Prepared,
+    data: LogMelData,
     out: Path,
     *,
     noise: LogMelData | None = None,
@@ -167,7 +168,7 @@ def _held(run: RunFolder, processes: Processes) -> Iterator[None]:
 def _train(
     run: RunFolder,
     recipe: Recipe,
-    data: Prepared,
+    data: LogMelData,
     noise: LogMelData | None,
     features: Path | None,
     processes: Processes,
@@ -289,20 +290,23 @@ def _train(
         processes.on_main(run.sync_log)  # a run continued from this state has the lines before it
         processes.on_main(lambda: states.save(objective, training.optimizer, step))
 
+    def steps_from(begin: int, end: int) -> StepBatches:
+        return StepBatches(begin, end, batch_size=recipe.batch_size, n_clips=len(data), seed=recipe.seed)
+
     stream = batches(
         items,
-        step_batches(data, first, steps, batch_size=recipe.batch_size, seed=recipe.seed),
+        steps_from(first, steps),
         share=share,
         patches=math.prod(recipe.encoder_config.grid),
         device=place,
         dtype=dtype,
         workers=(4 if place.type == "cuda" else 0) if settings.workers is None else settings.workers,
-        lock=out / ".lock",
     )
     objective.train()
     if not first:
         ask(0)
     clock, waited, logged, ready = time.perf_counter(), 0.0, first, time.perf_counter()
+    checked = first  # the loss of the steps before was finite
     bar = ProgressBar(
         total=steps,
         initial=first,
@@ -333,7 +337,8 @@ def _train(
             saves = done % settings.save_every == 0 and done < steps
             if logs or saves:  # the only place where the device is waited for
                 line = {"step": done, "lr": rate, **_read(result, processes)}
-                _check(line, first_loss, states)
+                _check(line, first_loss, states, partial(items.find_non_finite, steps_from(checked, done)))
+                checked = done
             if logs:
                 first_loss = first_loss or line["loss"]
                 if recipe.objective == "m2d":
@@ -371,11 +376,16 @@ def _read(result: Step, processes: Processes) -> dict[str, Any]:
     return dict(zip(values, processes.mean(list(values.values())), strict=True))
 
 
-def _check(line: dict[str, Any], first_loss: float | None, states: States) -> None:
+def _check(
+    line: dict[str, Any], first_loss: float | None, states: States, bad_clip: Callable[[], str]
+) -> None:
     """Stop a run whose loss is no longer a number, or far from where it began."""
     loss, norm = line["loss"], line["grad_norm"]
-    if math.isfinite(loss) and math.isfinite(norm) and loss <= DIVERGED * (first_loss or math.inf):
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    if finite and loss <= DIVERGED * (first_loss or math.inf):
         return
+    if not finite and (clip := bad_clip()):
+        raise WorkFailedError(f"{clip} has values that are not finite: copy or prepare the data again")
     began = f", {first_loss:.3g} at the first line of the log" if first_loss else ""
     raise WorkFailedError(
         f"the loss is {loss:.3g} and the gradient {norm:.3g} at step {line['step']}{began}: the run stopped; "

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from hear_m2d.pretrain.data.prepare import prepare
-from hear_m2d.pretrain.data.prepared import DATA_FILE, open_data
+from hear_m2d.pretrain.data.prepared import DATA_FILE, LogMelData
 
 pytest.importorskip("pyarrow")
 SHARD = "shard-00000.arrow"
@@ -26,13 +26,12 @@ def sound_set(tmp_path_factory):
 
 
 @pytest.fixture
-def mine(sound_set, tmp_path, monkeypatch):
-    monkeypatch.setenv("HEAR_M2D_CACHE", str(tmp_path / "cache"))
+def mine(sound_set, tmp_path):
     return shutil.copytree(sound_set, tmp_path / "data")
 
 
 def read_all(place):
-    data = open_data(place)
+    data = LogMelData(place)
     for clip in range(len(data)):
         data.logmel(clip).copy()
         data.label(clip)
@@ -40,15 +39,14 @@ def read_all(place):
 
 
 @pytest.mark.parametrize("name", ["{}", "../../{name}", "shard-00000.arrow/../{name}", "", ".", "a.arrow"])
-@pytest.mark.parametrize("address", ["{}", "file://{}"])
-def test_a_shard_name_that_leads_elsewhere_is_refused(mine, tmp_path, name, address):
+def test_a_shard_name_that_leads_elsewhere_is_refused(mine, tmp_path, name):
     victim = tmp_path / "thesis.txt"
     victim.write_text("years of work")
     summary = json.loads((mine / DATA_FILE).read_text())
     summary["shards"][0]["file"] = name.format(victim, name=victim.name)
     (mine / DATA_FILE).write_text(json.dumps(summary))
-    with pytest.raises(ValueError, match="is no name of a shard"):
-        read_all(address.format(mine))
+    with pytest.raises(ValueError, match="is not the name of a shard"):
+        read_all(mine)
     assert victim.read_text() == "years of work"
 
 

@@ -162,7 +162,11 @@ def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_a
         ("", {"--init": "gone.pth"}, "gone.pth"),
         ('offline = "teacher"', {"--teacher": "first/checkpoint.safetensors"}, "columns of 64 frames"),
         ('offline = "features"', {}, "give --features FOLDER"),
-        ("noise_ratio = 0.1", {"--noise": "http://127.0.0.1:9/noise"}, "noise is read from a local folder"),
+        (
+            "noise_ratio = 0.1",
+            {"--noise": "http://127.0.0.1:9/noise"},
+            "noise is an address: audio and prepared data are read from a local folder",
+        ),
         ('offline = "labels"', {}, "audio has no labels"),
         (
             "noise_ratio = 0.1\nsample_rate = 32000",

@@ -11,18 +11,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from hear_m2d.model.frontend import FrontendConfig
-from hear_m2d.pretrain.data.crops import (
-    Crops,
-    LogMelData,
-    StepBatches,
-    batch_keys,
-    collate,
-    crop,
-    draw,
-    epoch_order,
-    require_frontend,
-)
+from hear_m2d.pretrain.data.crops import Crops, crop_into
 from hear_m2d.pretrain.data.prepare import prepare
+from hear_m2d.pretrain.data.prepared import LogMelData, require_frontend
+from hear_m2d.pretrain.data.sampling import StepBatches, batch_keys, draw, epoch_order
 
 SECONDS = (0.3, 1.0, 2.0, 0.5, 1.3)  # 31, 101, 201, 51, 131 frames
 
@@ -49,6 +41,12 @@ def damaged(folder, tmp_path):
     for path in folder.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
+
+
+def crop(logmel, start, frames, mean, std):
+    out = np.full((len(logmel), frames), np.nan, np.float32)
+    crop_into(out, logmel, start, mean, std)
+    return out
 
 
 def test_clips_are_views_of_the_file(data):
@@ -145,18 +143,22 @@ def test_steps_resumed_are_the_steps_of_the_whole_run():
 
 def test_what_a_run_sees_does_not_depend_on_the_loader_processes(data):
     steps = StepBatches(0, 4, batch_size=3, n_clips=len(data), seed=0)
-    here = list(DataLoader(Crops(data, frames=40), batch_sampler=steps))
+    here = [Crops(data, frames=40).__getitems__(keys) for keys in steps]
     context = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     for workers in (1, 2):
         loader = DataLoader(
-            Crops(data, frames=40), batch_sampler=steps, num_workers=workers, multiprocessing_context=context
+            Crops(data, frames=40),
+            batch_sampler=steps,
+            num_workers=workers,
+            multiprocessing_context=context,
+            collate_fn=dict,
         )
         assert all(torch.equal(a["x"], b["x"]) for a, b in zip(here, loader, strict=True))
     assert here[0]["x"].shape == (3, 1, 80, 40)
 
 
 def test_a_folder_that_was_not_prepared_says_what_to_type(tmp_path):
-    with pytest.raises(ValueError, match=r"no prepared folder.*hear-m2d prepare AUDIO_DIR"):
+    with pytest.raises(ValueError, match=r"is not a prepared folder.*hear-m2d prepare AUDIO_DIR"):
         LogMelData(tmp_path)
 
 
@@ -202,21 +204,17 @@ def test_a_data_file_that_is_no_json_is_refused(damaged):
 
 
 def test_a_crop_without_frames_is_refused(data):
-    with pytest.raises(ValueError, match="at least 1 frame"):
+    with pytest.raises(ValueError, match="at least 1 frame, got 0"):
         Crops(data, frames=0)
 
 
-def test_items_lie_side_by_side_and_are_those_one_by_one(data):
+def test_several_items_are_stacked_and_are_those_one_by_one(data):
     crops = Crops(data, frames=40, seed=2)
     keys = [(0, 3), (1, 0), (0, 3)]
-    items = crops.__getitems__(keys)
-    whole = collate(items)["x"]
-    assert whole.shape == (3, 1, 80, 40)
-    assert items[1]["x"].data_ptr() == whole[1].data_ptr()
-    for key, item, row in zip(keys, items, whole, strict=True):
-        assert torch.equal(crops[key]["x"], item["x"])
-        assert torch.equal(row, item["x"])
-    assert torch.equal(collate(list(items))["x"], whole)
+    x = crops.__getitems__(keys)["x"]
+    assert x.shape == (3, 1, 80, 40)
+    for key, row in zip(keys, x, strict=True):
+        assert torch.equal(crops[key]["x"], row)
 
 
 def test_draws_are_uniform_and_depend_on_every_word():
@@ -227,10 +225,10 @@ def test_draws_are_uniform_and_depend_on_every_word():
 
 def test_another_front_end_is_refused_and_both_are_named(data):
     require_frontend(data, data.frontend)
-    told = r"prepared with another front end .*sample_rate: 16000 there, 32000 asked; .*--sample-rate 32000"
+    told = r"another front end .*sample_rate: the data has 16000, the recipe 32000; .*--sample-rate 32000"
     with pytest.raises(ValueError, match=told):
         require_frontend(data, FrontendConfig.for_rate(32000))
-    with pytest.raises(ValueError, match=r"\(n_mels: 80 there, 64 asked\)"):
+    with pytest.raises(ValueError, match=r"\(n_mels: the data has 80, the recipe 64\)"):
         require_frontend(data, replace(data.frontend, n_mels=64))
 
 

@@ -7,9 +7,10 @@ import pytest
 import soundfile
 import torch
 
-from hear_m2d.pretrain.data.crops import Crops, LogMelData
+from hear_m2d.pretrain.data.crops import Crops
 from hear_m2d.pretrain.data.features import FeatureCrops, training_items
 from hear_m2d.pretrain.data.prepare import prepare
+from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.recipe import Recipe
 
 SMALL = {
@@ -99,7 +100,7 @@ def test_noise_and_features_go_together(data, features):
     ("fields", "given", "said"),
     [
         ({"offline": "features"}, {}, "give --features FOLDER"),
-        ({}, {"features": True}, 'only where offline = "features"'),
+        ({}, {"features": True}, 'used only with offline = "features"'),
         ({"noise_ratio": 0.2}, {}, "needs noise: give --noise FOLDER, or --noise-ratio 0"),
         ({}, {"noise": True}, "noise_ratio = 0 leaves the noise"),
     ],
@@ -129,7 +130,7 @@ def test_features_that_do_not_belong_to_the_audio_are_refused(data, features):
         with pytest.raises(ValueError, match=said):
             crops[0, clip]
     path.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"b\.wav\.npy is no array of features"):
+    with pytest.raises(ValueError, match=r"b\.wav\.npy is not an array of features"):
         crops[0, clip]
     path.unlink()
     with pytest.raises(ValueError, match=r"b\.wav\.npy is missing"):
@@ -137,7 +138,7 @@ def test_features_that_do_not_belong_to_the_audio_are_refused(data, features):
 
 
 def test_a_folder_of_features_that_is_not_there_is_refused(data, tmp_path):
-    with pytest.raises(ValueError, match="no folder of features"):
+    with pytest.raises(ValueError, match="is not a folder of features"):
         training_items(recipe_of(offline="features"), data, features=tmp_path / "none")
 
 
@@ -156,20 +157,15 @@ def test_missing_features_are_told_before_training_with_their_number(data, featu
         training_items(asked, data, features=features)
 
 
-def test_features_lie_below_their_folder_as_the_audio_does_and_those_of_dropped_clips_are_not_missed(
-    tmp_path,
-):
+def test_features_lie_below_their_folder_as_the_audio_does(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("one/a.wav", "two/deep/b.wav"):
         (tmp_path / "audio" / name).parent.mkdir(parents=True)
         soundfile.write(tmp_path / "audio" / name, 0.1 * rng.standard_normal(16000), 16000)
         (tmp_path / "features" / name).parent.mkdir(parents=True)
         np.save(tmp_path / "features" / f"{name}.npy", np.zeros((50, 2), np.float32))
-    copy = tmp_path / "audio" / "two" / "deep" / "copy.wav"
-    copy.write_bytes((tmp_path / "audio" / "one" / "a.wav").read_bytes())
     prepare(tmp_path / "audio", tmp_path / "d")
     data = LogMelData(tmp_path / "d")
-    assert len(data) == 2
     assert len(FeatureCrops(data, tmp_path / "features", frames=40)) == 2
     (tmp_path / "features" / "two" / "deep" / "b.wav.npy").unlink()
     (tmp_path / "features" / "two" / "deep").rmdir()

@@ -1,8 +1,7 @@
 import csv
+import dataclasses
 import json
 import os
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +10,15 @@ import soundfile
 import torch
 from click.testing import CliRunner
 
-from hear_m2d.audio import read_audio
+from hear_m2d.audio import read_audio, read_sound
 from hear_m2d.model.frontend import FrontendConfig, LogMelSpectrogram
 from hear_m2d.pretrain.cli import prepare as command
 from hear_m2d.pretrain.data import prepare as module
-from hear_m2d.pretrain.data.crops import LogMelData
 from hear_m2d.pretrain.data.prepare import cut, prepare
+from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.data.shards import is_silent
+from hear_m2d.pretrain.data.sources import open_source
+from hear_m2d.pretrain.data.sources.base import Item
 from hear_m2d.utils.errors import WorkFailedError
 
 
@@ -131,7 +132,7 @@ def test_an_interrupted_run_is_no_prepared_folder_and_continues_to_the_same_byte
         if job.index == 3:
             (job.out / ".hear-m2d-0.tmp").write_bytes(b"half a shard")
             raise KeyboardInterrupt
-        make(job)
+        return make(job)
 
     monkeypatch.setattr(module, "make_shard", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -141,7 +142,7 @@ def test_an_interrupted_run_is_no_prepared_folder_and_continues_to_the_same_byte
 
     def counted(job):
         made.append(job.index)
-        make(job)
+        return make(job)
 
     monkeypatch.setattr(module, "make_shard", counted)
     assert not prepare(audio_dir, tmp_path / "out").already
@@ -169,17 +170,19 @@ def test_a_full_disk_is_reported_and_loses_nothing(audio_dir, tmp_path, small_sh
 
 def test_other_settings_or_another_source_are_refused(audio_dir, tmp_path):
     prepare(audio_dir, tmp_path / "out")
-    with pytest.raises(ValueError, match=r"prepared otherwise \(frontend: .*16000.*32000"):
+    with pytest.raises(
+        ValueError, match=r"prepared with other settings: frontend is .*16000.* there, .*32000.* now"
+    ):
         prepare(audio_dir, tmp_path / "out", sample_rate=32000)
-    with pytest.raises(ValueError, match=r"max_clip_s: there 30\.0, asked 10\.0"):
+    with pytest.raises(ValueError, match=r"max_clip_s is 30\.0 there, 10\.0 now"):
         prepare(audio_dir, tmp_path / "out", max_clip_s=10.0)
     soundfile.write(audio_dir / "new.wav", noise(16000, 1.0), 16000)
-    with pytest.raises(ValueError, match="prepared otherwise"):
+    with pytest.raises(ValueError, match="prepared with other settings: source is"):
         prepare(audio_dir, tmp_path / "out")
 
 
 def test_a_folder_with_other_things_in_it_is_refused(audio_dir, tmp_path):
-    with pytest.raises(ValueError, match=r"holds other files \(a\.wav"):
+    with pytest.raises(ValueError, match=r"is not empty and has no plan\.json, but a\.wav"):
         prepare(audio_dir, audio_dir)
     with pytest.raises(ValueError, match="is a file"):
         prepare(audio_dir, audio_dir / "a.wav")
@@ -220,24 +223,27 @@ def test_silence_is_what_does_not_move(wave, silent):
 
 
 def test_an_unreadable_file_is_skipped(audio_dir, tmp_path, monkeypatch):
-    import hear_m2d.pretrain.data.sources.base as sources
+    import hear_m2d.pretrain.data.sources.files as files
 
     def refused(path, rate):
         if path.endswith("a.wav"):
             raise PermissionError(13, "Permission denied", path)
-        return read_audio(path, rate)
+        return read_sound(path, rate)
 
-    monkeypatch.setattr(sources, "read_audio", refused)
+    monkeypatch.setattr(files, "read_sound", refused)
     assert prepare(audio_dir, tmp_path / "out").skipped["unreadable"] == 1
 
 
-def test_a_dead_worker_is_reported_as_failed_work(audio_dir, tmp_path, small_shards, monkeypatch):
-    class Dying(ProcessPoolExecutor):
-        def submit(self, *args, **kwargs):
-            raise BrokenProcessPool("a process was terminated abruptly")
+def test_a_file_that_kills_its_reader_is_reported_as_failed_work(
+    audio_dir, tmp_path, small_shards, monkeypatch
+):
+    def deadly(first, last):
+        return (Item("deadly.wav", None, os._exit),) * (last - first)  # reading it ends the process
 
-    monkeypatch.setattr(module, "ProcessPoolExecutor", Dying)
-    with pytest.raises(WorkFailedError, match="a worker process died"):
+    source = dataclasses.replace(open_source(audio_dir), part=deadly)
+    monkeypatch.setattr(module, "open_source", lambda place: source)
+    told = r"makes shard \d died twice.*\(deadly\.wav to deadly\.wav\)\. The same command continues"
+    with pytest.raises(WorkFailedError, match=told):
         prepare(audio_dir, tmp_path / "out", workers=2)
 
 

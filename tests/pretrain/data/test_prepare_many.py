@@ -1,6 +1,5 @@
-"""Preparing with many hands: duplicates, jobs of an array, shards that go on in another file."""
+"""Preparing with many processes and jobs; shards that continue in another file."""
 
-import csv
 import json
 import os
 import signal
@@ -16,8 +15,10 @@ from click.testing import CliRunner
 
 from hear_m2d.pretrain.cli import prepare as command
 from hear_m2d.pretrain.data import prepare as module
-from hear_m2d.pretrain.data.crops import LogMelData
-from hear_m2d.pretrain.data.prepare import Made, prepare, prepare_shard
+from hear_m2d.pretrain.data.prepare import PartSummary, prepare, prepare_shard
+from hear_m2d.pretrain.data.prepared import LogMelData
+from hear_m2d.utils.errors import InputError
+from hear_m2d.utils.files import lock_folder
 
 
 def noise(seconds, seed):
@@ -26,15 +27,11 @@ def noise(seconds, seed):
 
 @pytest.fixture
 def audio_dir(tmp_path):
-    """Twelve files, three of which sound like an earlier one; two to a shard, so in other shards."""
+    """Twelve files; two to a shard with ``small_shards``."""
     folder = tmp_path / "audio"
     folder.mkdir()
-    for index in range(9):
-        soundfile.write(folder / f"a{index}.wav", noise(0.5 + index / 10, index), 16000)
-    (folder / "b.wav").write_bytes((folder / "a1.wav").read_bytes())
-    samples, _ = soundfile.read(folder / "a2.wav", dtype="int16")
-    soundfile.write(folder / "c.flac", samples, 16000)  # other bytes, the same samples
-    (folder / "d.wav").write_bytes((folder / "a1.wav").read_bytes())
+    for index in range(12):
+        soundfile.write(folder / f"a{index:02d}.wav", noise(0.5 + index / 10, index), 16000)
     return folder
 
 
@@ -47,41 +44,11 @@ def contents(folder):
     return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if not p.name.startswith(".")}
 
 
-def test_duplicates_are_named_with_the_first_of_them_and_left_out_of_clips_and_statistics(
-    audio_dir, tmp_path, small_shards
-):
-    summary = prepare(audio_dir, tmp_path / "out")
-    assert summary.skipped == {"duplicate": 3}
-    with summary.report.open() as file:
-        rows = [tuple(row.values()) for row in csv.DictReader(file)]
-    assert rows == [
-        ("b.wav", "duplicate", "of a1.wav"),
-        ("c.flac", "duplicate", "of a2.wav"),
-        ("d.wav", "duplicate", "of a1.wav"),
-    ]
-    for name in ("b.wav", "c.flac", "d.wav"):
-        (audio_dir / name).unlink()
-    alone = prepare(audio_dir, tmp_path / "alone")
-    data, wanted = LogMelData(tmp_path / "out"), LogMelData(tmp_path / "alone")
-    assert len(data) == len(wanted) == summary.clips == 9
-    for index in range(9):
-        np.testing.assert_array_equal(data.logmel(index), wanted.logmel(index))
-    assert summary.mean == pytest.approx(alone.mean, rel=1e-12)
-    assert summary.std == pytest.approx(alone.std, rel=1e-12)
-    assert summary.hours == pytest.approx(alone.hours, rel=1e-12)
-    for key in ("lengths", "frames", "clips"):
-        assert data.summary[key] == wanted.summary[key]
-    assert data.count_shorter(70) == 2
-    assert int((wanted.lengths < 70).sum()) == 2
-
-
-def test_files_that_differ_by_one_sample_are_no_duplicates(tmp_path):
+def test_equal_files_all_stay(tmp_path):
     (tmp_path / "audio").mkdir()
-    wave = (noise(0.5, 0) * 32767).astype(np.int16)
-    soundfile.write(tmp_path / "audio" / "a.wav", wave, 16000)
-    wave[100] += 1
-    soundfile.write(tmp_path / "audio" / "b.wav", wave, 16000)
-    assert prepare(tmp_path / "audio", tmp_path / "out").skipped == {}
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / "audio" / name, noise(0.5, 0), 16000)
+    assert prepare(tmp_path / "audio", tmp_path / "out").clips == 2
 
 
 def test_jobs_of_an_array_make_the_same_folder_byte_for_byte_in_any_order(audio_dir, tmp_path, small_shards):
@@ -90,7 +57,7 @@ def test_jobs_of_an_array_make_the_same_folder_byte_for_byte_in_any_order(audio_
         made = prepare_shard(audio_dir, tmp_path / "many", shard=(job, 4))
         with pytest.raises(ValueError, match="half prepared"):
             LogMelData(tmp_path / "many")
-    assert made == Made(shards=2, missing=0)
+    assert made == PartSummary(shards=2, missing=0)
     made_again = prepare_shard(audio_dir, tmp_path / "many", shard=(2, 4))
     assert made_again == made
     before = {name: (tmp_path / "many" / name).stat().st_mtime_ns for name in contents(tmp_path / "many")}
@@ -99,7 +66,7 @@ def test_jobs_of_an_array_make_the_same_folder_byte_for_byte_in_any_order(audio_
     for name in contents(tmp_path / "many"):
         if name.endswith(".arrow"):
             assert (tmp_path / "many" / name).stat().st_mtime_ns == before[name]  # not made a second time
-    assert prepare_shard(audio_dir, tmp_path / "many", shard=(2, 4)) == Made(shards=2, missing=0)
+    assert prepare_shard(audio_dir, tmp_path / "many", shard=(2, 4)) == PartSummary(shards=2, missing=0)
 
 
 def test_the_command_without_shard_makes_what_a_lost_job_left(audio_dir, tmp_path, small_shards):
@@ -107,6 +74,22 @@ def test_the_command_without_shard_makes_what_a_lost_job_left(audio_dir, tmp_pat
     assert prepare_shard(audio_dir, tmp_path / "many", shard=(1, 2)).missing == 3
     prepare(audio_dir, tmp_path / "many")
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
+
+
+def test_finishing_does_not_remove_what_a_job_still_writes(audio_dir, tmp_path, small_shards):
+    """The finishing command is refused while a job works; a job that was killed holds nothing."""
+    out = tmp_path / "out"
+    prepare_shard(audio_dir, out, shard=(1, 2))
+    with lock_folder(out, ".job-1-of-2.lock"):  # as the job holds it
+        (out / ".hear-m2d-1.tmp").write_bytes(b"half a shard")
+        with pytest.raises(InputError, match="another process is at work in"):
+            prepare(audio_dir, out)
+        with pytest.raises(InputError, match="another process is at work in"):
+            prepare_shard(audio_dir, out, shard=(1, 2))
+        assert (out / ".hear-m2d-1.tmp").exists()
+    prepare(audio_dir, out)
+    assert not (out / ".hear-m2d-1.tmp").exists()
+    assert not list(out.glob(".job-*"))
 
 
 @pytest.mark.parametrize("shard", [(0, 4), (5, 4), (1, 0)])
@@ -130,19 +113,6 @@ def test_a_shard_that_grows_too_large_goes_on_in_another_file(audio_dir, tmp_pat
     for index in range(len(data)):
         np.testing.assert_array_equal(data.logmel(index), whole.logmel(index))
     assert (data.mean, data.std) == (whole.mean, whole.std)
-
-
-def test_a_long_file_and_its_duplicate_cut_by_the_end_of_a_shard_stay_and_go_whole(tmp_path, monkeypatch):
-    (tmp_path / "audio").mkdir()
-    soundfile.write(tmp_path / "audio" / "a.wav", noise(6.0, 0), 16000)
-    (tmp_path / "audio" / "b.wav").write_bytes((tmp_path / "audio" / "a.wav").read_bytes())
-    soundfile.write(tmp_path / "audio" / "c.wav", noise(3.0, 1), 16000)
-    monkeypatch.setattr("hear_m2d.pretrain.data.shards.SHARD_BYTES", 40_000)  # two clips of a second
-    prepare(tmp_path / "audio", tmp_path / "out", max_clip_s=1.0)
-    data = LogMelData(tmp_path / "out")
-    assert len(data) == 9
-    assert json.loads((tmp_path / "out" / "data.json").read_text())["skipped"] == {"duplicate": 1}
-    assert sum(facts.clips for facts in data.shards) == 15
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="no list of processes here")
@@ -174,7 +144,7 @@ def test_workers_end_with_a_command_that_is_killed_and_the_next_one_finishes(aud
     assert not left
     assert not (tmp_path / "out" / "data.json").exists()
     subprocess.run(command, check=True)
-    assert len(LogMelData(tmp_path / "out")) == 9 + 3 * 4
+    assert len(LogMelData(tmp_path / "out")) == 12 + 3 * 4
 
 
 def processes_of(group):
@@ -211,8 +181,7 @@ def test_the_command_does_a_part_and_says_what_is_missing(audio_dir, tmp_path, s
     done = run.invoke(command, [str(audio_dir), str(out), "--shard", "2/2"])
     assert "type the command without --shard" in done.output
     done = run.invoke(command, [str(audio_dir), str(out)])
-    assert f"{out}: 9 clips" in done.output
-    assert "3 duplicate" in done.output
+    assert f"{out}: 12 clips" in done.output
     for wrong in ("2", "a/b", "1/2/3"):
         assert run.invoke(command, [str(audio_dir), str(out), "--shard", wrong]).exit_code == 2
 

@@ -14,8 +14,8 @@ from hear_m2d.model.config import ModelConfig
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.frontend import FrontendConfig
 from hear_m2d.model.hear_model import HearModel
-from hear_m2d.pretrain.data.crops import LogMelData
 from hear_m2d.pretrain.data.prepare import prepare
+from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.objectives.build import build_objective, hear_model
 from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.objectives.m2d_x import M2DX

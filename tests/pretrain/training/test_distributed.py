@@ -15,8 +15,8 @@ import soundfile
 import torch
 
 from hear_m2d.checkpoint.format import read_tensors
-from hear_m2d.pretrain.data.crops import LogMelData
 from hear_m2d.pretrain.data.prepare import prepare
+from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.distributed import Processes, StopRequest, _slurm, join
 from hear_m2d.pretrain.training.loop import train
@@ -50,7 +50,7 @@ RECIPES = {
 SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
-from hear_m2d.pretrain.data.crops import LogMelData
+from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.loop import train
 data = LogMelData(Path(sys.argv[1]))

@@ -16,8 +16,8 @@ import soundfile
 import torch
 
 from hear_m2d.checkpoint.format import read_tensors
-from hear_m2d.pretrain.data.crops import LogMelData
 from hear_m2d.pretrain.data.prepare import prepare
+from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.loop import train
 from hear_m2d.pretrain.training.state import STATE_KEY, States
@@ -50,7 +50,7 @@ from pathlib import Path
 from hear_m2d.pretrain.training import run_folder as run
 from hear_m2d.pretrain.training import state
 from hear_m2d.pretrain.training import loop
-from hear_m2d.pretrain.data.crops import LogMelData
+from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.step import Trainer
 

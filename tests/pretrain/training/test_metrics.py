@@ -11,8 +11,8 @@ import soundfile
 import torch
 
 from hear_m2d.checkpoint.format import read_tensors
-from hear_m2d.pretrain.data.crops import LogMelData
 from hear_m2d.pretrain.data.prepare import prepare
+from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.loop import train
 from hear_m2d.pretrain.training.metrics import clip_means, device_rate, latent_meters, rankme

@@ -14,8 +14,8 @@ import hear_m2d
 from hear_m2d.checkpoint.format import read_tensors
 from hear_m2d.cli import main
 from hear_m2d.evaluation.linear.probes import embed_task, probe, read_labelled
-from hear_m2d.pretrain.data.crops import LogMelData
 from hear_m2d.pretrain.data.prepare import prepare
+from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.loop import train
 from hear_m2d.pretrain.training.probes import Probes, ProbeSettings

@@ -7,9 +7,10 @@ import pytest
 import soundfile
 import torch
 
-from hear_m2d.pretrain.data.crops import Crops, Items, LogMelData, draw
-from hear_m2d.pretrain.data.mixing import MixedCrops, mix_log_mel, noise_place
+from hear_m2d.pretrain.data.crops import Crops, MixedCrops, mix_log_mel, noise_place
 from hear_m2d.pretrain.data.prepare import prepare
+from hear_m2d.pretrain.data.prepared import LogMelData
+from hear_m2d.pretrain.data.sampling import draw
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_noise_of_another_front_end_is_refused(folders, tmp_path):
 def test_other_tensors_of_an_item_are_kept(folders):
     class Labelled(Crops):
         def __getitems__(self, keys):
-            return Items({**super().__getitems__(keys).whole, "target": torch.ones(len(keys), 1)})
+            return {**super().__getitems__(keys), "target": torch.ones(len(keys), 1)}
 
     data, noise = folders
     item = MixedCrops(Labelled(data, frames=20), noise, ratio=0.3)[0, 1]
