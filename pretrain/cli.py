@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,6 +180,9 @@ def prepare(
 @click.option(
     "--track", multiple=True, help="A tracker besides TensorBoard: wandb, mlflow, …; may be repeated."
 )
+@click.option(
+    "--verify/--no-verify", default=True, show_default=True, help="First compare the data with its checksums."
+)
 @click.option("--force", is_flag=True, help="Continue the run in OUT with other settings than it began with.")
 @click.option("--dry-run", is_flag=True, help="Print the resolved recipe and what it takes, and stop.")
 def pretrain(
@@ -208,6 +212,7 @@ def pretrain(
     probe_every: str,
     probe_clips: int,
     track: tuple[str, ...],
+    verify: bool,
     force: bool,
     dry_run: bool,
 ) -> None:
@@ -268,9 +273,11 @@ def pretrain(
             )
             processes.on_main(lambda: _check_data(recipe, data_dir, noise_dir))
             noisy = processes.on_main(
-                lambda: noise_dir and _prepared(noise_dir, out / "noise", recipe.sample_rate)
+                lambda: noise_dir and _prepared(noise_dir, out / "noise", recipe.sample_rate, verify=verify)
             )
-            prepared = processes.on_main(lambda: _prepared(data_dir, out / "data", recipe.sample_rate))
+            prepared = processes.on_main(
+                lambda: _prepared(data_dir, out / "data", recipe.sample_rate, verify=verify)
+            )
             checkpoint = train(
                 recipe,
                 processes.together(lambda: LogMelData(prepared)),
@@ -341,12 +348,17 @@ def _check_data(recipe: Recipe, data: Path, noise: Path | None) -> None:
         require_frontend(SetInfo(noise), recipe.frontend_config)
 
 
-def _prepared(place: Path, into: Path, sample_rate: int) -> Path:
-    """Return a prepared folder; audio is prepared into the run's own."""
+def _prepared(place: Path, into: Path, sample_rate: int, *, verify: bool) -> Path:
+    """Return a prepared folder; audio is prepared into the run's own. Compare it with its checksums."""
     from hear_m2d.pretrain.data.prepare import prepare as run
-    from hear_m2d.pretrain.data.prepared import is_prepared
+    from hear_m2d.pretrain.data.prepared import LogMelData, is_prepared
 
-    if is_prepared(place):
-        return place
-    run(place, into, sample_rate=sample_rate, progress=True)
-    return into
+    if not is_prepared(place):
+        run(place, into, sample_rate=sample_rate, progress=True)
+        place = into
+    if verify:
+        begun = time.perf_counter()
+        size = LogMelData(place).verify()
+        click.echo(f"{place}: checksums of {size / 2**30:.1f} GiB compared in "
+                   f"{time.perf_counter() - begun:.0f} s", err=True)  # fmt: skip
+    return place

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hear_m2d._checkout import installed_version
-from hear_m2d.model.frontend import FrontendConfig, mel_edges
+from hear_m2d.model.frontend import FrontendConfig, mel_filters
 from hear_m2d.pretrain.data.prepared import DATA_FILE, PLAN_FILE
 from hear_m2d.pretrain.data.shards import LOUD_PEAK, MAX_CLASSES, note_path
 from hear_m2d.pretrain.data.sources.base import Skipped
@@ -88,9 +88,12 @@ def _warnings(
     frontend: FrontendConfig, rates: Mapping[int, int], loud: Sequence[tuple[str, float]]
 ) -> Iterable[str]:
     """Yield a sentence for each way in which files that were kept may not be what was meant."""
+    filters = mel_filters(frontend)  # (mels, frequencies)
     for rate, files in sorted(rates.items()):
-        # A bin whose filter begins above half of the file's rate hears nothing.
-        empty = int((mel_edges(frontend)[: frontend.n_mels] >= rate / 2).sum())
+        heard = math.ceil(
+            rate / 2 * frontend.n_fft / frontend.sample_rate
+        )  # frequencies below half of the rate
+        empty = int((filters[:, :heard].sum(1) == 0).sum())
         if empty:
             yield (
                 f"{files} of {sum(rates.values())} files have a sample rate of {rate} Hz: {empty} of the "

@@ -171,7 +171,7 @@ def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_a
         (
             "noise_ratio = 0.1\nsample_rate = 32000",
             {"--noise": "first/data"},
-            "sample_rate: 16000 there, 32000",
+            "sample_rate: the data has 16000, the recipe 32000",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import pickle
 import tarfile
 
@@ -250,7 +251,7 @@ def test_parquet_without_audio_or_damaged_is_named(tmp_path):
 
 
 def test_what_is_no_source_is_refused_with_a_sentence(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         open_source(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match="matches no file"):
         open_source(str(tmp_path / "*.tar"))
@@ -265,3 +266,56 @@ def test_what_is_no_source_is_refused_with_a_sentence(tmp_path):
         open_source(str(tmp_path / "*.txt"))
     with pytest.raises(ValueError, match="holds no audio"):
         open_source(tmp_path)
+
+
+def test_a_pipe_is_refused_or_skipped_and_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    os.mkfifo(tmp_path / "a.csv")
+    os.mkfifo(tmp_path / "a.tar")
+    for name in ("a.wav", "a.csv", "a.tar"):
+        with pytest.raises(ValueError, match=rf"{name} is not a regular file"):
+            open_source(tmp_path / name)
+    (tmp_path / "0.wav").write_bytes(sound(0))
+    (tmp_path / "list.csv").write_text("file\na.wav\n0.wav\n")
+    summary = prepare(tmp_path / "list.csv", tmp_path / "out")
+    assert (summary.clips, sum(summary.skipped.values())) == (1, 1)
+
+
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
+    (tmp_path / "audio" / "closed").mkdir(parents=True)
+    (tmp_path / "audio" / "0.wav").write_bytes(sound(0))
+    listed = os.scandir
+
+    def refused(folder):
+        if str(folder).endswith("closed"):  # root may read every folder
+            raise PermissionError(13, "Permission denied", folder)
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    assert open_source(tmp_path / "audio").problems == (("closed/", "unreadable", "Permission denied"),)
+
+
+@pytest.mark.parametrize("path", ["../secret.wav", "{}/secret.wav", "a/../../secret.wav"])
+def test_a_path_in_a_row_of_parquet_does_not_lead_out_of_its_folder(tmp_path, path):
+    (tmp_path / "secret.wav").write_bytes(sound(1))
+    (tmp_path / "data").mkdir()
+    audio = [{"bytes": None, "path": path.format(tmp_path)}, {"bytes": sound(0), "path": "0.wav"}]
+    pq.write_table(pa.table({"audio": audio}), tmp_path / "data" / "a.parquet")
+    items = list(open_source(tmp_path / "data" / "a.parquet").part(0, 2))
+    with pytest.raises(AudioError, match=r"leads out of the table's folder"):
+        items[0].read(16000)
+
+
+def test_a_label_with_a_comma_in_a_list_of_labels_stays_one_label(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [sound(0)], label=[["Male speech, man speaking", "Music"]])
+    prepare(tmp_path / "a.parquet", tmp_path / "out")
+    assert LogMelData(tmp_path / "out").labels == ("Male speech, man speaking", "Music")
+
+
+@pytest.mark.parametrize("address", ["http://host/prepared", "s3://bucket/prepared", "http:/host/prepared"])
+def test_an_address_is_named_as_it_was_typed_and_to_be_copied_first(address):
+    typed = address.replace(":/host", "://host")
+    with pytest.raises(
+        ValueError, match=rf"^{typed} is an address: .* Copy it here first \(hf download, rsync"
+    ):
+        open_source(address)
