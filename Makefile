@@ -112,7 +112,7 @@ test-modules: $(STAMP) ## modules of others, validated, scored and reported (HEA
 	$(call beside,modules,--no-deps librosa==0.9.2 resampy hearbaseline==2021.1.1 hear21passt,tests/evaluation/adapters/check_modules.py)
 
 test-pages: $(STAMP) ## the report page in headless Chromium (skipped where it is missing)
-	@$(BIN)/pytest -m pages $(ARGS)
+	@$(BIN)/pytest -m pages tests/evaluation/report $(ARGS)
 
 docs: $(STAMP) ## the manual and the reference as web pages, in build/docs
 	@$(BIN)/python -m sphinx -b html -E -W --keep-going -q docs build/docs

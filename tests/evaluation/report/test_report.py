@@ -69,6 +69,13 @@ def test_no_task_of_hear_still_makes_a_report(write_run, tmp_path):
     assert "esc10-v1-full" in (tmp_path / "page.html").read_text()
 
 
+def test_failed_tasks_only_make_a_page_without_a_chart(write_run, tmp_path):
+    write_report([str(write_run("mine", (ESC50, None)))], html=tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "failed: RuntimeError: it broke" in page
+    assert "Plotly" not in page
+
+
 def test_what_has_no_rank_is_one_line_of_warning(runs, caplog):
     with caplog.at_level(logging.WARNING):
         write_report(runs)
