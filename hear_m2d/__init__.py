@@ -19,9 +19,8 @@ from torch import Tensor
 from hear_m2d._checkout import explain_missing_parts
 from hear_m2d.checkpoint.format import Checkpoint, build_model, rate_conflict
 from hear_m2d.checkpoint.resolve import read_weights
-from hear_m2d.model.clips import Audio
 from hear_m2d.model.config import Options
-from hear_m2d.model.hear_model import HearModel
+from hear_m2d.model.hear_model import Audio, HearModel
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from hear_m2d.checkpoint.torch_files import TorchFile, open_torch_file
 from hear_m2d.model.config import DEFAULT_MEAN, DEFAULT_STD, ModelConfig
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.frontend import FrontendConfig
-from hear_m2d.model.projector import ProjectorConfig
+from hear_m2d.model.heads import ProjectorConfig
 from hear_m2d.utils.errors import InputError
 
 HEAD_WIDTH = 64  # of every published encoder

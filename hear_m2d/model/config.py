@@ -9,7 +9,7 @@ from typing import Any
 
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.frontend import FrontendConfig
-from hear_m2d.model.projector import ProjectorConfig
+from hear_m2d.model.heads import ProjectorConfig
 from hear_m2d.utils.errors import InputError, unknown_name
 
 FORMAT = 1

@@ -6,6 +6,7 @@ Source: M2D (Niizumi et al., 2023) section III; ViT (Dosovitskiy et al., 2021); 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hear_m2d.utils.errors import InputError, check_integers
 
@@ -107,6 +109,22 @@ def resize_positions(table: Tensor, grid: tuple[int, int], columns: int) -> Tens
     return torch.cat([first, places.reshape(1, rows * columns, -1)], dim=1)
 
 
+class BlockNorm(nn.LayerNorm):
+    """LayerNorm in the precision of its input.
+
+    On a GPU, autocast would cast a bfloat16 input to float32 and back, in three passes over it; the kernel
+    computes its statistics in float32 anyway.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize (…, width)."""
+        if not x.is_cuda or x.dtype == self.weight.dtype:
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+            return nn.functional.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
 def transformer_blocks(width: int, *, depth: int, heads: int, mlp_ratio: float = 4.0) -> nn.ModuleList:
     """Return ``depth`` pre-norm blocks of timm: joint qkv with bias, exact GELU, LayerNorm eps 1e-6."""
     # Heavy, so imported where an encoder is built; and never on a caller's meta device, where torch 2.6
@@ -114,11 +132,32 @@ def transformer_blocks(width: int, *, depth: int, heads: int, mlp_ratio: float =
     with torch.device("cpu"):
         from timm.models.vision_transformer import Block
 
-    norm: Any = partial(nn.LayerNorm, eps=1e-6)
+    norm: Any = partial(BlockNorm, eps=1e-6)
     return nn.ModuleList(
         Block(dim=width, num_heads=heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm)
         for _ in range(depth)
     )
+
+
+def attention_kernels(device: torch.device) -> AbstractContextManager[Any]:
+    """Return the context in which attention runs: on a GPU, a fixed order of kernels.
+
+    torch's own order changes between its versions and GPUs; cuDNN's kernel, the first on some, builds a plan
+    for each new shape, and its backward pass has had errors.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    order = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(order, set_priority=True)
+
+
+def compile_blocks(blocks: nn.ModuleList) -> None:
+    """Have torch compile the blocks on their first call, for any number and length of windows.
+
+    Block by block: the blocks are alike, so that what is compiled for the first serves all.
+    """
+    for block in blocks:
+        block.compile(dynamic=True)
 
 
 def initialise(module: nn.Module) -> None:
@@ -224,8 +263,9 @@ class SpectrogramEncoder(nn.Module):
     def encode(self, tokens: Tensor) -> Tensor:
         """Run the blocks and the final norm over tokens, (batch, n, width) → (batch, [1 +] n, width)."""
         x = self.with_class_token(tokens)
-        for block in self.blocks:
-            x = block(x)
+        with attention_kernels(x.device):
+            for block in self.blocks:
+                x = block(x)
         normed: Tensor = self.norm(x)
         return normed
 
@@ -252,8 +292,9 @@ class SpectrogramEncoder(nn.Module):
         """
         tokens = self.with_class_token(self.embed(x))
         outputs = []
-        for block in self.blocks:
-            tokens = block(tokens)
-            outputs.append(tokens)
+        with attention_kernels(x.device):
+            for block in self.blocks:
+                tokens = block(tokens)
+                outputs.append(tokens)
         outputs[-1] = self.norm(tokens)
         return [z[:, 1:] for z in outputs] if self.cls_token is not None else outputs

@@ -2,52 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hear_m2d.checkpoint.hub import SharedModel
-from hear_m2d.model.clips import Audio, check_audio
 from hear_m2d.model.config import ModelConfig, Options
-from hear_m2d.model.encoder import SpectrogramEncoder
+from hear_m2d.model.encoder import SpectrogramEncoder, compile_blocks
 from hear_m2d.model.frontend import LogMelSpectrogram
-from hear_m2d.model.pooling import (
-    Collector,
-    Columns,
-    InterpolatedColumns,
-    MeanOverColumns,
-    PhasedColumns,
+from hear_m2d.model.heads import ClassifierHead, make_projector
+from hear_m2d.model.pooling import Collector, Columns, InterpolatedColumns, MeanOverColumns, PhasedColumns
+from hear_m2d.model.timestamps import dense_offset, frame_step, timestamp_count, timestamps_ms
+from hear_m2d.model.windows import (
+    Window,
     batch_statistics,
-    compile_blocks,
     cut_log_mel,
     passes,
+    plan_windows,
+    windows_per_pass,
 )
-from hear_m2d.model.projector import make_projector
-from hear_m2d.model.timestamps import dense_offset, frame_step, timestamp_count, timestamps_ms
-from hear_m2d.model.windows import Window, plan_windows
-from hear_m2d.utils.device import warn_of_slow_bfloat16, windows_per_pass
+from hear_m2d.utils.device import warn_of_slow_bfloat16
 from hear_m2d.utils.errors import InputError
 
+Audio = Tensor | Sequence[Tensor]  # (batch, samples), or clips (samples,) of any lengths
 PerClip = Any  # of a tensor, one tensor with the batch first; of a list of clips, a list with a tensor each
+_BLOCK = 1 << 20  # samples checked at once: the check must not cost a copy of an hour of audio
 
 
-class ClassifierHead(nn.Module):
-    """BatchNorm without affine, then a linear layer: pooled features (batch, width) → logits."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(width, affine=False)
-        self.linear = nn.Linear(width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits, (batch, classes)."""
-        logits: Tensor = self.linear(self.norm(x))
-        return logits
-
-
-class HearModel(nn.Module, SharedModel):
+class HearModel(nn.Module):
     """An audio embedding model behind the HEAR API.
 
     Args:
@@ -353,3 +336,52 @@ class HearModel(nn.Module, SharedModel):
     def _tokens_of_window(self, columns: Tensor) -> Tensor:
         """Return one window's tokens, frequency-major: (rows * n, layers * width)."""
         return self._by_row(columns).permute(2, 0, 1, 3).flatten(0, 1).flatten(1)
+
+
+def check_audio(audio: Audio) -> list[Tensor]:
+    """Return the clips, each (samples,), as they were given; or say why they cannot be embedded.
+
+    Raises:
+        TypeError: Neither a tensor nor a list of tensors.
+        ValueError: Wrong rank, integers, no samples, not a number or infinite.
+    """
+    if isinstance(audio, Sequence) and not isinstance(audio, str):
+        if not audio:
+            raise InputError("there is no audio: the list of clips is empty")
+        if not all(isinstance(clip, Tensor) and clip.ndim == 1 for clip in audio):
+            raise InputError("a list of clips holds one-dimensional torch tensors, (samples,)")
+        for clip in audio:
+            _check_samples(clip[None])
+        return list(audio)
+    if not isinstance(audio, Tensor):
+        raise TypeError(f"audio is a torch tensor (batch, samples), not {type(audio).__name__}")
+    if audio.ndim != 2:
+        raise InputError(f"audio must be (batch, samples); its shape is {tuple(audio.shape)}")
+    if audio.shape[1] <= 8 and audio.shape[0] > 1000:
+        raise InputError(
+            f"audio must be (batch, samples); {tuple(audio.shape)} looks like (samples, channels), as "
+            "soundfile.read returns it: give audio.mean(1)[None] for one mono clip"
+        )
+    _check_samples(audio)
+    return list(audio.unbind())
+
+
+def _check_samples(audio: Tensor) -> None:
+    """Check a tensor (batch, samples)."""
+    if not audio.is_floating_point():
+        raise InputError(
+            f"audio must be floating point in [-1, 1], not {audio.dtype}: divide by the full scale"
+        )
+    if 0 in audio.shape:
+        raise InputError(f"there is no audio: its shape is {tuple(audio.shape)}")
+    # As float32: a large float64 becomes infinite.
+    finite = [torch.isfinite(block.detach().float()).all() for block in _blocks(audio)]
+    if not bool(torch.stack(finite).all()):
+        raise InputError("audio holds NaN or infinite samples")
+
+
+def _blocks(audio: Tensor) -> Iterator[Tensor]:
+    """Cut (batch, samples) into pieces of bounded size."""
+    rows = max(1, _BLOCK // audio.shape[1])
+    for some in torch.split(audio, rows):
+        yield from torch.split(some, _BLOCK, dim=1)

@@ -1,12 +1,26 @@
-"""Where a long spectrogram is cut into windows of the model's input length.
+"""A long spectrogram in windows of the model's input length, and the windows in forward passes.
 
 Our rule loses no frame: windows step by whole patches, the last is padded to a whole patch. The published
 rules are kept for comparison; where the input length is a multiple of the patch, M2D's is the same.
+A pass holds windows of equal length, of whichever clips; memory does not grow with the length of the audio.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.model.frontend import LogMelSpectrogram
+from hear_m2d.utils.device import free_memory
+
+# Tokens that fill the matrix units: more of them in one pass only cost memory.
+TARGET_TOKENS = {"cpu": 3072, "cuda": 8192}
+_MEMORY_SHARE = 0.25  # of the free memory that one pass may take
+_STATISTICS_FRAMES = 1024  # frames read at once for the statistics of a batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +106,89 @@ def plan_windows(frames: int, *, window: int, patch: int, rule: str = "whole") -
         patch=patch,
         drop=window // patch * pad // window,
     )
+
+
+def windows_per_pass(
+    config: EncoderConfig, frames: int, *, layers: int, dtype: torch.dtype, device: torch.device
+) -> int:
+    """Return how many windows to encode at once: target to fill the device, within its free memory.
+
+    Args:
+        config: The encoder.
+        frames: Frames of a window.
+        layers: How many layers' outputs are kept.
+        dtype: Of the encoder.
+        device: Where it is.
+    """
+    tokens = config.grid[0] * (frames // config.patch_size[1]) + config.class_token
+    target = max(1, TARGET_TOKENS.get(device.type, TARGET_TOKENS["cuda"]) // tokens)
+    free = free_memory(device)
+    if free is None:
+        return target
+    # A block's activations: its input, the norm, q, k, v, the MLP's hidden features before and after GELU;
+    # attention scores, where no fused kernel avoids them; then the outputs in float32.
+    block = tokens * config.width * (6 + 2 * config.mlp_ratio) + config.heads * tokens * tokens
+    outputs = tokens * config.width * (config.depth if layers > 1 else 2) * 4
+    return max(1, min(target, int(_MEMORY_SHARE * free / (block * dtype.itemsize + outputs))))
+
+
+def passes(windows: Sequence[Window], size: Callable[[int], int]) -> Iterator[list[Window]]:
+    """Group windows into forward passes.
+
+    Only windows of one length share a pass. The longest come first: within a clip all windows but the last
+    are of one length, so that each clip's windows stay in order.
+
+    Args:
+        windows: Of all clips.
+        size: Windows in a pass, for windows of so many frames.
+    """
+    by_length: dict[int, list[Window]] = {}
+    for window in windows:
+        by_length.setdefault(window.frames, []).append(window)
+    for frames in sorted(by_length, reverse=True):
+        group, step = by_length[frames], size(frames)
+        yield from (group[i : i + step] for i in range(0, len(group), step))
+
+
+def cut_log_mel(
+    frontend: LogMelSpectrogram,
+    clips: Sequence[Tensor],
+    windows: Sequence[Window],
+    *,
+    statistics: tuple[float, float],
+    device: torch.device,
+) -> Tensor:
+    """Return the standardised log-mel of windows of one length, (windows, mels, frames).
+
+    Each is computed from the samples under it alone. Frames outside the clip are zeros, the mean.
+    """
+    frames = windows[0].frames
+    segments = torch.stack([frontend.segment(clips[w.clip], w.start, frames) for w in windows])
+    mean, std = statistics
+    x = (frontend.of_segments(segments.to(device)) - mean) / std
+    ends = [frontend.config.frames(len(clips[w.clip])) - w.start for w in windows]
+    if all(w.start >= 0 for w in windows) and min(ends) >= frames:
+        return x
+    first = torch.tensor([-w.start for w in windows], device=device)[:, None, None]
+    end = torch.tensor(ends, device=device)[:, None, None]
+    index = torch.arange(frames, device=device)
+    return x.masked_fill((index < first) | (index >= end), 0.0)
+
+
+def batch_statistics(
+    frontend: LogMelSpectrogram, clips: Sequence[Tensor], device: torch.device
+) -> tuple[float, float]:
+    """Return mean and unbiased standard deviation over every bin of every clip."""
+    count, total, squares = 0, 0.0, 0.0
+    for clip in clips:
+        frames = frontend.config.frames(len(clip))
+        for first in range(0, frames, _STATISTICS_FRAMES):
+            segment = frontend.segment(clip, first, min(_STATISTICS_FRAMES, frames - first))
+            x = frontend.of_segments(segment[None].to(device)).cpu().double()
+            mean, n = float(x.mean()), x.numel()
+            # Chan's rule: sums of squares about each part's own mean lose no digits.
+            squares += float((x - mean).square().sum())
+            squares += (mean - total / count) ** 2 * count * n / (count + n) if count else 0.0
+            total += mean * n
+            count += n
+    return total / count, max((squares / (count - 1)) ** 0.5, 1e-6)  # silence has no deviation

@@ -1,4 +1,4 @@
-"""The machine: its devices and processors, what computes in bfloat16 itself, how much fits in it at once."""
+"""The machine: its devices, processors and free memory, and which devices compute in bfloat16."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.utils.errors import InputError
-
-# Tokens that fill the matrix units: more of them in one pass only cost memory.
-ENOUGH_TOKENS = {"cpu": 3072, "cuda": 8192}
-_SHARE = 0.25  # of the free memory that one pass may take
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -75,27 +70,3 @@ def free_memory(device: torch.device) -> int | None:
             return None
         return int(available) * 1024
     return None
-
-
-def windows_per_pass(
-    config: EncoderConfig, frames: int, *, layers: int, dtype: torch.dtype, device: torch.device
-) -> int:
-    """Return how many windows to encode at once: enough to fill the device, within its free memory.
-
-    Args:
-        config: The encoder.
-        frames: Frames of a window.
-        layers: How many layers' outputs are kept.
-        dtype: Of the encoder.
-        device: Where it is.
-    """
-    tokens = config.grid[0] * (frames // config.patch_size[1]) + config.class_token
-    enough = max(1, ENOUGH_TOKENS.get(device.type, ENOUGH_TOKENS["cuda"]) // tokens)
-    free = free_memory(device)
-    if free is None:
-        return enough
-    # A block's activations: its input, the norm, q, k, v, the MLP's hidden features before and after GELU;
-    # attention scores, where no fused kernel avoids them; then the outputs in float32.
-    block = tokens * config.width * (6 + 2 * config.mlp_ratio) + config.heads * tokens * tokens
-    outputs = tokens * config.width * (config.depth if layers > 1 else 2) * 4
-    return max(1, min(enough, int(_SHARE * free / (block * dtype.itemsize + outputs))))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from hear_m2d.model.config import ModelConfig
+from hear_m2d.model.frontend import LogMelSpectrogram
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.objectives.m2d import M2D
@@ -118,6 +119,7 @@ def hear_model(
             )
         )
     model.encoder.load_state_dict(objective.encoder.state_dict(), assign=True)
+    model.frontend = LogMelSpectrogram(model.config.frontend)  # not on the meta device
     return model.eval()
 
 

@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hear_m2d.model.encoder import EncoderConfig, initialise, sincos_positions, transformer_blocks
+from hear_m2d.model.encoder import (
+    EncoderConfig,
+    attention_kernels,
+    initialise,
+    sincos_positions,
+    transformer_blocks,
+)
 from hear_m2d.pretrain.objectives.masking import Mask, take
 
 
@@ -85,8 +91,9 @@ class Decoder(nn.Module):
         visible = visible + take(positions, mask.visible)  # (batch, visible, width)
         masked = self.mask_token.to(x.dtype) + take(positions, mask.masked)  # (batch, masked, width)
         x = torch.cat([first, visible, masked], dim=1)
-        for block in self.blocks:
-            x = block(x)
+        with attention_kernels(x.device):
+            for block in self.blocks:
+                x = block(x)
         x = x[:, first.shape[1] :]  # (batch, visible + masked, width)
         x = x[:, visible.shape[1] :] if only_masked else take(x, mask.restore())
         out: Tensor = self.pred(self.norm(x))

@@ -18,8 +18,8 @@ from hear_m2d.checkpoint.format import (
 )
 from hear_m2d.model.config import ModelConfig
 from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.model.heads import ProjectorConfig
 from hear_m2d.model.hear_model import HearModel
-from hear_m2d.model.projector import ProjectorConfig
 
 ODD = [
     *(None, True, False, 0, -1, 1, 2**70, 1e308, -0.5, float("nan"), float("inf")),

@@ -6,7 +6,7 @@ import torch
 
 import hear_m2d
 from hear_m2d.checkpoint.format import save_checkpoint
-from hear_m2d.model.clips import check_audio
+from hear_m2d.model.hear_model import check_audio
 
 LENGTHS = [1, 200, 400, 2559, 2560, 10239, 10240, 10241, 50000]
 

@@ -9,7 +9,7 @@ import torch
 import hear_m2d
 from hear_m2d.checkpoint.format import read_checkpoint, save_checkpoint
 from hear_m2d.model.config import ModelConfig
-from hear_m2d.model.projector import ProjectorConfig, make_projector
+from hear_m2d.model.heads import ProjectorConfig, make_projector
 
 MEAN = ProjectorConfig(kind="mean", width=24, hidden=40)
 SEMANTIC = ProjectorConfig(kind="semantic", width=64, hidden=70, depth=2)

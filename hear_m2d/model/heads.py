@@ -1,7 +1,8 @@
-"""M2D-CLAP's audio projectors: all tokens of a clip → one vector beside the text's.
+"""What a checkpoint may hold behind the encoder: a classifier, and M2D-CLAP's audio projectors.
 
-2024: the mean over tokens through a small MLP. 2025: a learned token that attends
-to all tokens, the semantic projector (arXiv 2503.22104). Settings as published; the text side is not here.
+A projector turns all tokens of a clip into one vector in the space of the text embeddings. 2024: the mean
+over tokens through a small MLP. 2025: the semantic projector, a learned token that attends to all tokens
+(arXiv 2503.22104). Settings as published; the text encoder is not here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,20 @@ from hear_m2d.utils.errors import InputError, check_integers
 
 KINDS = ("mean", "semantic")
 LARGEST, DEEPEST = 10**6, 100  # of a config that lies, nothing is built
+
+
+class ClassifierHead(nn.Module):
+    """BatchNorm without affine, then a linear layer: pooled features (batch, width) → logits."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False)
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, (batch, classes)."""
+        logits: Tensor = self.linear(self.norm(x))
+        return logits
 
 
 @dataclass(frozen=True)
