@@ -9,70 +9,90 @@ Source: https://hearbenchmark.com/hear-api.html (HEAR common API).
 
 from __future__ import annotations
 
-import logging
 import os
-import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from hear_m2d._checkout import explain_missing_parts
-from hear_m2d.checkpoint.format import Checkpoint, build_model, rate_conflict
+from hear_m2d.checkpoint.build import model_of
 from hear_m2d.checkpoint.resolve import read_weights
 from hear_m2d.model.config import Options
 from hear_m2d.model.hear_model import Audio, HearModel
 
-logger = logging.getLogger(__name__)
-
 __all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
 
-explain_missing_parts()
 
-
-def load_model(model_file_path: str | os.PathLike[str] = "", **options: Any) -> HearModel:
+def load_model(
+    model_file_path: str | os.PathLike[str] = "",
+    *,
+    sample_rate: int | None = None,
+    input_frames: int | None = None,
+    mean: float | None = None,
+    std: float | None = None,
+    dur_frames: int | None = None,
+    windows: str = "whole",
+    normalization: str = "fixed",
+    timestamps: str = "interpolate",
+    layers: Sequence[int] | None = None,
+    layer_mode: str = "concat",
+    output: str = "columns",
+    dtype: str = "float32",
+    compile: bool = False,
+    **unknown: Any,
+) -> HearModel:
     """Load a checkpoint, in eval mode, on the CPU.
+
+    The options are described at :class:`hear_m2d.model.config.Options`; the first four replace what the file
+    says.
 
     Args:
         model_file_path: A path (our ``.safetensors``, a published ``.pth``, a zip or folder with one), a name
             of a registry, ``hf://owner/repo``, or an address: see
-            :func:`hear_m2d.checkpoint.resolve.read_weights`.
-        options: See :class:`hear_m2d.model.config.Options`; what is given by hand overrides the file.
+            :func:`hear_m2d.checkpoint.resolve.read_weights`. Empty: the default checkpoint of the package.
+        sample_rate: Hertz, where the file does not say.
+        input_frames: Frames of one window, where that is not a multiple of the patch.
+        mean: Mean of the log-mel in training.
+        std: Standard deviation of the log-mel in training.
+        dur_frames: Resample or crop the stored positions to one window of this length.
+        windows: ``whole`` or ``published``.
+        normalization: ``fixed`` or ``batch``.
+        timestamps: ``interpolate`` or ``dense``.
+        layers: Block indices to embed with; None is the last block.
+        layer_mode: ``concat`` or ``mean``.
+        output: ``columns``, ``tokens`` or ``mean``.
+        dtype: ``float32`` or ``bfloat16``, of the encoder.
+        compile: Compile the encoder's blocks.
+        unknown: Refused, with the nearest name.
 
     Returns:
         The model; ``model.to(device)`` moves it.
 
     Raises:
         FileNotFoundError: No such file or name; the nearest names are shown.
-        ConnectionError: What must be downloaded cannot be reached.
-        ValueError: Not a checkpoint, an unknown option (the nearest is named), or a value out of range.
+        ConnectionError: A file that must be downloaded cannot be reached.
+        InputError: Not a checkpoint, an unknown option (the nearest is named), or a value out of range; a
+            ValueError.
     """
-    chosen = Options.parse(options)  # before a large file is read
-    return model_of(read_weights(model_file_path), chosen)
-
-
-def model_of(checkpoint: Checkpoint, chosen: Options) -> HearModel:
-    """Build the model of a checkpoint that was read, and say what its file leaves open.
-
-    Args:
-        checkpoint: From :func:`hear_m2d.checkpoint.resolve.read_weights`.
-        chosen: What was given by hand.
-
-    Returns:
-        The model, in eval mode, on the CPU.
-
-    Raises:
-        ValueError: An option that does not fit the checkpoint.
-    """
-    model = build_model(checkpoint, chosen)
-    for option, guess in checkpoint.guessed.items():
-        if getattr(chosen, option) is None:
-            warnings.warn(f"{checkpoint.path}: {guess}", stacklevel=3)  # of whoever called the caller
-    if conflict := rate_conflict(checkpoint, chosen.sample_rate):
-        warnings.warn(f"{checkpoint.path}: {conflict}", stacklevel=3)
-    for note in checkpoint.notes:
-        if note not in checkpoint.guessed.values():
-            logger.info("%s: %s", checkpoint.path, note)
-    return model
+    options = Options.parse(
+        {
+            "sample_rate": sample_rate,
+            "input_frames": input_frames,
+            "mean": mean,
+            "std": std,
+            "dur_frames": dur_frames,
+            "windows": windows,
+            "normalization": normalization,
+            "timestamps": timestamps,
+            "layers": layers,
+            "layer_mode": layer_mode,
+            "output": output,
+            "dtype": dtype,
+            "compile": compile,
+            **unknown,
+        }
+    )  # before a large file is read
+    return model_of(read_weights(model_file_path), options)
 
 
 def get_scene_embeddings(audio: Audio, model: HearModel) -> Tensor:

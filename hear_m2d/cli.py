@@ -119,7 +119,7 @@ def cli() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def info(file: str, as_json: bool) -> None:
     """Describe a checkpoint: kind, sizes, rate, hop, statistics, licence, training."""
-    from hear_m2d.checkpoint.format import describe
+    from hear_m2d.checkpoint.card import describe
     from hear_m2d.checkpoint.resolve import read_weights
 
     facts = describe(read_weights(file))

@@ -213,15 +213,14 @@ def _checkpoint(settings: Evaluation) -> tuple[Path | None, dict[str, Any] | Non
         return None, None, []
     if settings.module != OURS:
         return Path(settings.model), None, []
-    from hear_m2d.checkpoint.format import build_model
+    from hear_m2d.checkpoint.build import build_model, with_options
+    from hear_m2d.checkpoint.card import notes_of
     from hear_m2d.model.config import Options
 
     options = Options.parse(settings.options)
     checkpoint = read_weights(settings.model)
     config = build_model(checkpoint, options).config.to_json()
-    # What a note asks for, such as "give sample_rate=", may be given already.
-    notes = [note for note in checkpoint.notes if not any(f"{name}=" in note for name in settings.options)]
-    return checkpoint.path, json.loads(json.dumps(config)), notes
+    return checkpoint.path, json.loads(json.dumps(config)), notes_of(with_options(checkpoint, options))
 
 
 def _environment(device: str | None) -> dict[str, Any]:

@@ -1,11 +1,13 @@
-"""The model card: a README.md for the hub, made from what a checkpoint says about itself."""
+"""A checkpoint in words: what `hear-m2d info` shows, notes, and the model card for the hub."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from hear_m2d.checkpoint.format import STORED, Checkpoint
 from hear_m2d.model.config import ModelConfig
 from hear_m2d.model.timestamps import frame_step
 
@@ -42,6 +44,89 @@ PAPERS = """\
   year      = {2022}
 }
 ```"""
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the facts of a checkpoint that `hear-m2d info` shows, in its order."""
+    config = checkpoint.config
+    encoder, frontend = config.encoder, config.frontend
+    weights = sum(t.numel() for n, t in checkpoint.tensors.items() if n != "pos_embed")
+    step = frame_step(encoder.patch_size[1], frontend.hop_ms)
+    return {
+        "file": str(checkpoint.path),
+        "kind": config.kind,
+        "code_base": config.code_base,
+        "input": f"{encoder.input_size[0]}x{encoder.input_size[1]} (mel bins x frames)",
+        "patch": f"{encoder.patch_size[0]}x{encoder.patch_size[1]}",
+        "width": encoder.width,
+        "blocks": encoder.depth,
+        "heads": encoder.heads,
+        "class_token": encoder.class_token,
+        "parameters": weights,
+        "sample_rate": frontend.sample_rate,
+        "hop_ms": frontend.hop_ms,
+        "column_ms": encoder.patch_size[1] * frontend.hop_ms,
+        "timestamp_step_ms": step * frontend.hop_ms,
+        "scene_embedding_size": encoder.column_width,
+        "timestamp_embedding_size": encoder.column_width,
+        "mean": config.mean,
+        "std": config.std,
+        "classes": len(config.labels),
+        "classifier_width": config.head_width,
+        "projector": dataclasses.asdict(config.projector) if config.projector else None,
+        "licence": config.licence,
+        "training": {key: value for key, value in config.training.items() if key not in STORED},
+        "provenance": dict(checkpoint.provenance),
+        "notes": notes_of(checkpoint),
+    }
+
+
+def notes_of(checkpoint: Checkpoint) -> list[str]:
+    """Return sentences on what the file does not say itself, and on what was left in it."""
+    config, origin = checkpoint.config, checkpoint.provenance
+    notes = [note for note in (rate_is_a_guess(checkpoint), given_by_user(checkpoint)) if note]
+    if named := [field for field in ("sample_rate", "input_frames") if origin.get(field) == "name"]:
+        notes.append(f"{' and '.join(named)} are from the file's name")
+    if origin.get("input_frames") == "default":
+        frames = config.encoder.input_size[1]
+        notes.append(f"nothing says the input length: {frames} frames taken; give input_frames= for more")
+    for name, value, speech in (("mean", config.mean, -10.43), ("std", config.std, 4.24)):
+        if origin.get(name) == "default":
+            hint = f" (AudioSet's; for speech try {name}={speech})" if config.kind == "m2d_s" else ""
+            notes.append(f"the file stores no {name}: {value} taken{hint}; {name}= changes it")
+    if origin.get("labels") == "default":
+        notes.append(
+            f"the file does not name its {len(config.labels)} classes: they are numbered; "
+            "hear-m2d convert --labels= names them"
+        )
+    if checkpoint.ignored:
+        notes.append(f"left in the file: {', '.join(checkpoint.ignored)}")
+    return [*notes, *checkpoint.remarks]
+
+
+def rate_is_a_guess(checkpoint: Checkpoint) -> str:
+    """Return a sentence where nothing says the sample rate, else nothing."""
+    if checkpoint.provenance.get("sample_rate") != "default":
+        return ""
+    rate = checkpoint.config.frontend.sample_rate
+    return f"nothing says the sample rate: {rate} Hz taken; give sample_rate= if it is another"
+
+
+def given_by_user(checkpoint: Checkpoint) -> str:
+    """Return a sentence that names the values that a user gave, else nothing."""
+    given = [name for name, source in checkpoint.provenance.items() if source == "user"]
+    return f"given by the user: {', '.join(sorted(given))}" if given else ""
+
+
+def rate_conflict(checkpoint: Checkpoint, sample_rate: int | None) -> str:
+    """Return a sentence where a rate given by the user is not the one that the file states, else nothing."""
+    stated = checkpoint.config.frontend.sample_rate
+    if sample_rate in (None, stated) or checkpoint.provenance.get("sample_rate") == "default":
+        return ""
+    return (
+        f"sample_rate={sample_rate} is given, but the file or its name says {stated} Hz: embeddings are "
+        "wrong unless that is. The option says what the model was trained with; it does not resample"
+    )
 
 
 def model_card(config: ModelConfig, *, name: str = "", description: str = "") -> ModelCard:

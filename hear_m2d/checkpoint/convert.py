@@ -24,6 +24,7 @@ def write_converted(
     options: Options | None = None,
     labels: tuple[str, ...] = (),
     licence: str = "",
+    dtype: str = "float32",
 ) -> Checkpoint:
     """Write a checkpoint as one of our own; what is given replaces what the file said.
 
@@ -33,39 +34,31 @@ def write_converted(
         options: ``sample_rate``, ``input_frames``, ``mean`` and ``std``; the others have no place in a file.
         labels: Names of the classes.
         licence: Terms of the weights.
+        dtype: Of the stored floating-point tensors: ``float32`` or ``float16``.
 
     Returns:
-        What was written; its notes are stored too, but for those that were answered.
+        What was written.
 
     Raises:
         ValueError: An option that does not fit, a wrong number of labels, or a target that is the source.
     """
-    from hear_m2d.checkpoint.format import METADATA_KEY, empty_model, settle_notes, write_tensors
+    from hear_m2d.checkpoint.build import with_options
+    from hear_m2d.checkpoint.format import check_tensors, write_model_tensors
     from hear_m2d.model.config import Options
 
     if target.exists() and target.samefile(checkpoint.path):
         raise InputError(f"{target} is the file that is read: give another name")
-    options = options or Options()
-    config = options.override(checkpoint.config)
-    if labels and len(labels) != len(config.labels):
-        raise InputError(f"{len(labels)} labels were given; the classifier has {len(config.labels)} classes")
-    settled = settle_notes(checkpoint, options, when="conversion", more=["labels"] if labels else [])
-    notes = list(settled.notes)
-    if licence and checkpoint.config.licence not in (licence, "unknown"):
-        notes.append(f"the licence was given by hand at conversion; IN has: {checkpoint.config.licence}")
-    training = {**settled.config.training, "notes": notes}
-    converted = dataclasses.replace(
-        settled,
-        config=dataclasses.replace(
-            config, labels=labels or config.labels, licence=licence or config.licence, training=training
-        ),
-        notes=tuple(notes),
-        path=target,
-    )
-    empty_model(converted)
-    # Copies: a .pth may hold one storage under two names.
-    tensors = {name: tensor.clone().contiguous() for name, tensor in converted.tensors.items()}
-    write_tensors(target, tensors, {METADATA_KEY: converted.config.to_json()})
+    classes = len(checkpoint.config.labels)
+    if labels and len(labels) != classes:
+        raise InputError(f"{len(labels)} labels were given; the classifier has {classes} classes")
+    converted = with_options(checkpoint, options or Options(), labels=labels)
+    if licence and converted.config.licence not in (licence, "unknown"):
+        remark = f"the license was given by the user at conversion; IN has: {converted.config.licence}"
+        converted = dataclasses.replace(converted, remarks=(*converted.remarks, remark))
+    config = dataclasses.replace(converted.config, licence=licence or converted.config.licence)
+    converted = dataclasses.replace(converted, config=config, path=target)
+    check_tensors(converted)
+    write_model_tensors(target, converted.tensors, converted.stored_config(), dtype=dtype)
     return converted
 
 
@@ -106,11 +99,21 @@ def _check_target(target: Path, *, force: bool) -> None:
 @click.argument("source", metavar="IN")
 @click.argument("target", type=click.Path(path_type=Path), metavar="OUT.safetensors")
 @click.option("--sample-rate", type=int, help="Hertz, where IN does not say, or says it wrongly.")
-@click.option("--input-frames", type=int, help="Frames of one window, where they are no multiple of a patch.")
+@click.option(
+    "--input-frames", type=int, help="Frames of one window, where they are not a multiple of a patch."
+)
 @click.option("--mean", type=float, help="Mean of the log-mel in training.")
 @click.option("--std", type=float, help="Standard deviation of the log-mel in training.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names: one a line, or AudioSet's csv.")
-@click.option("--licence", default="", help="Terms of the weights, where IN does not say.")
+@click.option(
+    "--license", "--licence", "licence", default="", help="Terms of the weights, where IN does not say."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16"]),
+    default="float32",
+    help="Of the stored tensors; float16 is half of the size.",
+)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 def convert(
     source: str,
@@ -121,22 +124,27 @@ def convert(
     std: float | None,
     labels: Path | None,
     licence: str,
+    dtype: str,
     force: bool,
 ) -> None:
     """Write IN (.pth, .zip, folder, a name) as one .safetensors file that says everything about itself."""
+    from hear_m2d.checkpoint.card import notes_of
     from hear_m2d.checkpoint.resolve import read_weights
     from hear_m2d.model.config import Options
 
     _check_target(target, force=force)
     options = Options(sample_rate=sample_rate, input_frames=input_frames, mean=mean, std=std)
     names = read_labels(labels) if labels else ()
-    converted = write_converted(read_weights(source), target, options=options, labels=names, licence=licence)
+    checkpoint = read_weights(source, verify=True)
+    converted = write_converted(
+        checkpoint, target, options=options, labels=names, licence=licence, dtype=dtype
+    )
     config = converted.config
     kept = [f"an encoder of {config.encoder.depth} blocks"]
     kept += [f"a classifier of {len(config.labels)} classes"] if config.head_width else []
     kept += ["M2D-CLAP's audio projector"] if config.projector else []
     click.echo(f"kept: {', '.join(kept)}")
     click.echo(f"{config.frontend.sample_rate} Hz, mean {config.mean}, std {config.std}")
-    for note in converted.notes:
+    for note in notes_of(converted):
         click.echo(note)
     click.echo(f"wrote {target}")

@@ -1,6 +1,6 @@
-"""A URL → a file in the cache: downloaded once, checked, whole or not there at all.
+"""An address → a file: ``https://`` into our cache, ``hf://`` into the hub's.
 
-The cache is the folder that HEAR_M2D_CACHE names, else the system's own for caches. Each pair of URL and
+Our cache is the folder that HEAR_M2D_CACHE names, else the system's own for caches. Each pair of URL and
 SHA-256 has a folder there, with a lock against two processes at once.
 """
 
@@ -14,21 +14,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from hear_m2d.utils.errors import InputError
-from hear_m2d.utils.files import atomic_write, file_sha256, remove_leftovers
+from hear_m2d.utils.files import file_sha256
 
 logger = logging.getLogger(__name__)
 
-VARIABLE = "HEAR_M2D_CACHE"
+CACHE_VARIABLE = "HEAR_M2D_CACHE"
 TIMEOUT_S = 30  # without a single byte
+CHECKPOINT = "checkpoint.safetensors"
+REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ADDRESS = re.compile(rf"(?i:hf)://(?P<repo>{REPO.pattern})(@(?P<revision>[^/]+))?(/(?P<file>[^/].*)?)?")
 
 
 def cache_folder() -> Path:
     """Return the folder that downloads go to; it need not exist."""
-    if value := os.environ.get(VARIABLE):
+    if value := os.environ.get(CACHE_VARIABLE):
         return Path(value).expanduser()
     import pooch
 
@@ -36,21 +39,23 @@ def cache_folder() -> Path:
 
 
 def cached_path(url: str, sha256: str | None = None) -> Path:
-    """Return where a URL's file lies once it is downloaded.
+    """Return where the file of a URL lies once it is downloaded.
 
-    The last two parts of its path stay: a published file's name, or its folder's, says the sample rate.
+    The last two parts of its path stay: the name of a published file, or its folder's, says the sample rate.
     """
     parts = [re.sub(r"[^A-Za-z0-9._-]", "_", part) for part in unquote(urlsplit(url).path).split("/")]
     names = [part.lstrip(".")[-100:] for part in parts if part.strip(".")][-2:]
-    return _folder(url, sha256).joinpath(*(names or ["weights"]))
+    folder = cache_folder() / hashlib.sha256(f"{url}#{sha256 or ''}".encode()).hexdigest()[:16]
+    return folder.joinpath(*(names or ["weights"]))
 
 
 def fetch(url: str, sha256: str | None = None) -> Path:
-    """Return a URL's file, from the cache or else downloaded into it.
+    """Return the file of a URL, from the cache or else downloaded into it.
 
     Args:
         url: http or https.
-        sha256: Of the whole file, 64 lower-case hexadecimal digits; None: not checked here.
+        sha256: Of the whole file, 64 lower-case hexadecimal digits; None: any file is accepted, and the first
+            one is kept for ever.
 
     Returns:
         Its path in the cache.
@@ -58,18 +63,17 @@ def fetch(url: str, sha256: str | None = None) -> Path:
     Raises:
         FileNotFoundError: The server has no such file.
         PermissionError: The server does not give it.
-        ConnectionError: The server cannot be reached, or stopped half way.
-        ValueError: Not the SHA-256 that was promised; nothing is kept.
+        ConnectionError: The server cannot be reached, or stopped before the end.
+        InputError: Not the SHA-256 that was given; nothing is kept.
         OSError: The cache cannot be written.
     """
     target = cached_path(url, sha256)
-    if _is_there(target, sha256):
+    if target.is_file() and (sha256 is None or file_sha256(target) == sha256):
+        if sha256 is None:
+            logger.info("%s has no checksum: the copy of an earlier download is used, %s", shown(url), target)
         return target
-    with _locked(_folder(url, sha256), url):
-        if not _is_there(target, sha256):  # another process may just have brought it
-            if target.exists():
-                logger.warning("%s is damaged, and downloaded again", target)
-                target.unlink()
+    with _locked(target.parent, url):
+        if not target.is_file() or (sha256 is not None and file_sha256(target) != sha256):
             _download(url, target, sha256)
     return target
 
@@ -81,29 +85,13 @@ def shown(url: str) -> str:
 
 
 def check_sha256(path: Path, sha256: str, source: str) -> None:
-    """Hold a file against its SHA-256.
-
-    Raises:
-        ValueError: Another one; the message names both.
-    """
-    found = file_sha256(path)
-    if found != sha256:
-        raise InputError(_mismatch(source, found, sha256))
-
-
-def _folder(url: str, sha256: str | None) -> Path:
-    return cache_folder() / hashlib.sha256(f"{url}#{sha256 or ''}".encode()).hexdigest()[:16]
-
-
-def _is_there(path: Path, sha256: str | None) -> bool:
-    return path.is_file() and (sha256 is None or file_sha256(path) == sha256)
-
-
-def _mismatch(source: str, found: str, wanted: str) -> str:
-    return (
-        f"{source} is not the file it should be: its SHA-256 is {found}, not {wanted}. It was damaged on "
-        "the way, or it is another file now"
-    )
+    """Raise an InputError if a file has another SHA-256; the message has both."""
+    actual = file_sha256(path)
+    if actual != sha256:
+        raise InputError(
+            f"{source} is not the file it should be: its SHA-256 is {actual}, not {sha256}. It was damaged "
+            "on the way, or it is another file now"
+        )
 
 
 @contextmanager
@@ -111,7 +99,7 @@ def _locked(folder: Path, url: str) -> Iterator[None]:
     """Hold a folder of the cache; wait where another process holds it."""
     import filelock
 
-    try:
+    with _cache_errors():
         folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder / ".lock")
         try:
@@ -119,8 +107,6 @@ def _locked(folder: Path, url: str) -> Iterator[None]:
         except filelock.Timeout:
             logger.info("another process is downloading %s: waiting for it", shown(url))
             lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        raise OSError(_unwritable(error)) from error
     try:
         yield
     finally:
@@ -128,18 +114,17 @@ def _locked(folder: Path, url: str) -> Iterator[None]:
 
 
 def _download(url: str, target: Path, sha256: str | None) -> None:
+    """Download under a temporary name, which pooch replaces by the final one."""
     import pooch
     import requests
-
-    promised: list[str | None] = []
 
     def announce(response: requests.Response, **_: Any) -> None:
         if response.is_redirect:
             return
         if response.status_code != HTTPStatus.OK:
             raise requests.HTTPError(response=response)
-        promised.append(response.headers.get("content-length"))
-        size = f"{int(promised[-1]) / 1e6:.1f} MB" if promised[-1] else "unknown size"
+        length = response.headers.get("content-length")
+        size = f"{int(length) / 1e6:.1f} MB" if length else "unknown size"
         logger.info("downloading %s (%s) to %s", shown(url), size, target)
 
     downloader = pooch.HTTPDownloader(
@@ -148,20 +133,19 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
         headers={"Accept-Encoding": "identity"},
         hooks={"response": announce},
     )
+    target.unlink(missing_ok=True)
+    for rest in target.parent.glob(
+        "tmp*"
+    ):  # of a process that was killed: the lock says that none works here
+        rest.unlink()
+    log = pooch.get_logger()
+    level = log.level
+    log.setLevel(logging.WARNING)  # its INFO lines have the query
     try:
-        remove_leftovers(target.parent)  # of a process that was killed: the lock says that none is at work
-        with atomic_write(target) as file:
-            sink = _Sink(file)
-            downloader(url, sink, None)
-            if promised and promised[-1] and int(promised[-1]) != sink.size:
-                raise ConnectionError(
-                    f"{shown(url)} broke off after {sink.size} of {promised[-1]} bytes. Nothing was kept: "
-                    "try again"
-                )
-            if sha256 is not None and sink.sha256.hexdigest() != sha256:
-                raise InputError(
-                    f"{_mismatch(shown(url), sink.sha256.hexdigest(), sha256)}. Nothing was kept"
-                )
+        with _cache_errors():
+            pooch.retrieve(url, None, fname=target.name, path=target.parent, downloader=downloader)
+            if sha256 is not None:
+                check_sha256(target, sha256, shown(url))
     except requests.HTTPError as error:
         raise _refusal(url, error.response.status_code if error.response is not None else 0) from error
     except requests.RequestException as error:
@@ -169,27 +153,16 @@ def _download(url: str, target: Path, sha256: str | None) -> None:
             f"could not download {shown(url)} ({_reason(error)}). Nothing was kept: check the address and "
             "the network, or download it by other means and give its path"
         ) from error
-    except ConnectionError:
-        raise
-    except OSError as error:
-        raise OSError(_unwritable(error)) from error
-
-
-class _Sink:
-    """What the downloader writes to: a file that counts and hashes what passes."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
-        self.size = 0
-        self.sha256 = hashlib.sha256()
-
-    def write(self, chunk: bytes) -> int:
-        self.size += len(chunk)
-        self.sha256.update(chunk)
-        return self.file.write(chunk)
-
-    def flush(self) -> None:
-        self.file.flush()
+    except InputError as error:
+        target.unlink()
+        raise InputError(f"{error}. Nothing was kept") from error
+    finally:
+        log.setLevel(level)
+    if sha256 is None:
+        logger.info(
+            "%s was not checked: add #sha256=%s to the address to accept no other file",
+            *(shown(url), file_sha256(target)),
+        )
 
 
 def _refusal(url: str, status: int) -> OSError:
@@ -210,9 +183,91 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _unwritable(error: BaseException) -> str:
-    why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return (
-        f"cannot write to the cache {cache_folder()}: {why}. Set {VARIABLE} to a folder that can be written "
-        "and has room"
-    )
+@contextmanager
+def _cache_errors() -> Iterator[None]:
+    import requests
+
+    try:
+        yield
+    except requests.RequestException:  # an OSError too
+        raise
+    except OSError as error:
+        why = error.strerror or str(error) or type(error).__name__
+        raise OSError(
+            f"cannot write to the cache {cache_folder()}: {why}. Set {CACHE_VARIABLE} to a folder that can "
+            "be written and has room"
+        ) from error
+
+
+def fetch_from_hub(address: str) -> Path:
+    """Return the file that ``hf://owner/repo[@revision][/file]`` names.
+
+    Without a file it is ``checkpoint.safetensors``, or else the only ``.safetensors`` or ``.pth`` file. A
+    revision is a branch, a tag or a commit; a slash in it is written ``%2F``. What lies in the hub's cache is
+    used without asking the hub.
+
+    Raises:
+        InputError: Not such an address, or several files to choose from.
+        FileNotFoundError: No such repository, revision or file, or not in the cache while offline.
+        PermissionError: A repository that must be asked for.
+        ConnectionError: The hub cannot be reached.
+    """
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+
+    parsed = HUB_ADDRESS.fullmatch(address)
+    if not parsed:
+        raise InputError(
+            f"{address} is not an address on the hub: write hf://OWNER/REPO or hf://OWNER/REPO/FILE"
+        )
+    repo, file = parsed["repo"], parsed["file"]
+    revision = unquote(parsed["revision"]) if parsed["revision"] else None
+    cached = try_to_load_from_cache(repo, file or CHECKPOINT, revision=revision)
+    if isinstance(cached, str):
+        logger.info("%s is taken from the hub's cache; `hf download %s` updates it", address, repo)
+        return Path(cached)
+    with hub_errors(address):
+        if not file:
+            names = HfApi().list_repo_files(repo, revision=revision)
+            weights = sorted(name for name in names if name.lower().endswith((".safetensors", ".pth")))
+            if not weights:
+                raise FileNotFoundError(f"{address} holds no .safetensors and no .pth file")
+            if len(weights) > 1 and CHECKPOINT not in weights:
+                raise InputError(
+                    f"{address} holds several files, {', '.join(weights)}: name one, hf://{repo}/{weights[0]}"
+                )
+            file = CHECKPOINT if CHECKPOINT in weights else weights[0]
+        return Path(hf_hub_download(repo, file, revision=revision))
+
+
+@contextmanager
+def hub_errors(what: str) -> Iterator[None]:
+    """Give the errors of huggingface_hub the classes that ours have, in one line, with its own words."""
+    from huggingface_hub import errors
+
+    missing = errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError
+    try:
+        yield
+    except (InputError, FileNotFoundError) as error:
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            raise ConnectionError(f"{what}: {_one_line(error)}") from error
+        raise
+    except (errors.GatedRepoError, PermissionError) as error:
+        raise PermissionError(f"{what}: {_one_line(error)}") from error
+    except missing as error:
+        raise FileNotFoundError(f"{what}: {_one_line(error)}") from error
+    except errors.HfHubHTTPError as error:
+        refused = getattr(error.response, "status_code", 0) in (401, 403)
+        raise (PermissionError if refused else ConnectionError)(f"{what}: {_one_line(error)}") from error
+    except Exception as error:
+        # The errors of its HTTP client (which one depends on its version) share no class with Python's.
+        if isinstance(error, OSError) or type(error).__module__.split(".")[0] in (
+            "httpx",
+            "httpx2",
+            "requests",
+        ):
+            raise ConnectionError(f"{what}: {_one_line(error)}") from error
+        raise
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,11 +1,13 @@
 """The authors' .pth files, read safely into the same config and tensors as our own.
 
-Nothing is unpickled: see ``torchfile.py``. Sizes come from tensor shapes; what shapes cannot tell (the sample
-rate, an input length that is no multiple of the patch) comes from names and arguments: see ``origin.py``.
+``torch_files.py`` reads them without executing anything. Sizes come from tensor shapes; what shapes cannot
+say (the sample rate, an input length that is not a multiple of the patch) comes from names and training
+arguments: see ``published_names.py``.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,10 +18,15 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from hear_m2d.checkpoint.allowed import Attributes, RefusedTypeError, StoredTensor
-from hear_m2d.checkpoint.format import Checkpoint, empty_model
-from hear_m2d.checkpoint.published_names import Said, first_msm_mae, input_and_rate, kind_of, training_facts
-from hear_m2d.checkpoint.torch_files import TorchFile, open_torch_file
+from hear_m2d.checkpoint.format import Checkpoint, check_tensors
+from hear_m2d.checkpoint.published_names import (
+    ParsedName,
+    first_msm_mae,
+    input_and_rate,
+    kind_of,
+    training_facts,
+)
+from hear_m2d.checkpoint.torch_files import load_torch_file
 from hear_m2d.model.config import DEFAULT_MEAN, DEFAULT_STD, ModelConfig
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.frontend import FrontendConfig
@@ -41,13 +48,12 @@ RENAMED = {
 }
 # Beside a prefixed encoder: the front end's tables, which follow from the config, and text encoders.
 BESIDE = re.compile(r"module\.ar\.runtime\.to_spec\.|to_spec\.|text_encoder\.|logit_scale$")
-# What pretraining files hold beside the encoder: named in the notes, and left.
-LEFT = re.compile(
+# What pretraining files hold beside the encoder: named, and ignored.
+IGNORED_TENSORS = re.compile(
     r"(mask_token|decoder_\w+|target_blocks|target_norm|offline_predictor|text_proj|text_encoder|logit_scale)"
     r"(\.|$)"
 )
 TENSOR_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}")
-LABELS = "hear-m2d convert --labels= names them"
 LICENCE = "NTT Software License Agreement for Evaluation: internal, non-commercial evaluation only"
 
 
@@ -77,65 +83,64 @@ def read_published(
         names = [Path(last).stem, *folders[:2], *names]
         source = f"{path.name}/{inside}"
     try:
-        if file is not None:
-            return _checkpoint(file, path, names, source)
-        with path.open("rb") as opened:
-            return _checkpoint(opened, path, names, source)
-    except RefusedTypeError as error:
-        raise InputError(
-            f"{shown} is a pickle that holds {error}, which no checkpoint does; it was not run"
-        ) from error
-    except _NoCheckpointError as error:
+        return _checkpoint(load_torch_file(str(path) if file is None else file), path, names, source)
+    except _NotACheckpointError as error:
         raise InputError(f"{shown} is a pickle, but not a checkpoint: {error}") from error
-    except ValueError as error:
+    except InputError as error:
         raise InputError(f"{shown} is not a readable checkpoint: {error}") from error
 
 
-class _NoCheckpointError(ValueError):
-    """Sound, and something else."""
+class _NotACheckpointError(InputError):
+    """A sound file of something else."""
 
 
-def _checkpoint(file: IO[bytes], path: Path, names: Sequence[str], source: str) -> Checkpoint:
-    with open_torch_file(file) as opened:
-        content = opened.content
-        state, beside = _without_prefix(_state_dict(content))
-        tensors = _tensors(opened, state)
+def _checkpoint(content: Any, path: Path, names: Sequence[str], source: str) -> Checkpoint:
+    state, beside = _without_prefix(_state_dict(content))
+    tensors = _tensors(state)
     arguments = _arguments(content)
     stats = tensors.pop("norm_stats", None)
-    config, said = _config(tensors, names, arguments, stats)
-    kind = kind_of(state, names, arguments)
-    notes = [*said.notes, *_notes_on_statistics(stats, kind)]
-    families = sorted(beside | {key.split(".")[0] for key in state if LEFT.match(key)})
-    if families:
-        notes.append(f"left in the file: {', '.join(families)}")
+    config, parsed = _config(tensors, names, arguments, stats)
+    provenance = {
+        **parsed.provenance,
+        **dict.fromkeys(("mean", "std"), "default" if stats is None else "file"),
+    }
     if config.labels:
-        notes.append(f"the file does not name its {len(config.labels)} classes: they are numbered; {LABELS}")
+        provenance["labels"] = "default"
     config = replace(
         config,
-        kind=kind,
+        kind=kind_of(state, names, arguments),
         code_base="msm_mae" if first_msm_mae(state) else "m2d",
         licence=LICENCE,
         training={"source": source, **training_facts(names, arguments, content.get("epoch"))},
     )
-    found = Checkpoint(config=config, tensors=tensors, path=path, notes=tuple(notes), guessed=said.guessed)
-    empty_model(found)
-    return found
+    checkpoint = Checkpoint(
+        config=config,
+        tensors=tensors,
+        path=path,
+        provenance=provenance,
+        ignored=tuple(sorted(beside | {key.split(".")[0] for key in state if IGNORED_TENSORS.match(key)})),
+        remarks=parsed.remarks,
+    )
+    check_tensors(checkpoint)
+    return checkpoint
 
 
 def _state_dict(content: Any) -> dict[str, Any]:
     """Return the state dict of a training file (its ``model``) or of a bare one."""
-    state = content.get("model", content) if type(content) is dict else content
-    if type(state) is not dict or not all(type(key) is str and TENSOR_NAME.fullmatch(key) for key in state):
-        raise _NoCheckpointError(f"it holds a {type(state).__name__} that is no state dict")
+    state = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and TENSOR_NAME.fullmatch(key) for key in state
+    ):
+        raise _NotACheckpointError(f"it holds a {type(state).__name__} that is not a state dict")
     return state
 
 
 def _arguments(content: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments that a training file keeps; a bare state dict has none."""
-    found = content.get("args")
-    if type(found) is Attributes:
-        return found.values
-    return {key: found[key] for key in found if type(key) is str} if type(found) is dict else {}
+    arguments = content.get("args")
+    if isinstance(arguments, argparse.Namespace):
+        arguments = vars(arguments)
+    return {k: v for k, v in arguments.items() if isinstance(k, str)} if isinstance(arguments, dict) else {}
 
 
 def _without_prefix(state: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
@@ -152,23 +157,27 @@ def _without_prefix(state: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
             raise InputError(f"it holds {name} twice")
         bare[name] = value
     if "patch_embed.proj.weight" not in bare:
-        raise _NoCheckpointError("it has no tensor patch_embed.proj.weight")
+        raise _NotACheckpointError("it has no tensor patch_embed.proj.weight")
     return bare, beside
 
 
-def _tensors(opened: TorchFile, state: dict[str, Any]) -> dict[str, Tensor]:
-    """Read the tensors of the encoder, the head and the projector, under our names."""
+def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of the encoder, the head and the projector, under our names."""
     tensors: dict[str, Tensor] = {}
     for key, value in state.items():
-        if LEFT.match(key):
+        if IGNORED_TENSORS.match(key):
             continue
-        if type(value) is not StoredTensor:
+        if not isinstance(value, Tensor):
             raise InputError(f"{key} is a {type(value).__name__}, not a tensor")
+        if value.device.type != "cpu" or value.layout != torch.strided or value.is_quantized:
+            raise InputError(f"{key} is not a dense tensor")
+        if value.numel() * value.itemsize > value.untyped_storage().nbytes():
+            raise InputError(f"{key} claims more elements than its storage has")
         start = next((start for start in RENAMED if key.startswith(start)), "")
         name = RENAMED.get(start, "") + key.removeprefix(start)
         if name in tensors:
             raise InputError(f"it holds {name} twice")
-        tensors[name] = opened.tensor(value)
+        tensors[name] = value.detach()
     if "head.linear.weight" in tensors:
         tensors.setdefault("head.norm.num_batches_tracked", torch.tensor(0))
     return _joined_biases(tensors)
@@ -188,7 +197,7 @@ def _joined_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _config(
     state: Mapping[str, Tensor], names: Sequence[str], arguments: Mapping[str, Any], stats: Tensor | None
-) -> tuple[ModelConfig, Said]:
+) -> tuple[ModelConfig, ParsedName]:
     """Return what shapes say, and names and arguments where shapes cannot."""
     weight, positions = state["patch_embed.proj.weight"], state.get("pos_embed")
     if weight.ndim != 4 or positions is None or positions.ndim != 3 or not 0 < weight.shape[2] <= MELS:
@@ -197,9 +206,11 @@ def _config(
         raise InputError(f"patch_embed.proj.weight is empty: its shape is {list(weight.shape)}")
     width, _, high, wide = weight.shape
     if width % HEAD_WIDTH:
-        raise InputError(f"its width {width} is no multiple of {HEAD_WIDTH}: the number of heads is unknown")
+        raise InputError(
+            f"its width {width} is not a multiple of {HEAD_WIDTH}: the number of heads is unknown"
+        )
     class_token = "cls_token" in state
-    said = input_and_rate(
+    parsed = input_and_rate(
         names,
         arguments,
         patch=(high, wide),
@@ -212,7 +223,7 @@ def _config(
         raise InputError(f"norm_stats has shape {list(stats.shape)}, not [2]")
     config = ModelConfig(
         encoder=EncoderConfig(
-            input_size=(MELS, said.frames),
+            input_size=(MELS, parsed.frames),
             patch_size=(high, wide),
             width=width,
             depth=len({key.split(".")[1] for key in state if key.startswith("blocks.")}),
@@ -220,14 +231,14 @@ def _config(
             mlp_ratio=hidden.shape[0] / width if hidden is not None and hidden.ndim else 4.0,
             class_token=class_token,
         ),
-        frontend=FrontendConfig.for_rate(said.sample_rate),
+        frontend=FrontendConfig.for_rate(parsed.sample_rate),
         mean=DEFAULT_MEAN if stats is None else float(stats[0]),
         std=DEFAULT_STD if stats is None else float(stats[1]),
         labels=() if head is None else tuple(f"class {i}" for i in range(len(head))),
         head_width=None if head is None else int(head.shape[1]),
         projector=_projector(state),
     )
-    return config, said
+    return config, parsed
 
 
 def _projector(state: Mapping[str, Tensor]) -> ProjectorConfig | None:
@@ -242,14 +253,3 @@ def _projector(state: Mapping[str, Tensor]) -> ProjectorConfig | None:
         raise InputError("the tensors of its audio_proj are neither those of M2D-CLAP 2024 nor of 2025")
     blocks = {name.split(".")[2] for name in state if name.startswith("projector.blocks.")}
     return ProjectorConfig(kind="semantic", width=token.shape[2], hidden=len(hidden), depth=len(blocks))
-
-
-def _notes_on_statistics(stats: Tensor | None, kind: str) -> list[str]:
-    if stats is not None:
-        return []
-    notes = []
-    for name, default, speech in (("mean", DEFAULT_MEAN, -10.43), ("std", DEFAULT_STD, 4.24)):
-        notes.append(f"the file stores no statistics: {name} is assumed to be {default}; {name}= changes it")
-        if kind == "m2d_s":
-            notes.append(f"{name} {default} is AudioSet's, as its code uses; for speech try {name}={speech}")
-    return notes

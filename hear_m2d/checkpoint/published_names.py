@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 NAME = re.compile(r"(?<!\d)(?P<mels>\d+)x(?P<frames>\d+)p(?P<high>\d+)x(?P<wide>\d+)(?:p(?P<khz>\d+)k)?")
@@ -18,8 +18,8 @@ PRETRAINED = re.compile(r"checkpoint-(\d{1,6})(?!\d)")
 FINE_TUNED = re.compile(r"weights_ep(\d{1,6})it\d+-(\d?\.\d{1,9})")
 ON_AUDIOSET = re.compile(r"_AS-FT|_as_[0-9a-f]{6,}")
 RATES = ("sample_rate", "sr", "sampling_rate")
-# What a reader of `info` wants to know of the arguments; the rest are folders and switches.
-KEPT = (
+# The training arguments that `info` shows; the rest are folders and switches.
+KEPT_ARGUMENTS = (
     "epochs", "batch_size", "accum_iter", "world_size", "eff_batch_size", "mask_ratio", "blr", "lr", "min_lr",
     "warmup_epochs", "weight_decay", "clip_grad", "optim", "ema_decay_init", "ema_decay", "decoder_depth",
     "loss_fn", "loss_m2d", "loss_off", "norm_pix_loss", "noise_ratio", "csv_main", "data_path", "dataset",
@@ -28,25 +28,26 @@ KEPT = (
 
 
 @dataclass(frozen=True)
-class Said:
-    """Input length and sample rate, and who says so.
+class ParsedName:
+    """Input length and sample rate, and what they rest on.
 
     Attributes:
         frames: Of one window.
         sample_rate: Hertz.
-        notes: One sentence each.
-        guessed: Sentences on what nothing said, by the option that would say it.
+        provenance: ``file`` (tensors or arguments), ``name`` or ``default``, for ``input_frames`` and
+            ``sample_rate``.
+        remarks: Sentences on what was found and not used.
     """
 
     frames: int
     sample_rate: int
-    notes: tuple[str, ...]
-    guessed: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, str]
+    remarks: tuple[str, ...] = ()
 
 
 def input_and_rate(
     names: Sequence[str], arguments: Mapping[str, Any], *, patch: tuple[int, int], columns: int
-) -> Said:
+) -> ParsedName:
     """Find the input length and the sample rate.
 
     Args:
@@ -55,46 +56,36 @@ def input_and_rate(
         patch: Mel bins and frames of a patch, from the tensors.
         columns: Patches along time, from the tensors.
     """
-    notes: list[str] = []
-    frames = rate = usual = None
+    remarks: list[str] = []
+    frames, rate = columns * patch[1], 16000
+    # Where a patch is one frame wide, the tensors alone give the length.
+    provenance = {"input_frames": "file" if patch[1] == 1 else "default", "sample_rate": "default"}
+    stated = next(((key, hz) for key in RATES if (hz := _hertz(arguments.get(key)))), None)
+    if stated:
+        rate, provenance["sample_rate"] = stated[1], "file"
+    if (length := _length(arguments.get("input_size"))) // patch[1] == columns:
+        frames, provenance["input_frames"] = length, "file"
     folders = [_last(arguments.get(key)) for key in ("output_dir", "log_dir")]
-    for name, where in [(n, "the name") for n in names] + [(n, "the args' folder") for n in folders if n]:
+    for name in (*names, *filter(None, folders)):
         found = NAME.search(name)
         if not found:
             continue
         length = int(found["frames"][:9])
         if (found["high"], found["wide"]) != (str(patch[0]), str(patch[1])) or length // patch[1] != columns:
-            notes.append(f"{where} {name} does not fit the tensors and was not used")
+            remarks.append(f"the name {name} does not fit the tensors and was not used")
             continue
-        frames, rate, usual = length, _hertz(found["khz"]), f"{where} {name}"
-        notes.append(f"the input length is from {usual}")
+        frames, provenance["input_frames"] = length, "name"
+        hertz = _hertz(found["khz"])
+        if hertz and stated and stated[1] != hertz:
+            remarks.append(f"args.{stated[0]} says {stated[1]} Hz, which was not used")
+        if hertz or not stated:  # a published name without a rate means 16 kHz
+            rate, provenance["sample_rate"] = hertz or 16000, "name"
         break
-    if frames is None and (length := _length(arguments.get("input_size"))) // patch[1] == columns:
-        frames = length
-        notes.append("the input length is from args.input_size")
-    if frames is None:
-        frames = columns * patch[1]
-        if patch[1] > 1:
-            notes.append(f"nothing says the input length: {frames} frames taken; give input_frames= for more")
-    told = next(((key, hz) for key in RATES if (hz := _hertz(arguments.get(key)))), None)
-    if rate:
-        notes.append(f"the sample rate is from {usual}")
-        if told and told[1] != rate:
-            notes.append(f"args.{told[0]} says {told[1]} Hz, which was not used")
-    elif told:
-        rate = told[1]
-        notes.append(f"the sample rate is from args.{told[0]}")
-    elif usual:
-        rate = 16000
-        notes.append(f"the sample rate is 16000 Hz: {usual} says no other")
-    else:
-        guess = "nothing says the sample rate: 16000 Hz taken; give sample_rate= if it is another"
-        return Said(frames, 16000, (*notes, guess), {"sample_rate": guess})
-    return Said(frames, rate, tuple(notes))
+    return ParsedName(frames, rate, provenance, tuple(remarks))
 
 
 def kind_of(state: Mapping[str, Any], names: Sequence[str], arguments: Mapping[str, Any]) -> str:
-    """Tell the kind: from which networks a file holds, else from its name, else from what it predicts.
+    """Return the kind: from which networks a file holds, else from its name, else from what it predicts.
 
     Args:
         state: The state dict without prefix; only keys and shapes are looked at.
@@ -121,13 +112,13 @@ def kind_of(state: Mapping[str, Any], names: Sequence[str], arguments: Mapping[s
 
 
 def first_msm_mae(state: Mapping[str, Any]) -> bool:
-    """Tell whether the file is of the first MSM-MAE code, which stores no bias of the keys."""
+    """Return whether the file is of the first MSM-MAE code, which stores no bias of the keys."""
     return any(key.endswith(".q_bias") for key in state)
 
 
 def training_facts(names: Sequence[str], arguments: Mapping[str, Any], epoch: Any) -> dict[str, Any]:
     """Return how the file was trained, as far as names and arguments say, fit for JSON."""
-    facts = {key: _plain(arguments[key]) for key in KEPT if key in arguments}
+    facts = {key: _plain(arguments[key]) for key in KEPT_ARGUMENTS if key in arguments}
     facts = {key: value for key, value in facts.items() if value not in (None, "", [])}
     if type(epoch) is int:
         facts["epoch"] = epoch

@@ -1,183 +1,97 @@
-"""torch's .pth files, both layouts, without torch's unpickler: first what they hold, then chosen tensors.
+"""torch's ``.pth`` files, read by torch's weights-only reader: nothing in them is executed.
 
-Since torch 1.6 a .pth is a zip: data.pkl, and one member for the bytes of each storage. Before, pickles stood
-one after another, and the storages behind them. Tensors that are not asked for are never read.
+Besides tensors and containers, a file may hold what the authors' training code stores: argparse namespaces,
+paths and numpy scalars. They become namespaces, pure paths and Python numbers; any other type is refused.
 """
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import argparse
+import re
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
+import numpy as np
 import torch
-from torch import Tensor
 
-from hear_m2d.checkpoint.allowed import Name, StoredTensor
-from hear_m2d.checkpoint.archive import open_archive, read_stored, shown, torch_root
-from hear_m2d.checkpoint.unpickle import read_pickle
 from hear_m2d.utils.errors import InputError
 
-MAX_PICKLE = 64 * 2**20
-MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of the older layout
-DTYPES = {
-    "Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
-    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
-    "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
-}  # fmt: skip
+_LOCK = threading.Lock()  # torch's list of allowed types is global
+NUMPY_CODES = re.compile(r"b1|\?|[iu][1248]|f[248]|c8|c16|[US]\d{1,4}")
 
 
-@dataclass(frozen=True)
-class Storage:
-    """The elements that tensors are views of.
+class _NumpyType:
+    """Stands for a numpy element type, whose own state could be made to harm."""
 
-    Attributes:
-        key: Its name in the file.
-        dtype: Of its elements.
-        count: Elements.
-    """
+    def __init__(self, code: Any, *_: Any) -> None:
+        if not isinstance(code, str) or not NUMPY_CODES.fullmatch(code):
+            raise InputError(f"it holds numpy values of type {code!r}")
+        self.code, self.order = code, "<"
 
-    key: str
-    dtype: torch.dtype
-    count: int
-
-    @property
-    def size(self) -> int:
-        """Bytes."""
-        return self.count * self.dtype.itemsize
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+            self.order = state[1]
 
 
-class TorchFile:
-    """An open .pth.
-
-    Attributes:
-        content: What it holds, with a :class:`StoredTensor` for each tensor.
-    """
-
-    content: Any
-
-    def __init__(self) -> None:
-        self._read: dict[str, bytearray] = {}
-
-    def tensor(self, stored: StoredTensor) -> Tensor:
-        """Read one tensor.
-
-        Raises:
-            ValueError: Its bytes are missing, cut, damaged, or fewer than it claims.
-        """
-        storage: Storage = stored.storage
-        if storage.key not in self._read:
-            self._read[storage.key] = self._bytes(storage)
-        data = self._read[storage.key]
-        elements = math.prod(stored.shape)
-        last = stored.offset + sum(
-            (n - 1) * step for n, step in zip(stored.shape, stored.stride, strict=True)
-        )
-        if len(data) != storage.size or elements > storage.count or (elements and last >= storage.count):
-            raise InputError(f"a tensor claims more elements than its storage {shown(storage.key)} has")
-        if not elements:
-            return torch.empty(stored.shape, dtype=storage.dtype)
-        flat = torch.frombuffer(data, dtype=storage.dtype)
-        return flat.as_strided(stored.shape, stored.stride, stored.offset)
-
-    def _bytes(self, storage: Storage) -> bytearray:
-        raise NotImplementedError
+def _numpy_scalar(kind: _NumpyType, data: bytes) -> Any:
+    return np.frombuffer(data, dtype=np.dtype(kind.order + kind.code))[0].item()
 
 
-@contextmanager
-def open_torch_file(file: IO[bytes]) -> Iterator[TorchFile]:
-    """Open a ``.pth`` and interpret its pickle.
+def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+    """Return the types that a file may name besides torch's own, by the names that a pickle has for them."""
+    paths = {
+        f"{module}.{prefix}{name}": PureWindowsPath if name == "WindowsPath" else PurePosixPath
+        for module in ("pathlib", "pathlib._local")  # Python 3.13 says _local
+        for prefix, name in (("", "Path"), ("Pure", "Path"), ("", "PosixPath"), ("", "WindowsPath"))
+    } | {
+        f"{module}.Pure{name}": kind
+        for module in ("pathlib", "pathlib._local")
+        for name, kind in (("PosixPath", PurePosixPath), ("WindowsPath", PureWindowsPath))
+    }
+    scalars = {f"numpy.{core}.multiarray.scalar": _numpy_scalar for core in ("core", "_core")}
+    names: dict[str, Callable[..., Any]] = {**paths, **scalars, "numpy.dtype": _NumpyType}
+    return [argparse.Namespace, *((kind, name) for name, kind in names.items())]
+
+
+def load_torch_file(file: str | IO[bytes]) -> Any:
+    """Read a ``.pth``, of the zip layout or the older one.
 
     Args:
-        file: Binary and seekable, at its start.
+        file: A path, whose tensors are then memory-mapped where the layout allows it, or an open file.
+
+    Returns:
+        What was saved, with its tensors on the CPU.
 
     Raises:
-        RefusedTypeError: Its pickle names what no checkpoint holds.
-        ValueError: Not a ``.pth``, or a damaged one.
+        InputError: The file is damaged, not a ``.pth``, or holds a type that no checkpoint needs.
     """
-    start = file.read(2)
-    file.seek(0)
-    if start != b"PK":
-        yield _Older(file)
-        return
-    with open_archive(file) as archive:
-        root = torch_root(archive)
-        if root is None:
-            raise InputError("it is a zip, but no .pth: it has no data.pkl")
-        yield _Zipped(archive, root)
+    try:
+        zipped = zipfile.is_zipfile(file)
+        if zipped:
+            _check_zip(file)
+        if not isinstance(file, str):
+            file.seek(0)
+        with _LOCK, torch.serialization.safe_globals(_allowed()):
+            mapped = zipped and isinstance(file, str)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except InputError:
+        raise
+    except Exception as error:  # whatever torch meets in a damaged file, AssertionError and OSError included
+        # torch's own message advises to load with weights_only=False, which would run the file's code.
+        if found := re.search(r"GLOBAL ([\w.]+)|class ([\w.]+) ", str(error)):
+            name = found[1] or found[2]
+            raise InputError(f"it holds {name}, which no checkpoint does; it was not run") from error
+        raise InputError(f"it is damaged or not a .pth ({type(error).__name__})") from error
 
 
-class _Zipped(TorchFile):
-    """The layout since torch 1.6."""
-
-    def __init__(self, archive: Any, root: str) -> None:
-        super().__init__()
-        self._archive, self._root = archive, root
-        names = archive.namelist()
-        if f"{root}constants.pkl" in names:
-            raise InputError("it is a TorchScript program, not a checkpoint")
-        if f"{root}byteorder" in names and read_stored(archive, f"{root}byteorder", most=99) != b"little":
-            raise InputError("its numbers are not little-endian: save it again on an ordinary machine")
-        pickled = read_stored(archive, f"{root}data.pkl", most=MAX_PICKLE)
-        self.content = read_pickle(io.BytesIO(pickled), _storage)
-
-    def _bytes(self, storage: Storage) -> bytearray:
-        return read_stored(self._archive, f"{self._root}data/{storage.key}", most=storage.size)
-
-
-class _Older(TorchFile):
-    """The layout before torch 1.6: magic number, version, system, content, keys, then the storages."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__()
-        self._file = file
-        known: dict[str, Storage] = {}
-
-        def storage(pid: Any) -> Storage:
-            found = _storage(pid)
-            if known.setdefault(found.key, found) != found:
-                raise InputError("one storage with two sizes")
-            return found
-
-        size = file.seek(0, 2)
-        file.seek(0)
-        if read_pickle(file, _storage) != MAGIC or read_pickle(file, _storage) != PROTOCOL:
-            raise InputError("it is a pickle, but no .pth")
-        read_pickle(file, _storage)  # the machine that wrote it
-        self.content = read_pickle(file, storage)
-        keys = read_pickle(file, _storage)
-        if type(keys) is not list or not all(type(key) is str and key in known for key in keys):
-            raise InputError("its list of storages is damaged")
-        self._places: dict[str, int] = {}
-        for key in keys:
-            count = int.from_bytes(file.read(8), "little")
-            self._places[key] = file.tell()
-            if count != known[key].count or file.tell() + known[key].size > size:
-                raise InputError(f"its storage {shown(key)} is cut or damaged")
-            file.seek(known[key].size, 1)
-        if file.tell() != size:
-            raise InputError("more bytes follow its last storage")
-
-    def _bytes(self, storage: Storage) -> bytearray:
-        if storage.key not in self._places:
-            raise InputError(f"its storage {shown(storage.key)} is missing")
-        self._file.seek(self._places[storage.key])
-        return bytearray(self._file.read(storage.size))
-
-
-def _storage(pid: Any) -> Storage:
-    """Return what a persistent id says: ("storage", type, key, device, count[, view])."""
-    if type(pid) is not tuple or len(pid) not in {5, 6} or pid[0] != "storage":
-        raise InputError("a persistent id that is no storage")
-    _, kind, key, _, count = pid[:5]
-    if type(kind) is not Name or type(key) is not str or type(count) is not int or not 0 <= count < 2**48:
-        raise InputError("a storage that is none")
-    if pid[5:] not in {(), (None,)}:
-        raise InputError("a storage that is part of another")
-    name = kind.dotted.removeprefix("torch.").removesuffix("Storage")
-    if name not in DTYPES:
-        raise InputError(f"a storage of {kind.dotted}")
-    return Storage(key=key, dtype=DTYPES[name], count=count)
+def _check_zip(file: str | IO[bytes]) -> None:
+    """Check every member against its checksum: torch would load flipped bytes without a word."""
+    with zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+                raise InputError(f"its member {info.filename[:200]!a} is compressed, which torch never does")
+        if damaged := archive.testzip():
+            raise InputError(f"its member {damaged[:200]!a} does not match its CRC")

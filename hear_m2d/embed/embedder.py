@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hear_m2d import model_of
 from hear_m2d._checkout import installed_version
 from hear_m2d.audio import Sound
+from hear_m2d.checkpoint.build import model_of
 from hear_m2d.checkpoint.resolve import read_weights
 from hear_m2d.embed.decode import Decoded, Failure
 from hear_m2d.embed.inputs import Clip

@@ -178,7 +178,7 @@ class Options:
         for name in ("sample_rate", "input_frames", "dur_frames"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
-                raise InputError(f"{name}={value!r}; it is a positive whole number")
+                raise InputError(f"{name}={value!r}; it must be a positive integer")
         for name in ("mean", "std"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
@@ -216,7 +216,7 @@ class Options:
             raise InputError("give dur_frames or input_frames: both are the length of a window")
         if self.sample_rate is not None and self.sample_rate != frontend.sample_rate:
             try:
-                frontend = FrontendConfig.for_rate(self.sample_rate)
+                frontend = frontend.at_rate(self.sample_rate)
             except ValueError as error:
                 raise InputError(
                     f"sample_rate={self.sample_rate}; a model's rate is 16000 or 32000 as a rule: {error}"

@@ -6,6 +6,7 @@ area-normalised filters, natural logarithm of (mel + float32 epsilon): the front
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -67,6 +68,20 @@ class FrontendConfig:
             n_fft=sample_rate // 40,
             hop_length=sample_rate // 100,
             f_max=sample_rate / 2,
+        )
+
+    def at_rate(self, sample_rate: int) -> FrontendConfig:
+        """Return the same front end for another sample rate: window and hop of the same duration.
+
+        The mel bins and the lowest edge stay; the highest edge follows where it was half of the rate.
+        """
+        full = self.f_max == self.sample_rate / 2
+        return dataclasses.replace(
+            self,
+            sample_rate=sample_rate,
+            n_fft=self.n_fft * sample_rate // self.sample_rate,
+            hop_length=self.hop_length * sample_rate // self.sample_rate,
+            f_max=sample_rate / 2 if full else min(self.f_max, sample_rate / 2),
         )
 
     @property

@@ -246,7 +246,7 @@ class HearModel(nn.Module):
         statistics = self._statistics(clips)
 
         if self.batch_windows is not None and self.batch_windows < 1:
-            raise InputError(f"batch_windows={self.batch_windows}; it is a positive whole number, or None")
+            raise InputError(f"batch_windows={self.batch_windows}; it must be a positive integer, or None")
 
         def size(frames: int) -> int:
             return self.batch_windows or windows_per_pass(

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hear_m2d.checkpoint.format import Checkpoint, build_model
+from hear_m2d.checkpoint.build import build_model
+from hear_m2d.checkpoint.format import Checkpoint
 from hear_m2d.checkpoint.resolve import read_weights
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.hear_model import HearModel
@@ -135,7 +136,10 @@ def read_teacher(recipe: Recipe) -> tuple[Recipe, Checkpoint]:
     name = teacher_name(recipe)
     checkpoint = read_weights(name)
     check_teacher(recipe, checkpoint.config.encoder, name)
-    if checkpoint.config.frontend != recipe.frontend_config and "sample_rate" not in checkpoint.guessed:
+    if (
+        checkpoint.config.frontend != recipe.frontend_config
+        and checkpoint.provenance.get("sample_rate") != "default"
+    ):
         raise InputError(
             f"the teacher {name} hears {checkpoint.config.frontend.sample_rate} Hz, the recipe has "
             f"sample_rate = {recipe.sample_rate}: both hear the same spectrograms, so they must agree"

@@ -15,10 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hear_m2d.checkpoint.allowed import StoredTensor
 from hear_m2d.checkpoint.format import Checkpoint, read_tensors
 from hear_m2d.checkpoint.resolve import read_weights
-from hear_m2d.checkpoint.torch_files import open_torch_file
+from hear_m2d.checkpoint.torch_files import load_torch_file
 from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.run_folder import OBJECTIVE_KEY
@@ -97,7 +96,7 @@ def read_init(recipe: Recipe) -> Checkpoint:
     differing = [name for name in SIZES if getattr(there, name) != getattr(here, name)]
     found = {name: (getattr(there, name), getattr(here, name)) for name in differing}
     rates = (checkpoint.config.frontend.sample_rate, recipe.sample_rate)
-    if rates[0] != rates[1] and "sample_rate" not in checkpoint.guessed:
+    if rates[0] != rates[1] and checkpoint.provenance.get("sample_rate") != "default":
         found["sample_rate"] = rates
     if there.input_size[0] != here.input_size[0]:
         found["mel bins"] = (there.input_size[0], here.input_size[0])
@@ -140,7 +139,7 @@ def _beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
     run = path.with_name("objective.safetensors")
     if path.name == "checkpoint.safetensors" and run.is_file():
         return read_tensors(run, OBJECTIVE_KEY)[0]
-    if any(note.startswith("left in the file: ") for note in checkpoint.notes):
+    if checkpoint.ignored:
         return _published_beside(path)
     return {}
 
@@ -151,12 +150,12 @@ def _published_beside(path: Path) -> dict[str, Tensor]:
         return {}
     found: dict[str, Tensor] = {}
     try:
-        with path.open("rb") as file, open_torch_file(file) as opened:
-            state = opened.content.get("model", opened.content)
-            for key, value in state.items():
-                if (name := _our_name(key)) and type(value) is StoredTensor:
-                    found[name] = opened.tensor(value).float()
-    except ValueError as error:
+        content = load_torch_file(str(path))
+        state = content.get("model", content)
+        for key, value in state.items():
+            if (name := _our_name(key)) and isinstance(value, Tensor):
+                found[name] = value.detach().float()
+    except InputError as error:
         raise InputError(f"{path}: {error}; unzip it, and give the .pth in it") from error
     for name in [
         name for name in found if name.endswith(".q_bias")

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from hear_m2d.checkpoint.format import build_model, read_checkpoint, read_tensors
+from hear_m2d.checkpoint.build import build_model
+from hear_m2d.checkpoint.format import read_checkpoint, read_tensors
 from hear_m2d.checkpoint.resolve import read_weights
 from hear_m2d.model.frontend import LogMelSpectrogram
 from hear_m2d.model.hear_model import HearModel

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import hear_m2d
+from hear_m2d.checkpoint.card import describe
 from hear_m2d.checkpoint.format import (
     METADATA_KEY,
-    describe,
     read_checkpoint,
     read_tensors,
     save_checkpoint,
@@ -31,6 +31,8 @@ WHOLE = ModelConfig(
     encoder=SIZES, labels=("a", "b"), head_width=64, projector=ProjectorConfig("semantic", 64, 64, 1)
 )
 
+TRAINING = {"notes": [], "ignored": [], "provenance": {"sample_rate": ""}, "guessed": {"sample_rate": ""}}
+
 
 def fields(config, before=()):
     for name, value in config.items():
@@ -39,7 +41,7 @@ def fields(config, before=()):
             yield from fields(value, (*before, name))
 
 
-PLACES = sorted(fields({**WHOLE.to_json(), "training": {"notes": [], "guessed": {"sample_rate": ""}}}))
+PLACES = sorted(fields({**WHOLE.to_json(), "training": TRAINING}))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def test_an_odd_value_is_refused_in_a_sentence_or_the_model_embeds(whole, tmp_pa
     tensors, facts = whole
     path, copied = tmp_path / "odd.safetensors", tmp_path / "copy.safetensors"
     for value in ODD:
-        config = copy.deepcopy({**facts, "training": {"notes": [], "guessed": {"sample_rate": ""}}})
+        config = copy.deepcopy({**facts, "training": TRAINING})
         part = config
         for name in place[:-1]:
             part = part[name]

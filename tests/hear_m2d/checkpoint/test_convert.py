@@ -9,9 +9,10 @@ import torch
 
 import hear_m2d
 from hear_m2d import cli
+from hear_m2d.checkpoint.card import notes_of
 from hear_m2d.checkpoint.convert import read_labels
 from hear_m2d.checkpoint.format import save_checkpoint
-from hear_m2d.checkpoint.local import read_local
+from hear_m2d.checkpoint.resolve import read_local
 
 
 @pytest.fixture
@@ -49,9 +50,9 @@ def test_every_fixture_embeds_the_same(run, target, fixtures_dir, noise):
                 audio = noise(2, int(2.3 * before.sample_rate))
                 assert torch.equal(before.columns(audio), after.columns(audio)), path
         assert before.config.training.items() <= after.config.training.items()
-        for note in read_local(path).notes:
+        for note in notes_of(read_local(path)):
             assert note in out
-        assert read_local(target).notes == read_local(path).notes
+        assert notes_of(read_local(target)) == notes_of(read_local(path))
         safetensors.torch.load_file(target)  # anybody can read it
 
 
@@ -86,10 +87,10 @@ def test_options_replace_what_the_file_says_and_are_stored(run, nameless, target
     assert (config.frontend.sample_rate, config.encoder.input_size) == (32000, (80, 70))
     assert (config.mean, config.std, config.licence) == (-5.5, 2.0, "CC0-1.0")
     assert config.labels == ("dog", "Vögel", "cat")
-    notes = " ".join(read_local(target).notes)
-    assert "given by hand at conversion: sample_rate, input_frames, mean, std, labels" in notes
-    assert "the licence was given by hand at conversion; IN has: NTT Software License" in notes
-    for answered in ("nothing says", "no statistics", "numbered"):
+    notes = " ".join(notes_of(read_local(target)))
+    assert "given by the user: input_frames, labels, mean, sample_rate, std" in notes
+    assert "the license was given by the user at conversion; IN has: NTT Software License" in notes
+    for answered in ("nothing says", "stores no", "numbered"):
         assert answered not in notes
         assert answered not in out
 
@@ -102,8 +103,8 @@ def test_a_guess_stays_a_guess(run, nameless, target):
         hear_m2d.load_model(target)
     again = target.with_name("again.safetensors")
     assert run(target, again, "--sample-rate", 16000)[0] == 0
-    assert read_local(again).guessed == {}
-    assert not any("nothing says the sample rate" in note for note in read_local(again).notes)
+    assert read_local(again).provenance["sample_rate"] == "user"
+    assert not any("nothing says the sample rate" in note for note in notes_of(read_local(again)))
 
 
 def test_a_guess_stays_a_guess_in_a_saved_model(nameless, target):
@@ -111,7 +112,7 @@ def test_a_guess_stays_a_guess_in_a_saved_model(nameless, target):
         save_checkpoint(target, hear_m2d.load_model(nameless))
     with pytest.warns(UserWarning, match="16000 Hz taken"):
         hear_m2d.load_model(target)
-    assert read_local(target).notes == read_local(nameless).notes
+    assert notes_of(read_local(target)) == notes_of(read_local(nameless))
 
 
 @pytest.mark.parametrize("converted", [False, True])
@@ -126,19 +127,19 @@ def test_a_guess_that_was_answered_is_none_in_a_saved_model(run, nameless, targe
         model = hear_m2d.load_model(target)
         assert model.sample_rate == 32000
         save_checkpoint(target, hear_m2d.load_model(target, sample_rate=32000))
-    notes = read_local(target).notes
-    assert "guessed" not in model.config.training
+    notes = notes_of(read_local(target))
+    assert model.config.training["provenance"]["sample_rate"] == "user"
     assert not any("16000 Hz taken" in note for note in notes)
-    assert sum("given by hand at loading: sample_rate" in note for note in notes) == 1
-    assert any("stores no statistics" in note for note in notes)
+    assert sum("given by the user: sample_rate" in note for note in notes) == 1
+    assert any("stores no mean" in note for note in notes)
 
 
 def test_a_rate_that_the_file_contradicts_is_said(run, checkpoint_path, target):
     code, out, _ = run(checkpoint_path, target, "--sample-rate", 32000)
     assert code == 0
-    said = "sample_rate=32000 is given, and the file or its name says 16000 Hz"
+    said = "sample_rate=32000 is given, but the file or its name says 16000 Hz"
     assert said in out
-    assert any(said in note for note in read_local(target).notes)
+    assert any(said in note for note in notes_of(read_local(target)))
 
 
 def test_audioset_names_are_taken_by_sorted_machine_id(tmp_path):
@@ -222,12 +223,51 @@ def test_our_own_files_convert_too(run, make_model, tmp_path, target, noise):
 
 
 @pytest.mark.parametrize(
-    "training", [{"notes": "x"}, {"notes": 3}, {"guessed": [1]}, {"guessed": {"sample_rate": 3}}]
+    "training",
+    [
+        {"notes": "x"},
+        {"notes": 3},
+        {"ignored": 3},
+        {"provenance": [1]},
+        {"provenance": {"mean": "elsewhere"}},
+    ],
 )
 def test_notes_of_another_shape_are_passed_over(make_model, target, training):
     save_checkpoint(target, make_model(training=training))
     checkpoint = read_local(target)
-    assert (checkpoint.notes, checkpoint.guessed) == ((), {})
+    assert (checkpoint.remarks, checkpoint.ignored, checkpoint.provenance) == ((), (), {})
+
+
+def test_a_file_of_version_0_1_keeps_its_notes_and_its_guess(make_model, target):
+    guess = "nothing says the sample rate: 16000 Hz taken; give sample_rate= if it is another"
+    training = {"recipe": "x", "notes": ["a remark", guess], "guessed": {"sample_rate": guess}}
+    save_checkpoint(target, make_model(training=training))
+    checkpoint = read_local(target)
+    assert checkpoint.provenance == {"sample_rate": "default"}
+    assert notes_of(checkpoint) == [guess, "a remark"]
+
+
+def test_a_float16_file_is_half_as_large_and_embeds_almost_the_same(run, checkpoint_path, target, noise):
+    assert run(checkpoint_path, target, "--dtype", "float16")[0] == 0
+    assert target.stat().st_size < 0.6 * checkpoint_path.stat().st_size
+    model, half = (hear_m2d.load_model(path) for path in (checkpoint_path, target))
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+    expected = hear_m2d.get_scene_embeddings(noise(2, 16000), model)
+    torch.testing.assert_close(
+        hear_m2d.get_scene_embeddings(noise(2, 16000), half), expected, atol=2e-2, rtol=0
+    )
+    again = target.with_name("again.safetensors")
+    save_checkpoint(again, half, dtype="float16")
+    assert hear_m2d.checkpoint.format.read_tensors(again, "hear_m2d")[0]["norm.weight"].dtype == torch.float16
+
+
+def test_a_weight_too_large_for_float16_is_named(make_model, target):
+    model = make_model()
+    with torch.no_grad():
+        model.encoder.norm.weight[3] = 1e6
+    with pytest.raises(ValueError, match=r"norm\.weight has values that are too large for float16"):
+        save_checkpoint(target, model, dtype="float16")
+    assert not target.exists()
 
 
 def test_info_tells_everything_of_a_converted_file(capsys, nameless, target, run):
@@ -237,7 +277,7 @@ def test_info_tells_everything_of_a_converted_file(capsys, nameless, target, run
             cli.main(words)
         assert caught.value.code == 0
         out = capsys.readouterr().out
-        for fact in ("classifier_width", "projector", "licence", "weights.pth", "given by hand"):
+        for fact in ("classifier_width", "projector", "licence", "weights.pth", "given by the user"):
             assert fact in out
     facts = json.loads(out)
     assert (facts["classes"], facts["classifier_width"], facts["projector"]) == (3, 64, None)

@@ -10,8 +10,10 @@ import safetensors.torch
 import torch
 
 import hear_m2d
-from hear_m2d.checkpoint import format as checkpoints
-from hear_m2d.checkpoint.format import describe, read_checkpoint, read_tensors, save_checkpoint, write_tensors
+from hear_m2d.checkpoint.build import build_model
+from hear_m2d.checkpoint.card import describe
+from hear_m2d.checkpoint.format import read_checkpoint, read_tensors, save_checkpoint, write_tensors
+from hear_m2d.checkpoint.resolve import read_weights
 from hear_m2d.model.config import ModelConfig
 
 
@@ -111,7 +113,7 @@ def test_misshapen_tensors_are_named_with_both_shapes(rewrite):
         read_checkpoint(rewrite({"norm.weight": torch.zeros(3)}))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.int32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int32])
 def test_tensors_of_another_dtype_are_named(rewrite, dtype):
     with pytest.raises(ValueError, match=rf"norm\.weight is {re.escape(str(dtype))}, not torch\.float32"):
         read_checkpoint(rewrite({"norm.weight": torch.zeros(64, dtype=dtype)}))
@@ -133,6 +135,16 @@ def test_one_flipped_bit_anywhere_in_the_tensors_is_noticed(checkpoint_path, pla
     checkpoint_path.write_bytes(data)
     with pytest.raises(ValueError, match=r"is damaged: its tensors do not match the SHA-256"):
         hear_m2d.load_model(checkpoint_path)
+
+
+def test_a_large_file_is_verified_on_request(checkpoint_path, monkeypatch):
+    monkeypatch.setattr("hear_m2d.checkpoint.format.VERIFY_BELOW", 1000)
+    data = bytearray(checkpoint_path.read_bytes())
+    data[-1] ^= 1
+    checkpoint_path.write_bytes(data)
+    hear_m2d.load_model(checkpoint_path)
+    with pytest.raises(ValueError, match="do not match the SHA-256"):
+        read_weights(checkpoint_path, verify=True)
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 100, 10**6, 2**40, 2**63, 2**64 - 1])
@@ -300,7 +312,7 @@ def test_loading_twice_shares_no_weights(checkpoint_path):
 
 def test_two_models_of_one_checkpoint_share_no_weights(checkpoint_path):
     checkpoint = read_checkpoint(checkpoint_path)
-    one, two = checkpoints.build_model(checkpoint), checkpoints.build_model(checkpoint)
+    one, two = build_model(checkpoint), build_model(checkpoint)
     with torch.no_grad():
         one.encoder.norm.weight.zero_()
     assert two.encoder.norm.weight.any()

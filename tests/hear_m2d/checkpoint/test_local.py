@@ -9,7 +9,7 @@ import torch
 
 import hear_m2d
 from hear_m2d.checkpoint.format import save_checkpoint, write_tensors
-from hear_m2d.checkpoint.local import read_local
+from hear_m2d.checkpoint.resolve import read_local
 
 PLACES = ["file", "folder", "folder above", "zip", "folder in zip", "zip's folder"]
 NAME = "m2d_vit_base-80x64p16x16p32k-240101-mr6"
@@ -78,8 +78,7 @@ def test_the_name_may_be_that_of_the_file_its_folder_or_its_zip(pth, tmp_path, p
     checkpoint = read_local(given)
     assert checkpoint.config.frontend.sample_rate == 32000
     assert checkpoint.config.training["mask_ratio"] == 0.6
-    assert checkpoint.guessed == {}
-    assert any(NAME in note for note in checkpoint.notes)
+    assert (checkpoint.provenance["sample_rate"], checkpoint.provenance["input_frames"]) == ("name", "name")
 
 
 def test_the_folder_in_a_zip_counts_before_the_zips_name(pth, tmp_path):
@@ -161,10 +160,10 @@ def test_args_tell_where_names_do_not(pth, tmp_path):
         assert checkpoint.config.encoder.input_size == (80, 70)
         assert checkpoint.config.kind == "m2d_x"
         assert checkpoint.config.training["mask_ratio"] == 0.7
-        assert {"the sample rate is from args.sr", "the input length is from args.input_size"} <= {
-            *checkpoint.notes
-        }
-        assert checkpoint.guessed == {}
+        assert (checkpoint.provenance["sample_rate"], checkpoint.provenance["input_frames"]) == (
+            "file",
+            "file",
+        )
     arguments = argparse.Namespace(output_dir=f"/old/machine/{NAME}")
     torch.save({"model": state, "args": arguments}, pth)
     assert read_local(pth).config.frontend.sample_rate == 32000
@@ -178,7 +177,7 @@ def test_args_that_make_no_sense_are_not_believed(pth, arguments):
     torch.save({"model": torch.load(pth), "args": argparse.Namespace(**sizes, **arguments)}, pth)
     checkpoint = read_local(pth)
     assert checkpoint.config.encoder.input_size == (80, 64)
-    assert set(checkpoint.guessed) == {"sample_rate"}
+    assert checkpoint.provenance["sample_rate"] == "default"
 
 
 @pytest.mark.parametrize("name", ["m2d-80x64p16x16p1k-x", "m2d-80x64p16x16p99999999k", "m2d-80x64p16x16p0k"])

@@ -5,7 +5,6 @@ import os
 import pickle
 import warnings
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,8 @@ import pytest
 import torch
 
 import hear_m2d
-from hear_m2d.checkpoint.format import settle_notes
+from hear_m2d.checkpoint.build import with_options
+from hear_m2d.checkpoint.card import notes_of
 from hear_m2d.checkpoint.published import read_published
 from hear_m2d.checkpoint.resolve import read_weights
 from hear_m2d.model.config import Options
@@ -129,24 +129,21 @@ def test_sample_rate_comes_from_the_folders_name_for_a_bare_file_name_too(fixtur
 def test_statistics_come_from_the_file_or_are_said_to_be_the_default(fixtures_dir):
     with_none = read_published(published(fixtures_dir, "a2"))
     assert (with_none.config.mean, with_none.config.std) == (-7.1, 4.2)
-    assert any("no statistics" in note for note in with_none.notes)
+    assert any("stores no mean" in note for note in notes_of(with_none))
     stored = torch.load(published(fixtures_dir, "a"), weights_only=True)["norm_stats"]
     own = read_published(published(fixtures_dir, "a"))
     assert (own.config.mean, own.config.std) == tuple(stored.tolist())
-    assert not any("statistics" in note for note in own.notes)
+    assert not any("stores no" in note for note in notes_of(own))
 
 
 def test_a_mean_given_alone_leaves_the_note_that_std_is_a_default(fixtures_dir):
-    path = published(fixtures_dir, "a2")
-    read = read_published(path)
-    both = "the file stores no statistics: mean= and std= change them"  # as stored by the first version
-    read = replace(read, notes=(*read.notes, both))
-    after_mean = settle_notes(read, Options(mean=-6.0), when="loading")
-    assert [note for note in after_mean.notes if "no statistics" in note] == [
-        "the file stores no statistics: std is assumed to be 4.2; std= changes it", both
-    ]  # fmt: skip
-    after_std = settle_notes(after_mean, Options(mean=-6.0, std=3.0), when="loading")
-    assert not any("no statistics" in note for note in after_std.notes)
+    read = read_published(published(fixtures_dir, "a2"))
+    after_mean = with_options(read, Options(mean=-6.0))
+    assert [note for note in notes_of(after_mean) if "stores no" in note] == [
+        "the file stores no std: 4.2 taken; std= changes it"
+    ]
+    after_std = with_options(after_mean, Options(mean=-6.0, std=3.0))
+    assert not any("stores no" in note for note in notes_of(after_std))
 
 
 def test_nested_lists_in_the_arguments_do_not_hang_loading(store, state):
@@ -163,7 +160,7 @@ def test_nested_lists_in_the_arguments_do_not_hang_loading(store, state):
 
 
 def test_what_pretraining_left_in_the_file_is_named(fixtures_dir):
-    notes = " ".join(read_published(published(fixtures_dir, "e")).notes)
+    notes = " ".join(notes_of(read_published(published(fixtures_dir, "e"))))
     for family in ("decoder_blocks", "target_blocks", "mask_token", "offline_predictor"):
         assert family in notes
 
@@ -192,7 +189,7 @@ def test_a_rate_given_by_hand_silences_the_warning(fixtures_dir, tmp_path):
 
 def test_a_rate_given_by_hand_that_the_file_contradicts_warns(fixtures_dir, checkpoint_path):
     for path, given, said in ((published(fixtures_dir, "c"), 16000, 32000), (checkpoint_path, 44100, 16000)):
-        with pytest.warns(UserWarning, match=f"sample_rate={given} is given, and .* says {said} Hz"):
+        with pytest.warns(UserWarning, match=f"sample_rate={given} is given, but .* says {said} Hz"):
             assert hear_m2d.load_model(path, sample_rate=given).sample_rate == given
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -213,7 +210,7 @@ def test_a_name_that_contradicts_the_tensors_is_not_believed(fixtures_dir, tmp_p
     checkpoint = read_published(path)
     assert checkpoint.config.encoder.input_size == (80, 208)
     assert checkpoint.config.frontend.sample_rate == 16000
-    assert any("does not fit" in note for note in checkpoint.notes)
+    assert any("does not fit" in note for note in notes_of(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +277,9 @@ def test_code_in_a_pickle_never_runs_and_is_named(tmp_path, state, layout):
         path.write_bytes(pickle.dumps({"args": content["args"]}, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=layout == "zip")
-    with pytest.raises(ValueError, match=r"evil\.pth is a pickle that holds .*it was not run") as caught:
+    with pytest.raises(
+        ValueError, match=r"evil\.pth is not .*: it holds .*it was not run"
+    ) as caught:
         hear_m2d.load_model(path)
     assert not witness.exists()
     assert "system" in str(caught.value)

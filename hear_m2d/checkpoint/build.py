@@ -1,0 +1,107 @@
+"""A model from a checkpoint, and from what the user says in place of the file."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from hear_m2d.checkpoint.card import given_by_user, notes_of, rate_conflict, rate_is_a_guess
+from hear_m2d.checkpoint.format import Checkpoint, check_tensors, model_parts
+from hear_m2d.model.config import Options
+from hear_m2d.model.encoder import resize_positions
+from hear_m2d.model.frontend import LogMelSpectrogram
+from hear_m2d.model.hear_model import HearModel
+
+logger = logging.getLogger(__name__)
+
+ANSWERS = ("sample_rate", "input_frames", "mean", "std")  # options that say what a file should have said
+
+
+def model_of(checkpoint: Checkpoint, options: Options) -> HearModel:
+    """Build the model of a checkpoint; warn of a guessed sample rate, log what else the file leaves open.
+
+    Args:
+        checkpoint: From :func:`hear_m2d.checkpoint.resolve.read_weights`.
+        options: What the user gave.
+
+    Returns:
+        The model, in eval mode, on the CPU.
+
+    Raises:
+        InputError: An option that does not fit the checkpoint.
+    """
+    model = build_model(checkpoint, options)
+    settled = with_options(checkpoint, options)
+    conflict = rate_conflict(checkpoint, options.sample_rate)
+    for text in filter(None, (rate_is_a_guess(settled), conflict)):
+        warnings.warn(f"{checkpoint.path}: {text}", stacklevel=3)
+    for note in notes_of(settled):
+        if note not in (rate_is_a_guess(settled), conflict, given_by_user(settled)):
+            logger.info("%s: %s", checkpoint.path, note)
+    return model
+
+
+@torch.inference_mode(mode=False)  # weights made in inference mode could never be trained
+def build_model(checkpoint: Checkpoint, options: Options | None = None) -> HearModel:
+    """Return the model of a checkpoint, in eval mode.
+
+    Raises:
+        InputError: Tensors missing, left over or misshapen, or an option that does not fit.
+    """
+    options = options or Options()
+    checkpoint = with_options(checkpoint, options)
+    checkpoint = replace(checkpoint, config=checkpoint.stored_config())  # for the file that it is saved to
+    if options.dur_frames is not None:
+        checkpoint = _for_duration(checkpoint, options.dur_frames)
+    model = check_tensors(checkpoint, options)
+    for prefix, part in model_parts(model).items():
+        # Copies, so that no two models share weights; and a .pth may hold one storage under two names.
+        state = {
+            name: checkpoint.tensors[prefix + name].to(expected.dtype, copy=True).contiguous()
+            for name, expected in part.state_dict().items()
+        }
+        part.load_state_dict(state, assign=True)
+    model.frontend = LogMelSpectrogram(model.config.frontend)  # its tables follow from the config
+    if options.dtype == "bfloat16":
+        model.encoder.to(torch.bfloat16)
+    return model.eval()
+
+
+def with_options(checkpoint: Checkpoint, options: Options, *, labels: Sequence[str] = ()) -> Checkpoint:
+    """Return the checkpoint with what the user gave in place of what the file says.
+
+    Args:
+        checkpoint: As read.
+        options: ``sample_rate``, ``input_frames``, ``mean`` and ``std``; the others have no place in a file.
+        labels: Names of the classes.
+
+    Raises:
+        InputError: A value that does not fit the checkpoint.
+    """
+    given = [name for name in ANSWERS if getattr(options, name) is not None] + ["labels"] * bool(labels)
+    config = replace(options, dur_frames=None).override(checkpoint.config) if given else checkpoint.config
+    config = replace(config, labels=tuple(labels) or config.labels)
+    conflict = rate_conflict(checkpoint, options.sample_rate)
+    remarks = (*checkpoint.remarks, conflict) if conflict else checkpoint.remarks
+    return replace(
+        checkpoint,
+        config=config,
+        provenance={**checkpoint.provenance, **dict.fromkeys(given, "user")},
+        remarks=tuple(dict.fromkeys(remarks)),
+    )
+
+
+def _for_duration(checkpoint: Checkpoint, frames: int) -> Checkpoint:
+    """Return the checkpoint with its positions resampled or cropped to one window of that many frames."""
+    encoder = checkpoint.config.encoder
+    resized = replace(encoder, input_size=(encoder.input_size[0], frames))
+    positions = resize_positions(checkpoint.tensors["pos_embed"], encoder.grid, resized.grid[1])
+    return replace(
+        checkpoint,
+        config=replace(checkpoint.config, encoder=resized),
+        tensors={**checkpoint.tensors, "pos_embed": positions},
+    )
