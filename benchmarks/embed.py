@@ -14,10 +14,9 @@ from torch import Tensor
 
 import hear_m2d
 from hear_m2d.model.config import ModelConfig, Options
-from hear_m2d.model.encoder import SIZES, EncoderConfig
+from hear_m2d.model.encoder import SIZES, EncoderConfig, encoder_operations
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.device import pick_device
-from hear_m2d.utils.flops import encoder_operations
 
 
 def operations_per_clip(model: HearModel, samples: int) -> float:

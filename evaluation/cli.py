@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from hear_m2d.cli import MODEL_OPTIONS, PartCommand
 from hear_m2d.evaluation.hear.requirements import EXTRA, INSTALL_EVALUATE, INSTALL_HEARVALIDATOR
+from hear_m2d.utils.commands import MODEL_OPTIONS, PartCommand
 from hear_m2d.utils.errors import WorkFailedError
 
 INSTALL_REPORT = "python -m pip install 'hear-m2d[report]'"

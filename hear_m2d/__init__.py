@@ -11,16 +11,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from hear_m2d.checkpoint.build import model_of
-from hear_m2d.checkpoint.resolve import read_weights
-from hear_m2d.model.config import Options
-from hear_m2d.model.hear_model import Audio, HearModel
+    from hear_m2d.model.hear_model import Audio, HearModel
 
 __all__ = ["HearModel", "get_scene_embeddings", "get_timestamp_embeddings", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the model's class when it is asked for: `import hear_m2d` alone does not load torch."""
+    if name == "HearModel":
+        from hear_m2d.model.hear_model import HearModel
+
+        return HearModel
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load_model(
@@ -74,6 +81,10 @@ def load_model(
         InputError: Not a checkpoint, an unknown option (the nearest is named), or a value out of range; a
             ValueError.
     """
+    from hear_m2d.checkpoint.build import model_of
+    from hear_m2d.checkpoint.resolve import read_weights
+    from hear_m2d.model.config import Options
+
     options = Options.parse(
         {
             "sample_rate": sample_rate,

@@ -1,111 +1,71 @@
-"""`hear-m2d`: the core's own commands, and those that the installed parts declare.
+"""`hear-m2d`: the table of commands, `info`, and what an error prints.
 
-Each part lists its commands in the entry-point group ``hear_m2d.commands``. A command whose packages
-are missing stays listed in ``--help``, with the line to type. Exit codes: 0 done, 1 the work itself
-failed, 2 bad input or usage (one line on standard error).
+A command whose packages are missing stays listed in ``--help``, with the line to type. Exit codes: 0 done,
+1 the work itself failed, 2 bad input or usage (one line on standard error).
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import entry_points
 from typing import Any
 
 import click
 
-from hear_m2d._checkout import installed_version
 from hear_m2d.utils.errors import InputError, WorkFailedError, unknown_name
 from hear_m2d.utils.files import disk_is_full
+from hear_m2d.utils.version import installed_version
+
+# Each command and where it is; a module is imported when its command is used or described.
+COMMANDS = {
+    "convert": "hear_m2d.checkpoint.convert:convert",
+    "embed": "hear_m2d.embed.cli:embed",
+    "evaluate": "hear_m2d.evaluation.cli:evaluate",
+    "export": "hear_m2d.export.cli:export",
+    "finetune": "hear_m2d.evaluation.finetune.cli:finetune",
+    "linear": "hear_m2d.evaluation.linear.cli:linear",
+    "prepare": "hear_m2d.pretrain.cli:prepare",
+    "pretrain": "hear_m2d.pretrain.cli:pretrain",
+    "probe": "hear_m2d.evaluation.linear.cli:probe",
+    "report": "hear_m2d.evaluation.cli:report",
+    "tasks": "hear_m2d.evaluation.archives.cli:tasks",
+    "validate": "hear_m2d.evaluation.cli:validate",
+    "visualize": "hear_m2d.pretrain.visualize.cli:visualize",
+}
 
 
-class PartCommand(click.Command):
-    """A command that needs packages of an extra: ``@click.command(cls=PartCommand, needs=…, install=…)``.
-
-    Args:
-        needs: Top-level modules that must be importable.
-        install: The line to type where one is missing.
-        kwargs: As for :class:`click.Command`.
-    """
-
-    def __init__(self, *args: Any, needs: Sequence[str] = (), install: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.needs = tuple(needs)
-        self.install = install
-
-    def missing(self) -> list[str]:
-        """Return the needed modules that are not installed."""
-        return [name for name in self.needs if importlib.util.find_spec(name) is None]
-
-    def get_short_help_str(self, limit: int = 45) -> str:
-        """Return the one-line help, or what to install first."""
-        return f"(not installed: {self.install})" if self.missing() else super().get_short_help_str(limit)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command, unless a package is missing."""
-        if missing := self.missing():
-            raise click.UsageError(
-                f"`hear-m2d {self.name}` needs {', '.join(missing)}. Type: {self.install} "
-                f"(in a checkout: make install)",
-                ctx=ctx,
-            )
-        return super().invoke(ctx)
-
-
-def json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
-    """Read an option that is a JSON object."""
-    try:
-        parsed = json.loads(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is no JSON: {error}", ctx, param) from error
-    if not isinstance(parsed, dict):
-        raise click.BadParameter(f"""{value!r} is no JSON object such as '{{"layers": [3]}}'""", ctx, param)
-    return parsed
-
-
-MODEL_OPTIONS = click.option(
-    "--model-options",
-    "options",
-    default="{}",
-    callback=json_object,
-    metavar="JSON",
-    help="""Options of `load_model`, a JSON object such as '{"output": "mean"}'.""",
-)
-
-
-class Commands(click.Group):
-    """The core's commands plus those of the entry-point group."""
+class LazyGroup(click.Group):
+    """A group whose commands are imported by name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return every command's name, sorted."""
-        parts = {point.name for point in entry_points(group="hear_m2d.commands")}
-        return sorted(parts | set(super().list_commands(ctx)))
+        """Return the name of every command, sorted."""
+        return sorted({*COMMANDS, *super().list_commands(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return a command by name, importing its part only now."""
-        own = super().get_command(ctx, cmd_name)
-        if own is not None:
-            return own
-        for point in entry_points(group="hear_m2d.commands", name=cmd_name):
-            loaded: click.Command = point.load()
-            return loaded
-        return None
+        """Return a command by name."""
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or say which name is nearest."""
+        """Find the command, or name the nearest one."""
         name = click.utils.make_str(args[0])
-        if not name.startswith("-") and self.get_command(ctx, name) is None:
+        if not name.startswith("-") and name not in self.list_commands(ctx):
             raise click.UsageError(unknown_name("command", name, self.list_commands(ctx)), ctx=ctx)
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(installed_version(), package_name="hear-m2d")
 def cli() -> None:
     """Audio embeddings from M2D and MSM-MAE: embed, pretrain, evaluate.
@@ -117,12 +77,13 @@ def cli() -> None:
 @cli.command()
 @click.argument("file", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def info(file: str, as_json: bool) -> None:
-    """Describe a checkpoint: kind, sizes, rate, hop, statistics, licence, training."""
+@click.option("--verify", is_flag=True, help="Compare the tensors with their SHA-256, also of a large file.")
+def info(file: str, as_json: bool, verify: bool) -> None:
+    """Describe a checkpoint: kind, sizes, rate, hop, statistics, license, training."""
     from hear_m2d.checkpoint.card import describe
     from hear_m2d.checkpoint.resolve import read_weights
 
-    facts = describe(read_weights(file))
+    facts = describe(read_weights(file, verify=verify or None))
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -147,7 +108,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Only errors that a user or an administrator can mend are reported in one line; see :func:`report`. Any
     other exception is a bug and keeps its traceback.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hear_m2d").setLevel(logging.INFO)  # of other libraries, warnings only
     try:
         words = list(sys.argv[1:] if args is None else args) or ["--help"]
         code = cli.main(args=words, prog_name="hear-m2d", standalone_mode=False)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hear_m2d.cli import PartCommand
+from hear_m2d.utils.commands import PartCommand
 
 if TYPE_CHECKING:
     from hear_m2d.pretrain.recipe import Recipe

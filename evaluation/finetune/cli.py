@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from hear_m2d.cli import PartCommand
 from hear_m2d.evaluation.linear.cli import DEVICE, SPLIT_CSV, parse_seeds, read_set
+from hear_m2d.utils.commands import PartCommand
 from hear_m2d.utils.errors import InputError, unknown_name
 
 INSTALL = "pip install 'hear-m2d[evaluation,pretrain]'"

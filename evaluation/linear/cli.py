@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hear_m2d.cli import MODEL_OPTIONS, PartCommand
+from hear_m2d.utils.commands import MODEL_OPTIONS, PartCommand
 from hear_m2d.utils.errors import InputError
 
 if TYPE_CHECKING:

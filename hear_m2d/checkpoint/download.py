@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -212,7 +212,7 @@ def fetch_from_hub(address: str) -> Path:
         PermissionError: A repository that must be asked for.
         ConnectionError: The hub cannot be reached.
     """
-    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import HfApi, hf_hub_download
 
     parsed = HUB_ADDRESS.fullmatch(address)
     if not parsed:
@@ -221,22 +221,38 @@ def fetch_from_hub(address: str) -> Path:
         )
     repo, file = parsed["repo"], parsed["file"]
     revision = unquote(parsed["revision"]) if parsed["revision"] else None
-    cached = try_to_load_from_cache(repo, file or CHECKPOINT, revision=revision)
-    if isinstance(cached, str):
+    if cached := _cached_weights(repo, file, revision):
         logger.info("%s is taken from the hub's cache; `hf download %s` updates it", address, repo)
-        return Path(cached)
+        return cached
     with hub_errors(address):
         if not file:
-            names = HfApi().list_repo_files(repo, revision=revision)
-            weights = sorted(name for name in names if name.lower().endswith((".safetensors", ".pth")))
+            weights = _weights(HfApi().list_repo_files(repo, revision=revision))
             if not weights:
                 raise FileNotFoundError(f"{address} holds no .safetensors and no .pth file")
-            if len(weights) > 1 and CHECKPOINT not in weights:
+            if len(weights) > 1:
                 raise InputError(
                     f"{address} holds several files, {', '.join(weights)}: name one, hf://{repo}/{weights[0]}"
                 )
-            file = CHECKPOINT if CHECKPOINT in weights else weights[0]
+            (file,) = weights
         return Path(hf_hub_download(repo, file, revision=revision))
+
+
+def _cached_weights(repo: str, file: str | None, revision: str | None) -> Path | None:
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except (OSError, ValueError, errors.HfHubHTTPError):  # not in the cache
+        return None
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    found = [name for name in names if name == file] if file else _weights(names)
+    return folder / found[0] if len(found) == 1 else None
+
+
+def _weights(names: Iterable[str]) -> list[str]:
+    """Return ``checkpoint.safetensors`` alone if it is there, else all files of weights."""
+    weights = sorted(name for name in names if name.lower().endswith((".safetensors", ".pth")))
+    return [CHECKPOINT] if CHECKPOINT in weights else weights
 
 
 @contextmanager

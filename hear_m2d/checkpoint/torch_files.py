@@ -11,7 +11,7 @@ import re
 import threading
 import zipfile
 from collections.abc import Callable
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Any
 
 import numpy as np
@@ -72,11 +72,12 @@ def load_torch_file(file: str | IO[bytes]) -> Any:
         zipped = zipfile.is_zipfile(file)
         if zipped:
             _check_zip(file)
-        if not isinstance(file, str):
-            file.seek(0)
-        with _LOCK, torch.serialization.safe_globals(_allowed()):
-            mapped = zipped and isinstance(file, str)
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+        # torch maps paths only, and reads those that end in .safetensors as what they say.
+        mapped = zipped and isinstance(file, str) and not file.lower().endswith(".safetensors")
+        if isinstance(file, str) and not mapped:
+            with Path(file).open("rb") as opened:
+                return _load(opened, mapped=False)
+        return _load(file, mapped=mapped)
     except InputError:
         raise
     except Exception as error:  # whatever torch meets in a damaged file, AssertionError and OSError included
@@ -85,6 +86,13 @@ def load_torch_file(file: str | IO[bytes]) -> Any:
             name = found[1] or found[2]
             raise InputError(f"it holds {name}, which no checkpoint does; it was not run") from error
         raise InputError(f"it is damaged or not a .pth ({type(error).__name__})") from error
+
+
+def _load(file: str | IO[bytes], *, mapped: bool) -> Any:
+    if not isinstance(file, str):
+        file.seek(0)
+    with _LOCK, torch.serialization.safe_globals(_allowed()):
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def _check_zip(file: str | IO[bytes]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hear_m2d.cli import MODEL_OPTIONS
+from hear_m2d.utils.commands import MODEL_OPTIONS
 
 if TYPE_CHECKING:
     from hear_m2d.embed.run import Summary

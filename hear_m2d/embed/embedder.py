@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hear_m2d._checkout import installed_version
 from hear_m2d.audio import Sound
 from hear_m2d.checkpoint.build import model_of
 from hear_m2d.checkpoint.resolve import read_weights
@@ -26,6 +25,7 @@ from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.device import pick_device
 from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import file_sha256
+from hear_m2d.utils.version import installed_version
 
 WHAT = ("scene", "timestamps", "both")
 # Audio in a batch, seconds: windows enough for several passes, little enough to lose when a run is killed.

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hear_m2d.cli import MODEL_OPTIONS
+from hear_m2d.utils.commands import MODEL_OPTIONS
 
 NEEDS_ONNX = ("onnx", "onnxscript", "onnxruntime")
 INSTALL = "pip install 'hear-m2d[export]'"

@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hear_m2d._checkout import installed_version
 from hear_m2d.export.graph import ExportableModel
 from hear_m2d.export.verify import TOLERANCE, Agreement, Runtime, compare
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.errors import InputError, WorkFailedError
 from hear_m2d.utils.files import atomic_write
+from hear_m2d.utils.version import installed_version
 
 INPUT, OUTPUTS = "audio", ("scene", "columns")
 OPSET = 20

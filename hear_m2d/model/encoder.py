@@ -49,6 +49,8 @@ class EncoderConfig:
     class_token: bool = True
 
     def __post_init__(self) -> None:
+        if len(self.input_size) != 2 or len(self.patch_size) != 2:
+            raise InputError(f"input_size and patch_size must be two integers each, not {self}")
         (mels, frames), (high, wide) = self.input_size, self.patch_size
         sizes = {"mels": mels, "frames": frames, "patch height": high, "patch width": wide}
         check_integers(**sizes, width=self.width, depth=self.depth, heads=self.heads)
@@ -298,3 +300,19 @@ class SpectrogramEncoder(nn.Module):
                 outputs.append(tokens)
         outputs[-1] = self.norm(tokens)
         return [z[:, 1:] for z in outputs] if self.cls_token is not None else outputs
+
+
+def block_operations(width: int, tokens: int, *, depth: int, mlp_ratio: float = 4.0) -> float:
+    """Return the operations of ``depth`` transformer blocks over one sequence."""
+    linear = 2 * tokens * width * width * (4 + 2 * mlp_ratio)  # qkv, projection, the two of the MLP
+    attention = 4 * tokens * tokens * width  # scores, and values weighted by them
+    return depth * (linear + attention)
+
+
+def encoder_operations(config: EncoderConfig, columns: int) -> float:
+    """Return the operations of the encoder over one window of that many columns."""
+    patches = config.grid[0] * columns
+    embedding = 2 * patches * config.width * config.patch_size[0] * config.patch_size[1]
+    return embedding + block_operations(
+        config.width, patches + config.class_token, depth=config.depth, mlp_ratio=config.mlp_ratio
+    )

@@ -1,6 +1,6 @@
-"""Floating-point operations counted from shapes, and the matrix rate that a device reaches.
+"""The matrix rate of a device, and the time of work on it.
 
-share = operations of the matrix products / seconds / matrix rate: how speed is told.
+Speed is reported as a share: operations of the matrix products / seconds / matrix rate.
 """
 
 from __future__ import annotations
@@ -9,30 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-
-from hear_m2d.model.encoder import EncoderConfig
+from torch import Tensor
 
 SQUARE_SIZES = (512, 1024, 2048, 4096)
 LARGE_SIZES = (8192, 16384)  # on a GPU, besides the others
+WARM_UP_S = 0.5  # on a GPU
 
 
-def block_operations(width: int, tokens: int, *, depth: int, mlp_ratio: float = 4.0) -> float:
-    """Return the operations of ``depth`` transformer blocks over one sequence."""
-    linear = 2 * tokens * width * width * (4 + 2 * mlp_ratio)  # qkv, projection, the two of the MLP
-    attention = 4 * tokens * tokens * width  # scores, and values weighted by them
-    return depth * (linear + attention)
-
-
-def encoder_operations(config: EncoderConfig, columns: int) -> float:
-    """Return the operations of the encoder over one window of that many columns."""
-    patches = config.grid[0] * columns
-    embedding = 2 * patches * config.width * config.patch_size[0] * config.patch_size[1]
-    return embedding + block_operations(
-        config.width, patches + config.class_token, depth=config.depth, mlp_ratio=config.mlp_ratio
-    )
-
-
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait for the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -40,10 +24,10 @@ def synchronise(device: torch.device) -> None:
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """Return the seconds that one call takes."""
-    synchronise(device)
+    synchronize(device)
     start = time.perf_counter()
     work()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 
@@ -61,8 +45,36 @@ def matrix_rate(dtype: torch.dtype, device: torch.device, sizes: Sequence[int] |
     for size in sizes:
         a = torch.randn(size, size, device=device).to(dtype)
         b = torch.randn(size, size, device=device).to(dtype)
-        torch.mm(a, b)
-        repeats = max(1, int(2e9 / size**3)) if device.type == "cpu" else 5
-        took = min(seconds_of(lambda a=a, b=b: torch.mm(a, b), device) for _ in range(max(2, repeats)))  # type: ignore[misc]
-        best = max(best, 2 * size**3 / took)
+
+        def product(a: Tensor = a, b: Tensor = b) -> Tensor:
+            return torch.mm(a, b)
+
+        seconds = (
+            _seconds_on_gpu(product) if device.type == "cuda" else _seconds_on_cpu(product, size, device)
+        )
+        best = max(best, 2 * size**3 / seconds)
     return best
+
+
+def _seconds_on_cpu(product: Callable[[], Tensor], size: int, device: torch.device) -> float:
+    product()
+    repeats = max(2, int(2e9 / size**3))
+    return min(seconds_of(product, device) for _ in range(repeats))
+
+
+def _seconds_on_gpu(product: Callable[[], Tensor]) -> float:
+    """Time many products in one go, on a warm device: an idle GPU runs at a fraction of its clock rate."""
+    start = time.perf_counter()
+    calls = 0
+    while time.perf_counter() - start < WARM_UP_S:
+        product()
+        torch.cuda.synchronize()
+        calls += 1
+    calls = max(5, calls)
+    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+    events[0].record()
+    for _ in range(calls):
+        product()
+    events[1].record()
+    torch.cuda.synchronize()
+    return events[0].elapsed_time(events[1]) / 1000 / calls

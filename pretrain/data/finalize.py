@@ -12,13 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hear_m2d._checkout import installed_version
 from hear_m2d.model.frontend import FrontendConfig, mel_filters
 from hear_m2d.pretrain.data.prepared import DATA_FILE, PLAN_FILE
 from hear_m2d.pretrain.data.shards import LOUD_PEAK, MAX_CLASSES, note_path
 from hear_m2d.pretrain.data.sources.base import Skipped
 from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write_text, printable, remove_leftovers
+from hear_m2d.utils.version import installed_version
 
 logger = logging.getLogger(__name__)
 

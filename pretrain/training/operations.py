@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 
-from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.model.encoder import EncoderConfig, block_operations, encoder_operations
 from hear_m2d.pretrain.objectives.masking import visible_count
 from hear_m2d.pretrain.recipe import Recipe
-from hear_m2d.utils.flops import block_operations, encoder_operations
 
 
 def operations_per_clip(recipe: Recipe, teacher: EncoderConfig | None = None) -> float:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from hear_m2d.cli import PartCommand
 from hear_m2d.pretrain.cli import INSTALL
+from hear_m2d.utils.commands import PartCommand
 
 
 @click.command(cls=PartCommand, needs=("matplotlib", "accelerate", "jinja2"), install=INSTALL)

@@ -11,12 +11,11 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel  # MATH: products that torch counts
 from torch.utils.flop_counter import FlopCounterMode
 
-from hear_m2d.model.encoder import EncoderConfig, SpectrogramEncoder
+from hear_m2d.model.encoder import EncoderConfig, SpectrogramEncoder, encoder_operations
 from hear_m2d.pretrain.objectives.build import build_objective
 from hear_m2d.pretrain.objectives.masking import mask_noise
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.operations import operations_per_clip
-from hear_m2d.utils.flops import encoder_operations
 
 
 @pytest.fixture

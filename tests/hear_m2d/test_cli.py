@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hear_m2d import cli
+from hear_m2d.utils.commands import PartCommand
 from hear_m2d.utils.errors import MissingPackageError, WorkFailedError
 
 
@@ -194,7 +195,7 @@ def test_an_interrupt_is_said_in_one_line(run, monkeypatch):
 
 
 def test_a_command_whose_packages_are_missing_says_what_to_type(run, monkeypatch):
-    @click.command(cls=cli.PartCommand, needs=["no_such_package"], install="pip install x[y]")
+    @click.command(cls=PartCommand, needs=["no_such_package"], install="pip install x[y]")
     def partial():
         """Do something."""
 
@@ -216,3 +217,24 @@ def test_the_module_runs_as_a_program(checkpoint_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "16x16" in done.stdout
+
+
+def test_ctrl_c_while_torch_loads_prints_one_line():
+    """The signal comes while `import torch` runs, as a slow disk makes likely."""
+    code = (
+        "import os, signal, sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "from hear_m2d.cli import main\n"
+        "main(['info', 'x.safetensors'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_importing_the_package_does_not_load_torch():
+    code = "import sys, hear_m2d, hear_m2d.cli; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -11,7 +11,7 @@ import hear_m2d
 from hear_m2d import cli
 from hear_m2d.checkpoint.card import notes_of
 from hear_m2d.checkpoint.convert import read_labels
-from hear_m2d.checkpoint.format import save_checkpoint
+from hear_m2d.checkpoint.format import read_tensors, save_checkpoint
 from hear_m2d.checkpoint.resolve import read_local
 
 
@@ -258,7 +258,7 @@ def test_a_float16_file_is_half_as_large_and_embeds_almost_the_same(run, checkpo
     )
     again = target.with_name("again.safetensors")
     save_checkpoint(again, half, dtype="float16")
-    assert hear_m2d.checkpoint.format.read_tensors(again, "hear_m2d")[0]["norm.weight"].dtype == torch.float16
+    assert read_tensors(again, "hear_m2d")[0]["norm.weight"].dtype == torch.float16
 
 
 def test_a_weight_too_large_for_float16_is_named(make_model, target):

@@ -277,9 +277,7 @@ def test_code_in_a_pickle_never_runs_and_is_named(tmp_path, state, layout):
         path.write_bytes(pickle.dumps({"args": content["args"]}, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=layout == "zip")
-    with pytest.raises(
-        ValueError, match=r"evil\.pth is not .*: it holds .*it was not run"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"evil\.pth is not .*: it holds .*it was not run") as caught:
         hear_m2d.load_model(path)
     assert not witness.exists()
     assert "system" in str(caught.value)

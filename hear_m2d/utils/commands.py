@@ -1,0 +1,66 @@
+"""What the commands of all parts share: a command with optional packages, and the option for the model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+
+class PartCommand(click.Command):
+    """A command that needs packages of an extra: ``@click.command(cls=PartCommand, needs=…, install=…)``.
+
+    Args:
+        needs: Top-level modules that must be importable.
+        install: The line to type where one is missing.
+        kwargs: As for :class:`click.Command`.
+    """
+
+    def __init__(self, *args: Any, needs: Sequence[str] = (), install: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.needs = tuple(needs)
+        self.install = install
+
+    def missing(self) -> list[str]:
+        """Return the needed modules that are not installed."""
+        return [name for name in self.needs if importlib.util.find_spec(name) is None]
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the one-line help, or what to install first."""
+        return f"(not installed: {self.install})" if self.missing() else super().get_short_help_str(limit)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command, unless a package is missing."""
+        if missing := self.missing():
+            raise click.UsageError(
+                f"`hear-m2d {self.name}` needs {', '.join(missing)}. Type: {self.install} "
+                f"(in a checkout: make install)",
+                ctx=ctx,
+            )
+        return super().invoke(ctx)
+
+
+def json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
+    """Read an option that is a JSON object."""
+    try:
+        parsed = json.loads(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not JSON: {error}", ctx, param) from error
+    if not isinstance(parsed, dict):
+        raise click.BadParameter(
+            f"""{value!r} is not a JSON object such as '{{"layers": [3]}}'""", ctx, param
+        )
+    return parsed
+
+
+MODEL_OPTIONS = click.option(
+    "--model-options",
+    "options",
+    default="{}",
+    callback=json_object,
+    metavar="JSON",
+    help="""Options of `load_model`, a JSON object such as '{"output": "mean"}'.""",
+)
