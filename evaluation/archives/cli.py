@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from hear_m2d.cli import PartCommand
 from hear_m2d.evaluation.archives.catalog import BASE_URL, Task, all_tasks
 from hear_m2d.evaluation.archives.folder import (
     METADATA,
@@ -17,6 +18,7 @@ from hear_m2d.evaluation.archives.folder import (
 )
 from hear_m2d.utils.errors import InputError, WorkFailedError
 
+INSTALL = "pip install 'hear-m2d[evaluation]'"
 DIR = click.Path(path_type=Path)
 JOBS = click.option("--jobs", type=click.IntRange(min=1), help="How many threads; default: one per core.")
 TASK = click.option("--task", "names", multiple=True, help="Folder name of a task; may be repeated.")
@@ -34,7 +36,7 @@ def list_tasks(folder: Path | None) -> None:
     click.echo(catalog_table() if folder is None else folder_table(folder))
 
 
-@tasks.command()
+@tasks.command(cls=PartCommand, needs=("requests",), install=INSTALL)
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--to", "folder", metavar="DIR", type=DIR, required=True, help="Folder for the task folders.")
 @click.option("--base-url", default=BASE_URL, show_default=True, help="A record, or a folder of archives.")
@@ -83,7 +85,7 @@ def resample(folder: Path, rate: int, names: tuple[str, ...], jobs: int | None) 
             click.echo(f"  extra: {name}")
 
 
-@tasks.command()
+@tasks.command(cls=PartCommand, needs=("pandas",), install=INSTALL)
 @click.argument("folder", metavar="DIR", type=DIR)
 @click.option("--rate", type=int, help="The model's sample rate, in Hz; default: all rates that are there.")
 @TASK

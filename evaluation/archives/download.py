@@ -135,7 +135,7 @@ def _workplace(folder: Path) -> Iterator[Path]:
             yield place
         finally:
             if all(entry.name == ".lock" for entry in place.iterdir()):
-                shutil.rmtree(place)
+                shutil.rmtree(place, ignore_errors=True)
 
 
 def _run_all(jobs: Sequence[Callable[[], None]]) -> None:

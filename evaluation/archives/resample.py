@@ -27,7 +27,7 @@ from hear_m2d.evaluation.archives.folder import (
 )
 from hear_m2d.utils.device import processors
 from hear_m2d.utils.errors import InputError, WorkFailedError
-from hear_m2d.utils.files import atomic_write, remove_leftovers, sync_files
+from hear_m2d.utils.files import atomic_write, lock_folder, remove_leftovers, sync_files
 from hear_m2d.utils.parallel import map_threads
 from hear_m2d.utils.progress import ProgressBar
 
@@ -107,30 +107,29 @@ def _resample(task: Path, source: int, rate: int, jobs: int) -> Resampled:
     target, partial = task / str(rate), task / f".{rate}.partial"
     if source == rate:
         return Resampled(task.name, rate, 0, 0.0, 0.0, compare_files(target, splits, rate))
-    if target.exists() and not partial.exists():  # incomplete: what is there is kept
-        target.rename(partial)
-    waiting = compare_files(partial, splits, rate).missing
-    audio_s = 0.0
 
     def resample(name: str) -> float:
         return _resample_file(task / str(source) / name, partial / name, rate)
 
-    with (
-        closing(map_threads(resample, waiting, workers=jobs)) as results,
-        ProgressBar(total=len(waiting), unit="file", desc=f"{task.name} {rate} Hz") as bar,
-    ):
-        for seconds in results:
-            audio_s += seconds
-            bar.update()
-    result = compare_files(partial, splits, rate)
-    if not result.complete:
-        raise WorkFailedError(
-            f"{partial} lacks {', '.join(result.missing[:5])}: another process removed them"
-        )
-    for split in splits:
-        remove_leftovers(partial / split)
-    sync_files(partial / split / name for split, names in splits.items() for name in names)
-    partial.rename(target)
+    with lock_folder(task):
+        if target.exists() and not partial.exists():  # incomplete: what is there is kept
+            target.rename(partial)
+        waiting = compare_files(partial, splits, rate).missing
+        audio_s = 0.0
+        with (
+            closing(map_threads(resample, waiting, workers=jobs)) as results,
+            ProgressBar(total=len(waiting), unit="file", desc=f"{task.name} {rate} Hz") as bar,
+        ):
+            for seconds in results:
+                audio_s += seconds
+                bar.update()
+        result = compare_files(partial, splits, rate)
+        if not result.complete:
+            raise WorkFailedError(f"{partial} lacks {', '.join(result.missing[:5])}")
+        for split in splits:
+            remove_leftovers(partial / split)
+        sync_files(partial / split / name for split, names in splits.items() for name in names)
+        partial.rename(target)
     return Resampled(task.name, source, len(waiting), audio_s, time.perf_counter() - begun, result)
 
 
