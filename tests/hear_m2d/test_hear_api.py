@@ -11,6 +11,9 @@ import pytest
 import torch
 
 import hear_m2d
+from hear_m2d.model.config import ModelConfig, Options
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.model.frontend import FrontendConfig
 
 
 @pytest.fixture(
@@ -199,3 +202,19 @@ def test_importing_loads_neither_timm_nor_the_other_parts():
     heavy = ("timm", "torchaudio", "sklearn", "hear_m2d.pretrain", "hear_m2d.evaluation")
     assert "hear_m2d" in loaded
     assert [name for name in loaded if name in heavy] == []
+
+
+def test_what_soundfile_read_returns_for_stereo_is_refused_and_not_taken_for_clips(checkpoint_path):
+    model = hear_m2d.load_model(checkpoint_path)
+    with pytest.raises(ValueError, match=r"\(44100, 2\) looks like \(samples, channels\)"):
+        hear_m2d.get_scene_embeddings(torch.zeros(44100, 2), model)
+
+
+def test_a_rate_given_by_hand_keeps_the_other_numbers_of_the_front_end():
+    frontend = FrontendConfig(n_fft=512, hop_length=320, n_mels=64, f_min=20.0)
+    encoder = EncoderConfig(input_size=(64, 64), width=64, depth=1, heads=1)
+    config = ModelConfig(encoder=encoder, frontend=frontend)
+    found = Options(sample_rate=32000).override(config).frontend
+    assert (found.n_mels, found.f_min, found.hop_ms, found.n_fft) == (64, 20.0, frontend.hop_ms, 1024)
+    for rate in (16000, 22050, 32000, 44100, 48000):
+        assert FrontendConfig().at_rate(rate) == FrontendConfig.for_rate(rate)

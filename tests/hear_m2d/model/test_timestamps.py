@@ -285,3 +285,13 @@ def test_timestamps_of_any_length_follow_the_closed_form(patch, option, rate, sa
             centre = first + column * patch[1] + (patch[1] - 1) / 2
             assert centre == i * step + (step - 1) / 2
             assert first + column * patch[1] < frontend.frames(samples)
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 5])
+def test_no_timestamp_lies_past_the_end_from_the_first_timestamp_on(step):
+    first = (step - 1) * 160 // 2  # samples
+    for samples in range(max(1, first - 50), first + 3 * step * 160):
+        count = timestamp_count(samples, step=step, hop_length=160)
+        last = ((count - 1) * step + (step - 1) / 2) * 160
+        assert (last <= samples) == (samples >= first)
+        assert last + step * 160 > samples  # and none is missing
