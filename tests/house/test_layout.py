@@ -1,4 +1,4 @@
-"""The folders in their order: each imports only from the ones before it, and no two modules import each other."""
+"""The order of the folders: each imports only from those before it, and no two modules import each other."""
 
 import ast
 import graphlib
