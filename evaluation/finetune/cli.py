@@ -56,6 +56,7 @@ def finetune(
     from hear_m2d.evaluation.finetune.recipe import read_recipe, recipe_names
     from hear_m2d.evaluation.finetune.results import report, summary
     from hear_m2d.evaluation.finetune.train import finetune_run, run_splits
+    from hear_m2d.pretrain.training.distributed import STOPPED, StoppedError
     from hear_m2d.utils.device import pick_device
     from hear_m2d.utils.files import write_json
     from hear_m2d.utils.progress import ProgressBar
@@ -63,11 +64,11 @@ def finetune(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("finetune is one process: start one command for each seed or fold (--seeds, --fold)")
     place = pick_device(device)
-    labelled = read_set(task, split_csvs, hear_m2d.load_model(model).sample_rate)
-    labelled = labelled.limited(clips) if clips else labelled
-    name = recipe or (labelled.published if labelled.published in recipe_names() else "default")
+    labeled = read_set(task, split_csvs, hear_m2d.load_model(model).sample_rate)
+    labeled = labeled.limited(clips) if clips else labeled
+    name = recipe or (labeled.published if labeled.published in recipe_names() else "default")
     chosen = read_recipe(name, settings)
-    splits = run_splits(labelled)
+    splits = run_splits(labeled)
     for fold in folds:
         if fold not in [one.fold for one in splits]:
             raise InputError(unknown_name("fold", fold, [one.fold for one in splits]))
@@ -77,20 +78,20 @@ def finetune(
     if dry_run:
         click.echo(f"recipe {name}: {chosen}")
         click.echo(
-            f"{labelled.name}: {len(labelled.clips)} clips, {len(labelled.classes)} classes, "
+            f"{labeled.name}: {len(labeled.clips)} clips, {len(labeled.classes)} classes, "
             f"{len(splits)} folds x {len(seeds)} seeds, {steps} steps; "
             f"the best epoch is chosen on the {splits[0].selected_on} split"
         )
         return
     runs: list[dict[str, Any]] = []
-    with ProgressBar(total=steps, desc=labelled.name, unit="step") as bar:
-        for seed in seeds:
-            for one in splits:
-                folder = out / f"seed-{seed}" / one.fold
-                runs.append(
-                    finetune_run(
+    try:
+        with ProgressBar(total=steps, desc=labeled.name, unit="step") as bar:
+            for seed in seeds:
+                for one in splits:
+                    folder = out / f"seed-{seed}" / one.fold
+                    run = finetune_run(
                         folder,
-                        labelled,
+                        labeled,
                         one,
                         chosen,
                         seed=seed,
@@ -98,8 +99,11 @@ def finetune(
                         device=place,
                         tick=bar.update,
                     )
-                )
-    results = summary(runs, labelled, recipe=name, settings=chosen, model=model)
+                    runs.append(run)
+    except StoppedError as stopped:
+        click.echo(str(stopped), err=True)
+        raise SystemExit(STOPPED) from None
+    results = summary(runs, labeled, recipe=name, settings=chosen, model=model)
     write_json(out / "results.json", results)
     for line in report(results, compare=compare):
         click.echo(line)

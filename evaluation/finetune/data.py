@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hear_m2d.audio import read_audio
-from hear_m2d.evaluation.linear.datasets import LabelledSet
+from hear_m2d.evaluation.linear.datasets import LabeledSet
 from hear_m2d.evaluation.linear.embeddings import crop_position, fit_length
 
 MEMORY = 4 * 2**30  # bytes of waveforms to keep
@@ -22,14 +22,14 @@ class Waveforms:
     """The clips of a set as tensors of one length.
 
     Args:
-        labelled: The set.
+        labeled: The set.
         sample_rate: Hertz.
         samples: Of every clip.
         seed: Of the training crops.
     """
 
-    def __init__(self, labelled: LabelledSet, sample_rate: int, samples: int, seed: int) -> None:
-        self.labelled, self.sample_rate, self.samples, self.seed = labelled, sample_rate, samples, seed
+    def __init__(self, labeled: LabeledSet, sample_rate: int, samples: int, seed: int) -> None:
+        self.labeled, self.sample_rate, self.samples, self.seed = labeled, sample_rate, samples, seed
         self._kept: dict[int, Tensor] = {}
         self._bytes = 0
 
@@ -53,7 +53,7 @@ class Waveforms:
                 yield torch.stack([future.result() for future in now])
 
     def _clip(self, row: int, epoch: int | None) -> Tensor:
-        clip = self.labelled.clips[row]
+        clip = self.labeled.clips[row]
         audio = self._kept.get(row)
         if audio is None:
             audio = torch.from_numpy(read_audio(clip.path, self.sample_rate))

@@ -43,8 +43,9 @@ class FinetuneNetwork(nn.Module):
         if self.recipe.input_frames is not None:  # one window; what does not fill a patch is dropped
             x = x[..., : most * patch]
         x = F.pad(x, (0, -x.shape[-1] % patch))
-        total, count = 0.0, 0
-        for window in x.split(most * patch, dim=-1):
+        sums: list[Tensor] = []
+        count = 0
+        for window in torch.split(x, most * patch, dim=-1):
             tokens = encoder.embed(window)  # (clips, rows * columns, width)
             columns = window.shape[-1] // patch
             if rng is not None and self.recipe.patch_drop:
@@ -55,12 +56,13 @@ class FinetuneNetwork(nn.Module):
             z = encoder.encode(tokens)
             z = z[:, 1:] if encoder.cls_token is not None else z
             if self.recipe.patch_drop:  # the mean over patches
-                total, count = total + z.sum(1), count + z.shape[1]
+                sums.append(z.sum(1))
+                count += z.shape[1]
             else:  # the mean over time of all rows, stacked
-                total = total + z.reshape(len(z), rows, columns, -1).sum(2).flatten(1)
+                sums.append(z.reshape(len(z), rows, columns, -1).sum(2).flatten(1))
                 count += columns
         assert self.model.head is not None
-        logits: Tensor = self.model.head(total / count)
+        logits: Tensor = self.model.head(torch.stack(sums).sum(0) / count)
         return logits
 
 

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -48,23 +48,23 @@ class FinetuneRecipe:
 
     description: str = ""
     optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
-    learning_rate: float = Field(2.0, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    epochs: int = Field(200, ge=1)
-    warmup_epochs: float = Field(5.0, ge=0)
-    batch_size: int = Field(128, ge=2)
-    mixup: float = Field(0.5, ge=0)
+    learning_rate: Annotated[float, Field(gt=0)] = 2.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    epochs: Annotated[int, Field(ge=1)] = 200
+    warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    mixup: Annotated[float, Field(ge=0)] = 0.5
     mixup_on: Literal["waveform", "log_mel"] = "waveform"
     resize_crop: bool = True
-    frequency_mask: int = Field(30, ge=0)
-    time_mask: int = Field(192, ge=0)
-    patch_drop: float = Field(0.5, ge=0, lt=1)
+    frequency_mask: Annotated[int, Field(ge=0)] = 30
+    time_mask: Annotated[int, Field(ge=0)] = 192
+    patch_drop: Annotated[float, Field(ge=0, lt=1)] = 0.5
     patch_drop_rule: Literal["paper", "as_published"] = "as_published"
-    input_frames: int | None = Field(None, ge=1)
+    input_frames: Annotated[int | None, Field(ge=1)] = None
     freeze_patch_embedding: bool = False
     sampler: Literal["shuffle", "weighted"] = "shuffle"
-    epoch_clips: int = Field(0, ge=0)
-    unit_s: float | None = Field(None, gt=0)
+    epoch_clips: Annotated[int, Field(ge=0)] = 0
+    unit_s: Annotated[float | None, Field(gt=0)] = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as a JSON object."""

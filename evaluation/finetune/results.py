@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from hear_m2d.evaluation.finetune.recipe import FinetuneRecipe
-from hear_m2d.evaluation.linear.datasets import LabelledSet
+from hear_m2d.evaluation.linear.datasets import LabeledSet
 from hear_m2d.evaluation.linear.probes import majority_of_set, targets
 from hear_m2d.evaluation.linear.protocol import half_interval
 from hear_m2d.evaluation.linear.published import comparison
@@ -24,7 +24,7 @@ ON_TEST = (
 
 def summary(
     runs: Sequence[dict[str, Any]],
-    labelled: LabelledSet,
+    labeled: LabeledSet,
     *,
     recipe: str,
     settings: FinetuneRecipe,
@@ -34,7 +34,7 @@ def summary(
 
     Args:
         runs: What :func:`~hear_m2d.evaluation.finetune.train.finetune_run` returned.
-        labelled: The set.
+        labeled: The set.
         recipe: Its recipe's name.
         settings: The recipe.
         model: What was fine-tuned.
@@ -50,17 +50,17 @@ def summary(
     return {
         "format": 1,
         "protocol": "finetune",
-        "task": labelled.name,
-        "published": labelled.published or (recipe if recipe in ("as2m", "as20k") else ""),
-        "metric": labelled.metric,
+        "task": labeled.name,
+        "published": labeled.published or (recipe if recipe in ("as2m", "as20k") else ""),
+        "metric": labeled.metric,
         **scores,
-        "majority": majority_of_set(targets(labelled), labelled),
+        "majority": majority_of_set(targets(labeled), labeled),
         "selected_on": selected_on,
         "seeds": seeds,
         "model": {"name": Path(model).stem, "model": model},
         "recipe": {"name": recipe, **settings.to_json()},
         "environment": {"hear_m2d": version("hear-m2d"), "torch": torch.__version__},
-        "notes": [*labelled.notes, *([ON_TEST] if selected_on == "test" else [])],
+        "notes": [*labeled.notes, *([ON_TEST] if selected_on == "test" else [])],
         "runs": list(runs),
     }
 

@@ -32,7 +32,7 @@ from hear_m2d.evaluation.finetune.augment import mask_stripes, mix, mix_log_mels
 from hear_m2d.evaluation.finetune.data import Waveforms, epoch_batches, rarity_weights
 from hear_m2d.evaluation.finetune.network import FinetuneNetwork, make_network
 from hear_m2d.evaluation.finetune.recipe import FinetuneRecipe
-from hear_m2d.evaluation.linear.datasets import LabelledSet
+from hear_m2d.evaluation.linear.datasets import LabeledSet
 from hear_m2d.evaluation.linear.probes import rows_of, score, targets
 from hear_m2d.pretrain.training.distributed import Processes, StoppedError, StopRequest
 from hear_m2d.pretrain.training.state import States
@@ -72,16 +72,16 @@ class RunSplits:
     selected_on: str
 
 
-def run_splits(labelled: LabelledSet) -> list[RunSplits]:
+def run_splits(labeled: LabeledSet) -> list[RunSplits]:
     """Return the splits of each run of a set: one, or one for each fold."""
-    if labelled.splits != "folds":
-        train, valid, test = (rows_of(labelled, [name]) for name in ("train", "valid", "test"))
+    if labeled.splits != "folds":
+        train, valid, test = (rows_of(labeled, [name]) for name in ("train", "valid", "test"))
         on_test = not len(valid)
         return [RunSplits("test", train, test if on_test else valid, test, "test" if on_test else "valid")]
     folds = []
-    for fold in labelled.folds:
-        test = rows_of(labelled, [fold])
-        train = rows_of(labelled, [other for other in labelled.folds if other != fold])
+    for fold in labeled.folds:
+        test = rows_of(labeled, [fold])
+        train = rows_of(labeled, [other for other in labeled.folds if other != fold])
         folds.append(RunSplits(fold, train, test, test, "test"))
     return folds
 
@@ -96,7 +96,7 @@ def learning_rate(recipe: FinetuneRecipe, epoch: float) -> float:
 
 def make_optimizer(network: torch.nn.Module, recipe: FinetuneRecipe) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over what is trained."""
-    from timm.optim import Lars
+    from timm.optim.lars import Lars
 
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     rate, decay = recipe.learning_rate, recipe.weight_decay
@@ -110,7 +110,7 @@ def make_optimizer(network: torch.nn.Module, recipe: FinetuneRecipe) -> torch.op
 
 def finetune_run(
     out: Path,
-    labelled: LabelledSet,
+    labeled: LabeledSet,
     splits: RunSplits,
     recipe: FinetuneRecipe,
     *,
@@ -123,7 +123,7 @@ def finetune_run(
 
     Args:
         out: The run's folder.
-        labelled: The clips.
+        labeled: The clips.
         splits: Which clips train, choose and test.
         recipe: How.
         seed: Of the head, the order and all augmentation.
@@ -144,7 +144,7 @@ def finetune_run(
         "seed": seed,
         "fold": splits.fold,
         "model": str(model_path),
-        "data": {"set": labelled.name, "train": len(splits.train), "test": len(splits.test)},
+        "data": {"set": labeled.name, "train": len(splits.train), "test": len(splits.test)},
     }
     stop = StopRequest(Processes())
     with lock_folder(out), stop.heard():
@@ -152,7 +152,7 @@ def finetune_run(
         claim_folder(out, "run.json", record)
         if (out / "result.json").exists():
             return read_json(out / "result.json")
-        return _Run(out, labelled, splits, recipe, seed, model_path, device).train(
+        return _Run(out, labeled, splits, recipe, seed, model_path, device).train(
             stop, tick or (lambda count: None)
         )
 
@@ -163,27 +163,27 @@ class _Run:
     def __init__(
         self,
         out: Path,
-        labelled: LabelledSet,
+        labeled: LabeledSet,
         splits: RunSplits,
         recipe: FinetuneRecipe,
         seed: int,
         model_path: str,
         device: torch.device,
     ) -> None:
-        self.out, self.labelled, self.splits, self.recipe, self.seed = out, labelled, splits, recipe, seed
+        self.out, self.labeled, self.splits, self.recipe, self.seed = out, labeled, splits, recipe, seed
         self.device = device
-        network = make_network(model_path, recipe, labelled.classes, seed=seed)
+        network = make_network(model_path, recipe, labeled.classes, seed=seed)
         self.network: FinetuneNetwork = network.to(device)
         self.optimizer = make_optimizer(network, recipe)
-        self.y = targets(labelled)
-        classes = len(labelled.classes)
+        self.y = targets(labeled)
+        classes = len(labeled.classes)
         several = self.y.ndim == 2
         self.hot = (
             torch.from_numpy(self.y).float()
             if several
             else F.one_hot(torch.from_numpy(self.y), classes).float()
         )
-        self.waves = Waveforms(labelled, network.model.sample_rate, clip_samples(network, labelled), seed)
+        self.waves = Waveforms(labeled, network.model.sample_rate, clip_samples(network, labeled), seed)
         self.weights = (
             rarity_weights(self.hot[splits.train].long().numpy()) if recipe.sampler == "weighted" else None
         )
@@ -230,14 +230,15 @@ class _Run:
                 losses.append(loss.detach())
                 step += 1
                 tick(1)
-            loss = torch.stack(losses).mean().item()
-            if not math.isfinite(loss):
+            mean_loss = torch.stack(losses).mean().item()
+            if not math.isfinite(mean_loss):
                 raise WorkFailedError(
-                    f"the loss is {loss} in epoch {epoch + 1} of {self.out}: try a smaller learning_rate"
+                    f"the loss is {mean_loss} in epoch {epoch + 1} of {self.out}: try a smaller learning_rate"
                 )
-            line = {"step": step, "epoch": epoch + 1, "loss": loss, "score": self._score(self.splits.select)}
-            if line["score"] > max((known["score"] for known in lines), default=-1.0):
+            value = self._score(self.splits.select)
+            if value > max((float(known["score"]) for known in lines), default=-1.0):
                 self._save("best.safetensors", epoch + 1)
+            line = {"step": step, "epoch": epoch + 1, "loss": mean_loss, "score": value}
             lines.append(line)
             with (self.out / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -287,7 +288,7 @@ class _Run:
 
     def _save(self, name: str, epoch: int) -> None:
         model = self.network.model
-        note = {"set": self.labelled.name, "fold": self.splits.fold, "seed": self.seed, "epoch": epoch}
+        note = {"set": self.labeled.name, "fold": self.splits.fold, "seed": self.seed, "epoch": epoch}
         before = model.config
         model.config = replace(before, training={**before.training, "finetuned": note})
         save_checkpoint(self.out / name, model)
@@ -307,7 +308,7 @@ class _Run:
         result = {
             "seed": self.seed,
             "fold": self.splits.fold,
-            "metric": self.labelled.metric,
+            "metric": self.labeled.metric,
             "selected_on": self.splits.selected_on,
             "last": {"epoch": self.recipe.epochs, "score": last_score},
             "best": {"epoch": best["epoch"], "score": best_score, "selection_score": best["score"]},
@@ -318,10 +319,10 @@ class _Run:
         return result
 
 
-def clip_samples(network: FinetuneNetwork, labelled: LabelledSet) -> int:
+def clip_samples(network: FinetuneNetwork, labeled: LabeledSet) -> int:
     """Return the samples of every clip: the recipe's length, or the set's, or that of the model's input."""
     config = network.model.config
-    seconds = network.recipe.unit_s or labelled.unit_s
+    seconds = network.recipe.unit_s or labeled.unit_s
     if seconds is not None:
         return round(seconds * config.frontend.sample_rate)
     return config.encoder.input_size[1] * config.frontend.hop_length

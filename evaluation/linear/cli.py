@@ -16,7 +16,7 @@ from hear_m2d.utils.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-    from hear_m2d.evaluation.linear.datasets import LabelledSet
+    from hear_m2d.evaluation.linear.datasets import LabeledSet
     from hear_m2d.evaluation.linear.embeddings import Embedder
     from hear_m2d.evaluation.linear.probes import ProbeResult
 
@@ -73,12 +73,12 @@ def probe(
 
     network = hear_m2d.load_model(model).to(pick_device(device))
     sets = [read_labelled(task, network.sample_rate) for task in tasks]  # all, before the first is embedded
-    sets = [labelled.limited(clips) if clips else labelled for labelled in sets]
+    sets = [labeled.limited(clips) if clips else labeled for labeled in sets]
     both = knn == linear
     results = []
-    for labelled in sets:
-        embeddings = _embed(model_embedder(network), labelled, cache)
-        results.append(run(embeddings, labelled, knn=knn or both, linear=linear or both, neighbors=neighbors))
+    for labeled in sets:
+        embeddings = _embed(model_embedder(network), labeled, cache)
+        results.append(run(embeddings, labeled, knn=knn or both, linear=linear or both, neighbors=neighbors))
     if as_json:
         rows = [dataclasses.asdict(result) for result in results]
         click.echo(json.dumps({"model": model, "probes": rows}, indent=2))
@@ -87,12 +87,12 @@ def probe(
         click.echo(line)
 
 
-def _embed(embedder: Embedder, labelled: LabelledSet, cache: Path | None) -> Any:
+def _embed(embedder: Embedder, labeled: LabeledSet, cache: Path | None) -> Any:
     from hear_m2d.evaluation.linear.embeddings import embed_task
     from hear_m2d.utils.progress import ProgressBar
 
-    with ProgressBar(total=len(labelled.clips), desc=labelled.name, unit="clip") as bar:
-        return embed_task(embedder, labelled, cache=_cache(cache), tick=bar.update)
+    with ProgressBar(total=len(labeled.clips), desc=labeled.name, unit="clip") as bar:
+        return embed_task(embedder, labeled, cache=_cache(cache), tick=bar.update)
 
 
 def _cache(cache: Path | None) -> Path:
@@ -140,7 +140,7 @@ def parse_seeds(ctx: click.Context, param: click.Parameter, value: str) -> tuple
         raise click.BadParameter(f"{value!r} must be integers separated by commas", ctx, param) from error
 
 
-def read_set(task: str, split_csvs: dict[str, str], sample_rate: int) -> LabelledSet:
+def read_set(task: str, split_csvs: dict[str, str], sample_rate: int) -> LabeledSet:
     """Read a task as the command line names it: NAME=ROOT of a data set, a HEAR task folder, or a CSV.
 
     Raises:
@@ -202,11 +202,11 @@ def linear(
     embedder, default_rate = load_embedder(model, module, options, place)
     sets = []
     for task in tasks:  # all, before the first is embedded
-        labelled = read_set(task, split_csvs, embedder.sample_rate)
-        labelled = labelled.limited(clips) if clips else labelled
-        if unit and not labelled.published:
-            labelled = dataclasses.replace(labelled, unit_s=unit)
-        sets.append(labelled)
+        labeled = read_set(task, split_csvs, embedder.sample_rate)
+        labeled = labeled.limited(clips) if clips else labeled
+        if unit and not labeled.published:
+            labeled = dataclasses.replace(labeled, unit_s=unit)
+        sets.append(labeled)
     if repeated := {one.name for one in sets if [other.name for other in sets].count(one.name) > 1}:
         raise InputError(f"two tasks are called {sorted(repeated)[0]}: rename one of them")
     rate = learning_rate or default_rate
@@ -218,7 +218,7 @@ def linear(
     lines = run_linear(
         sets,
         embedder,
-        embed=lambda labelled: _embed(embedder, labelled, cache),
+        embed=lambda labeled: _embed(embedder, labeled, cache),
         model={"name": name, "module": module, "model": model, "options": options},
         rate=rate,
         seeds=seeds,

@@ -45,7 +45,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class LabelledSet:
+class LabeledSet:
     """Clips with labels, and how they are split.
 
     Attributes:
@@ -80,7 +80,7 @@ class LabelledSet:
         """The names of the splits that have clips, sorted."""
         return sorted({clip.split for clip in self.clips})
 
-    def limited(self, clips: int) -> LabelledSet:
+    def limited(self, clips: int) -> LabeledSet:
         """Return the set with at most ``clips`` clips: each split and class keeps its share.
 
         Raises:
@@ -122,7 +122,7 @@ def _shuffled(clip: Clip) -> str:
     return hashlib.sha256(clip.name.encode(errors="surrogateescape")).hexdigest() + clip.name
 
 
-def read_labelled(path: Path, sample_rate: int) -> LabelledSet:
+def read_labelled(path: Path, sample_rate: int) -> LabeledSet:
     """Read a HEAR task folder, or a CSV with columns ``file``, ``label`` and perhaps ``split`` or ``fold``.
 
     Args:
@@ -135,51 +135,51 @@ def read_labelled(path: Path, sample_rate: int) -> LabelledSet:
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no {path}: give a HEAR task folder, or a CSV of files and labels")
-    labelled = _read_folder(path, sample_rate) if path.is_dir() else read_csv(path)
-    return checked(labelled, path)
+    labeled = _read_folder(path, sample_rate) if path.is_dir() else read_csv(path)
+    return checked(labeled, path)
 
 
-def checked(labelled: LabelledSet, source: object) -> LabelledSet:
+def checked(labeled: LabeledSet, source: object) -> LabeledSet:
     """Return the set if its audio exists and its splits can train and test a classifier.
 
     Args:
-        labelled: The set.
+        labeled: The set.
         source: What the errors call it.
 
     Raises:
         FileNotFoundError: A part of the audio does not exist.
         InputError: A split is missing, or there is only one class.
     """
-    if missing := [clip.path for clip in labelled.clips if not clip.path.is_file()]:
+    if missing := [clip.path for clip in labeled.clips if not clip.path.is_file()]:
         raise FileNotFoundError(f"{source} names {len(missing)} files that do not exist, first {missing[0]}")
-    check_set(labelled, source)
-    return labelled
+    check_set(labeled, source)
+    return labeled
 
 
-def check_set(labelled: LabelledSet, source: object) -> None:
+def check_set(labeled: LabeledSet, source: object) -> None:
     """Raise an InputError where a set cannot train and test a classifier."""
-    if labelled.splits == "folds":
-        if len(labelled.folds) < MIN_FOLDS:
+    if labeled.splits == "folds":
+        if len(labeled.folds) < MIN_FOLDS:
             raise InputError(
-                f"{source} has {len(labelled.folds)} folds with clips; at least {MIN_FOLDS} are needed"
+                f"{source} has {len(labeled.folds)} folds with clips; at least {MIN_FOLDS} are needed"
             )
-        for fold in labelled.folds:
-            others = {clip.labels for clip in labelled.clips if clip.split != fold}
+        for fold in labeled.folds:
+            others = {clip.labels for clip in labeled.clips if clip.split != fold}
             if len(others) < 2:
                 raise InputError(f"without fold {fold}, all clips of {source} have the same class")
         return
     for split in ("train", "test"):
-        own = [clip for clip in labelled.clips if clip.split == split]
+        own = [clip for clip in labeled.clips if clip.split == split]
         if not own:
             raise InputError(
-                f"{source} has no {split} clips; its splits are {', '.join(labelled.folds) or 'empty'}. "
+                f"{source} has no {split} clips; its splits are {', '.join(labeled.folds) or 'empty'}. "
                 f"Splits must be named train, valid and test, or there must be at least {MIN_FOLDS} folds"
             )
         if split == "train" and len({clip.labels for clip in own}) < 2:
             raise InputError(f"the training clips of {source} all have the same class")
 
 
-def _read_folder(folder: Path, sample_rate: int) -> LabelledSet:
+def _read_folder(folder: Path, sample_rate: int) -> LabeledSet:
     if not (folder / METADATA).is_file():
         raise InputError(
             f"{folder} is not a HEAR task: it has no {METADATA}. Give the task's own folder, or a CSV of "
@@ -213,7 +213,7 @@ def _read_folder(folder: Path, sample_rate: int) -> LabelledSet:
                     f"{folder / split}.json gives {name} {len(labels)} labels; a multiclass clip has one"
                 )
     mode: Splits = "given" if metadata.get("split_mode") == "trainvaltest" else "folds"
-    return LabelledSet(folder.resolve().name, kind, classes, tuple(clips), mode, len(clips))
+    return LabeledSet(folder.resolve().name, kind, classes, tuple(clips), mode, len(clips))
 
 
 def _vocabulary(path: Path) -> tuple[str, ...]:
@@ -240,7 +240,7 @@ def _listing(path: Path) -> dict[str, tuple[str, ...]]:
     return {name: tuple(normalized(str(label)) for label in labels) for name, labels in listing.items()}
 
 
-def read_csv(path: Path) -> LabelledSet:
+def read_csv(path: Path) -> LabeledSet:
     """Read a CSV with the columns ``file``, ``label`` (or ``labels``) and perhaps ``split`` or ``fold``.
 
     Raises:
@@ -279,7 +279,7 @@ def split_set(
     split: str | None,
     notes: Sequence[str] = (),
     **fields: Any,
-) -> LabelledSet:
+) -> LabeledSet:
     """Return a set of clips whose ``split`` fields are as a column of that name has them.
 
     Args:
@@ -289,7 +289,7 @@ def split_set(
         source: What errors call it.
         split: Name of the column, ``fold`` for folds of any name; None makes the splits here.
         notes: Sentences on what was decided.
-        fields: Other fields of :class:`LabelledSet`.
+        fields: Other fields of :class:`LabeledSet`.
 
     Raises:
         InputError: A clip has no split, or splits and folds are mixed.
@@ -300,7 +300,7 @@ def split_set(
         notes = (*notes, "splits are ours, 3:1:1 in each class, by the files' names")
     classes = tuple(sorted({label for clip in clips for label in clip.labels}))
     settings: Mapping[str, Any] = fields
-    return LabelledSet(name, kind, classes, tuple(clips), mode, len(clips), tuple(notes), **settings)
+    return LabeledSet(name, kind, classes, tuple(clips), mode, len(clips), tuple(notes), **settings)
 
 
 def _split_mode(clips: Sequence[Clip], column: str | None, source: object) -> Splits:

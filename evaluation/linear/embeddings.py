@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hear_m2d.audio import read_audio
 from hear_m2d.checkpoint.format import read_tensors, write_tensors
-from hear_m2d.evaluation.linear.datasets import Clip, LabelledSet
+from hear_m2d.evaluation.linear.datasets import Clip, LabeledSet
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import file_sha256
@@ -111,7 +111,7 @@ def module_embedder(
 
 def embed_task(
     model: HearModel | Embedder,
-    labelled: LabelledSet,
+    labeled: LabeledSet,
     *,
     cache: Path | None = None,
     tick: Callable[[int], object] | None = None,
@@ -123,7 +123,7 @@ def embed_task(
 
     Args:
         model: In eval mode, on its device.
-        labelled: The clips.
+        labeled: The clips.
         cache: A folder for embeddings; parts that exist there are read.
         tick: Called with the number of clips that were just embedded.
 
@@ -132,8 +132,8 @@ def embed_task(
         OSError: A file cannot be read, or the cache cannot be written.
     """
     embedder = model if isinstance(model, Embedder) else model_embedder(model)
-    folder = cache and cache / cache_key(embedder, labelled)
-    scenes = np.empty((len(labelled.clips), embedder.size), np.float32)
+    folder = cache and cache / cache_key(embedder, labeled)
+    scenes = np.empty((len(labeled.clips), embedder.size), np.float32)
     for start in range(0, len(scenes), PART_CLIPS):
         part = slice(start, start + PART_CLIPS)
         path = folder and part_path(folder, start)
@@ -142,13 +142,13 @@ def embed_task(
             scenes[part] = kept
             continue
         done = start
-        for batch in _batches(labelled, labelled.clips[part], embedder.sample_rate):
+        for batch in _batches(labeled, labeled.clips[part], embedder.sample_rate):
             scenes[done : done + len(batch)] = embedder.embed(batch).float().cpu().numpy()
             done += len(batch)
             if tick:
                 tick(len(batch))
         if path:
-            write_tensors(path, {"scenes": torch.from_numpy(scenes[part])}, {KEY: {"set": labelled.name}})
+            write_tensors(path, {"scenes": torch.from_numpy(scenes[part])}, {KEY: {"set": labeled.name}})
     return scenes
 
 
@@ -169,13 +169,13 @@ def _read_part(path: Path) -> NDArray[np.float32] | None:
     return kept
 
 
-def _batches(labelled: LabelledSet, clips: Sequence[Clip], sample_rate: int) -> Iterator[list[Tensor]]:
+def _batches(labeled: LabeledSet, clips: Sequence[Clip], sample_rate: int) -> Iterator[list[Tensor]]:
     batch: list[Tensor] = []
     for clip in clips:
         audio = torch.from_numpy(read_audio(clip.path, sample_rate))
-        if labelled.unit_s is not None:
+        if labeled.unit_s is not None:
             start = crop_position(clip) if clip.split in ("train", "valid") else 0.0
-            audio = fit_length(audio, round(labelled.unit_s * sample_rate), start)
+            audio = fit_length(audio, round(labeled.unit_s * sample_rate), start)
         batch.append(audio)
         if len(batch) == MAX_BATCH_CLIPS or sum(map(len, batch)) >= MAX_BATCH_S * sample_rate:
             yield batch
@@ -204,15 +204,15 @@ def fit_length(audio: Tensor, samples: int, position: float) -> Tensor:
     return audio[start : start + samples]
 
 
-def cache_key(model: HearModel | Embedder, labelled: LabelledSet) -> str:
+def cache_key(model: HearModel | Embedder, labeled: LabeledSet) -> str:
     """Return a SHA-256 of the weights and options, the cut, and the names, sizes and dates of the files."""
     embedder = model if isinstance(model, Embedder) else model_embedder(model)
     total = hashlib.sha256(embedder.digest().encode())
-    for clip in labelled.clips:
+    for clip in labeled.clips:
         facts = clip.path.stat()
         line = f"{clip.path.absolute()} {facts.st_size} {facts.st_mtime_ns}"
-        if labelled.unit_s is not None:
-            line += f" {labelled.unit_s} {clip.split in ('train', 'valid')}"
+        if labeled.unit_s is not None:
+            line += f" {labeled.unit_s} {clip.split in ('train', 'valid')}"
         total.update(f"{line}\n".encode(errors="surrogateescape"))
     return total.hexdigest()
 

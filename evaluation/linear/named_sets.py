@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hear_m2d.audio import find_audio
-from hear_m2d.evaluation.linear.datasets import Clip, LabelledSet, checked, normalized, split_set
+from hear_m2d.evaluation.linear.datasets import Clip, LabeledSet, checked, normalized, split_set
 from hear_m2d.utils.errors import InputError, unknown_name
 from hear_m2d.utils.listing import read_list
 
@@ -42,7 +42,7 @@ class NamedSet:
     label: Callable[[Path], str] | None = None
 
 
-def read_named(name: str, root: Path, split_csv: Path | None = None) -> LabelledSet:
+def read_named(name: str, root: Path, split_csv: Path | None = None) -> LabeledSet:
     """Read a data set by its name in the papers' tables.
 
     Args:
@@ -79,8 +79,8 @@ def read_named(name: str, root: Path, split_csv: Path | None = None) -> Labelled
         if dropped:
             notes.append(f"{dropped} files without a split are left out")
     split = "fold" if name in ("esc50", "us8k") else "split"
-    labelled = split_set(clips, "multiclass", name=name, source=root, split=split, notes=notes)
-    return checked(replace(labelled, unit_s=known.unit_s, published=name), root)
+    labeled = split_set(clips, "multiclass", name=name, source=root, split=split, notes=notes)
+    return checked(replace(labeled, unit_s=known.unit_s, published=name), root)
 
 
 def _table(root: Path, *names: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hear_m2d.evaluation.linear.datasets import LabelledSet as LabelledSet
+from hear_m2d.evaluation.linear.datasets import LabeledSet as LabeledSet
 from hear_m2d.evaluation.linear.datasets import read_labelled as read_labelled
 from hear_m2d.evaluation.linear.datasets import split_by_class
 from hear_m2d.evaluation.linear.embeddings import embed_task as embed_task
@@ -70,7 +70,7 @@ class ProbeResult:
 
 def probe(
     embeddings: NDArray[np.floating[Any]],
-    labelled: LabelledSet,
+    labeled: LabeledSet,
     *,
     knn: bool = True,
     linear: bool = True,
@@ -84,7 +84,7 @@ def probe(
 
     Args:
         embeddings: (clips, features), in the set's order.
-        labelled: The clips' labels and splits.
+        labeled: The clips' labels and splits.
         knn: Score the nearest neighbors.
         linear: Score a logistic regression.
         neighbors: How many neighbors vote.
@@ -92,94 +92,94 @@ def probe(
     Raises:
         InputError: Embeddings that are not finite, or not one per clip.
     """
-    x = check_embeddings(embeddings, labelled)
-    y = targets(labelled)
-    all_rounds, strength, notes = rounds(labelled), None, list(labelled.notes)
+    x = check_embeddings(embeddings, labeled)
+    y = targets(labeled)
+    all_rounds, strength, notes = rounds(labeled), None, list(labeled.notes)
     by_regression = []
-    if knn and labelled.splits == "ours":
+    if knn and labeled.splits == "ours":
         notes.append("neighbors: leave one out")
     for one in all_rounds if linear else []:
         value, strength = regression_score(x, y, one, strength)
         by_regression.append(value)
     return ProbeResult(
-        task=labelled.name,
-        metric=labelled.metric,
-        knn=neighbors_of_set(x, y, labelled, count=neighbors) if knn else None,
+        task=labeled.name,
+        metric=labeled.metric,
+        knn=neighbors_of_set(x, y, labeled, count=neighbors) if knn else None,
         linear=float(np.mean(by_regression)) if linear else None,
-        majority=majority_of_set(y, labelled),
+        majority=majority_of_set(y, labeled),
         strength=strength,
-        clips=len(labelled.clips),
-        classes=len(labelled.classes),
-        splits=labelled.splits,
+        clips=len(labeled.clips),
+        classes=len(labeled.classes),
+        splits=labeled.splits,
         notes=tuple(notes),
     )
 
 
-def check_embeddings(embeddings: NDArray[np.floating[Any]], labelled: LabelledSet) -> Array:
+def check_embeddings(embeddings: NDArray[np.floating[Any]], labeled: LabeledSet) -> Array:
     """Return the embeddings as an array with a row for each clip.
 
     Raises:
         InputError: They are not finite, or not one per clip.
     """
     x: Array = np.asarray(embeddings)
-    if x.ndim != 2 or len(x) != len(labelled.clips):
-        raise InputError(f"{labelled.name}: {len(labelled.clips)} clips, but embeddings of shape {x.shape}")
+    if x.ndim != 2 or len(x) != len(labeled.clips):
+        raise InputError(f"{labeled.name}: {len(labeled.clips)} clips, but embeddings of shape {x.shape}")
     if not np.isfinite(x).all():
-        raise InputError(f"{labelled.name}: the embeddings are not all finite")
+        raise InputError(f"{labeled.name}: the embeddings are not all finite")
     return x
 
 
-def targets(labelled: LabelledSet) -> Labels:
+def targets(labeled: LabeledSet) -> Labels:
     """Return each clip's class, (clips,), or for a multilabel set 0 and 1, (clips, classes)."""
-    index = {name: number for number, name in enumerate(labelled.classes)}
-    if labelled.kind == "multiclass":
-        return np.array([index[clip.labels[0]] for clip in labelled.clips])
-    y = np.zeros((len(labelled.clips), len(labelled.classes)), np.int64)
-    for row, clip in enumerate(labelled.clips):
+    index = {name: number for number, name in enumerate(labeled.classes)}
+    if labeled.kind == "multiclass":
+        return np.array([index[clip.labels[0]] for clip in labeled.clips])
+    y = np.zeros((len(labeled.clips), len(labeled.classes)), np.int64)
+    for row, clip in enumerate(labeled.clips):
         y[row, [index[label] for label in clip.labels]] = 1
     return y
 
 
-def rows_of(labelled: LabelledSet, splits: Sequence[str]) -> Indices:
+def rows_of(labeled: LabeledSet, splits: Sequence[str]) -> Indices:
     """Return the indices of the clips of some splits."""
-    return np.flatnonzero([clip.split in splits for clip in labelled.clips])
+    return np.flatnonzero([clip.split in splits for clip in labeled.clips])
 
 
-def rounds(labelled: LabelledSet) -> list[Round]:
+def rounds(labeled: LabeledSet) -> list[Round]:
     """Return one round, or one for each fold; without valid clips a fifth of the training clips chooses C."""
-    folds = labelled.folds
-    if labelled.splits == "folds":
+    folds = labeled.folds
+    if labeled.splits == "folds":
         nexts = folds[1:] + folds[:1]
         return [
             Round(
-                rows_of(labelled, [fold for fold in folds if fold not in (test, valid)]),
-                rows_of(labelled, [valid]),
-                rows_of(labelled, [test]),
+                rows_of(labeled, [fold for fold in folds if fold not in (test, valid)]),
+                rows_of(labeled, [valid]),
+                rows_of(labeled, [test]),
             )
             for test, valid in zip(folds, nexts, strict=True)
         ]
-    train, test = rows_of(labelled, ["train"]), rows_of(labelled, ["test"])
+    train, test = rows_of(labeled, ["train"]), rows_of(labeled, ["test"])
     if "valid" in folds:
-        return [Round(train, rows_of(labelled, ["valid"]), test)]
-    split = split_by_class([labelled.clips[row] for row in train])
+        return [Round(train, rows_of(labeled, ["valid"]), test)]
+    split = split_by_class([labeled.clips[row] for row in train])
     chooses = np.array([clip.split == "valid" for clip in split])
     return [Round(train[~chooses], train[chooses], test)]
 
 
-def neighbors_of_set(x: Array, y: Labels, labelled: LabelledSet, *, count: int = NEIGHBORS) -> float:
+def neighbors_of_set(x: Array, y: Labels, labeled: LabeledSet, *, count: int = NEIGHBORS) -> float:
     """Return the nearest neighbors' score of a set, a mean over folds; of all clips where splits are ours."""
-    if labelled.splits == "ours":
+    if labeled.splits == "ours":
         return knn_score(x, y, count=count)
     scores = []
-    for one in rounds(labelled):
+    for one in rounds(labeled):
         others = np.concatenate([one.train, one.valid])
         scores.append(knn_score(x[others], y[others], x[one.test], y[one.test], count=count))
     return float(np.mean(scores))
 
 
-def majority_of_set(y: Labels, labelled: LabelledSet) -> float:
+def majority_of_set(y: Labels, labeled: LabeledSet) -> float:
     """Return the majority's score of a set, a mean over folds."""
-    return float(np.mean([majority_score(y[one.train], y[one.test]) for one in rounds(labelled)]))
+    return float(np.mean([majority_score(y[one.train], y[one.test]) for one in rounds(labeled)]))
 
 
 def knn_score(

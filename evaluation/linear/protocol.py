@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from hear_m2d.evaluation.linear.datasets import LabelledSet
+from hear_m2d.evaluation.linear.datasets import LabeledSet
 from hear_m2d.evaluation.linear.probes import check_embeddings, rows_of, score, targets
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class LinearResult:
 
 def linear_evaluation(
     embeddings: NDArray[np.floating[Any]],
-    labelled: LabelledSet,
+    labeled: LabeledSet,
     settings: LinearSettings,
     *,
     device: torch.device | str = "cpu",
@@ -88,7 +88,7 @@ def linear_evaluation(
 
     Args:
         embeddings: (clips, features), in the set's order.
-        labelled: The clips' labels and splits.
+        labeled: The clips' labels and splits.
         settings: The published ones, or others.
         device: Where the layer is trained.
         tick: Called with 1 after each trained layer.
@@ -96,19 +96,19 @@ def linear_evaluation(
     Raises:
         InputError: Embeddings that are not finite, or not one per clip.
     """
-    x, y, notes = check_embeddings(embeddings, labelled), targets(labelled), list(labelled.notes)
+    x, y, notes = check_embeddings(embeddings, labeled), targets(labeled), list(labeled.notes)
     runs: list[dict[str, Any]] = [{"seed": seed, "score": 0.0, "folds": []} for seed in settings.seeds]
-    tests = labelled.folds if labelled.splits == "folds" else ["test"]
+    tests = labeled.folds if labeled.splits == "folds" else ["test"]
     for test in tests:
-        if labelled.splits == "folds":
-            train, valid = rows_of(labelled, [fold for fold in tests if fold != test]), None
+        if labeled.splits == "folds":
+            train, valid = rows_of(labeled, [fold for fold in tests if fold != test]), None
         else:
-            train, valid = rows_of(labelled, ["train"]), rows_of(labelled, ["valid"])
+            train, valid = rows_of(labeled, ["train"]), rows_of(labeled, ["valid"])
             valid = valid if len(valid) else None
         mean, scale = _statistics(x[train])
         parts = {
             "train": train,
-            "test": rows_of(labelled, [test]),
+            "test": rows_of(labeled, [test]),
             **({} if valid is None else {"valid": valid}),
         }
         data = {
@@ -120,8 +120,8 @@ def linear_evaluation(
             if valid is None:
                 kept, held, complete = hold_out(y[train], run["seed"])
                 fit_data = {
-                    "train": tuple(tensor[kept] for tensor in data["train"]),
-                    "valid": tuple(tensor[held] for tensor in data["train"]),
+                    "train": (data["train"][0][kept], data["train"][1][kept]),
+                    "valid": (data["train"][0][held], data["train"][1][held]),
                 }
                 if not complete:
                     notes.append(f"no draw of {DRAWS} held out every class: the last one is used")
@@ -130,23 +130,23 @@ def linear_evaluation(
                 *fit_data["valid"],
                 settings=settings,
                 seed=run["seed"],
-                classes=len(labelled.classes),
+                classes=len(labeled.classes),
             )
             found = _score(layer, *data["test"])
             run["folds"].append({"fold": test, "score": found, "valid_score": best, "epochs": epochs})
-            logger.info("%s, seed %d, %s: %s %.4f", labelled.name, run["seed"], test, labelled.metric, found)
+            logger.info("%s, seed %d, %s: %s %.4f", labeled.name, run["seed"], test, labeled.metric, found)
             if tick:
                 tick(1)
     for run in runs:
         run["score"] = float(np.mean([fold["score"] for fold in run["folds"]]))
     scores = [run["score"] for run in runs]
-    if labelled.splits == "folds" or "valid" not in labelled.folds:
+    if labeled.splits == "folds" or "valid" not in labeled.folds:
         notes.append(
             "validation: a random tenth of the training clips, with all classes in it, for each seed"
         )
     return LinearResult(
-        task=labelled.name,
-        metric=labelled.metric,
+        task=labeled.name,
+        metric=labeled.metric,
         score=float(np.mean(scores)),
         ci95=half_interval(scores),
         runs=runs,
@@ -189,7 +189,8 @@ def fit_linear(
     best, best_epoch, epoch = -1.0, 0, 0
     best_weights = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     for epoch in range(1, settings.epochs + 1):
-        for rows in torch.randperm(len(x), generator=generator).split(min(settings.batch_size, len(x))):
+        order = torch.randperm(len(x), generator=generator)
+        for rows in torch.split(order, min(settings.batch_size, len(x))):
             picked = rows.to(x.device)
             optimizer.zero_grad()
             classifier_loss(layer(x[picked]), y[picked]).backward()  # type: ignore[no-untyped-call]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hear_m2d.evaluation.linear.datasets import LabelledSet
+from hear_m2d.evaluation.linear.datasets import LabeledSet
 from hear_m2d.evaluation.linear.embeddings import PART_CLIPS, Embedder, cache_key, part_path
 from hear_m2d.evaluation.linear.probes import majority_of_set, neighbors_of_set, targets
 from hear_m2d.evaluation.linear.protocol import LinearSettings, linear_evaluation
@@ -26,10 +26,10 @@ from hear_m2d.utils.progress import ProgressBar
 
 
 def run_linear(
-    sets: Sequence[LabelledSet],
+    sets: Sequence[LabeledSet],
     embedder: Embedder,
     *,
-    embed: Callable[[LabelledSet], NDArray[np.float32]],
+    embed: Callable[[LabeledSet], NDArray[np.float32]],
     model: dict[str, Any],
     rate: float,
     seeds: Sequence[int],
@@ -66,18 +66,18 @@ def run_linear(
     }
     rows = [("task", "metric", "score", "95 %", "kNN", "majority", "clips", "classes", "splits")]
     after: list[str] = []
-    for labelled in sets:
+    for labeled in sets:
         clock = time.perf_counter()
-        x, y = embed(labelled), targets(labelled)
+        x, y = embed(labeled), targets(labeled)
         embedded = time.perf_counter()
-        with ProgressBar(total=layers(labelled, seeds), desc=f"{labelled.name} layers", unit="layer") as bar:
-            result = linear_evaluation(x, labelled, settings, device=device, tick=bar.update)
+        with ProgressBar(total=layers(labeled, seeds), desc=f"{labeled.name} layers", unit="layer") as bar:
+            result = linear_evaluation(x, labeled, settings, device=device, tick=bar.update)
         trained = time.perf_counter()
-        knn, majority = neighbors_of_set(x, y, labelled), majority_of_set(y, labelled)
+        knn, majority = neighbors_of_set(x, y, labeled), majority_of_set(y, labeled)
         notes = list(result.notes)
-        if labelled.splits == "folds" and labelled.unit_s is not None:
-            notes.append(f"clips longer than {labelled.unit_s} s are cut at their beginning")
-        if labelled.splits == "ours":
+        if labeled.splits == "folds" and labeled.unit_s is not None:
+            notes.append(f"clips longer than {labeled.unit_s} s are cut at their beginning")
+        if labeled.splits == "ours":
             notes.append("neighbors: leave one out")
         results["tasks"].append(
             {
@@ -85,11 +85,11 @@ def run_linear(
                 "notes": notes,
                 "knn": knn,
                 "majority": majority,
-                "clips": len(labelled.clips),
-                "classes": len(labelled.classes),
-                "splits": labelled.splits,
-                "unit_s": labelled.unit_s,
-                "published": labelled.published,
+                "clips": len(labeled.clips),
+                "classes": len(labeled.classes),
+                "splits": labeled.splits,
+                "unit_s": labeled.unit_s,
+                "published": labeled.published,
                 "seconds": {"embedding": embedded - clock, "layers": trained - embedded},
             }
         )
@@ -97,12 +97,12 @@ def run_linear(
             write_json(out, results)
         interval = "-" if result.ci95 is None else f"±{result.ci95:.4f}"
         scores = (f"{result.score:.4f}", interval, f"{knn:.4f}", f"{majority:.4f}")
-        sizes = (str(len(labelled.clips)), str(len(labelled.classes)), _splits(labelled))
-        rows.append((labelled.name, result.metric, *scores, *sizes))
-        after += [f"{labelled.name}: {note}" for note in notes]
+        sizes = (str(len(labeled.clips)), str(len(labeled.classes)), _splits(labeled))
+        rows.append((labeled.name, result.metric, *scores, *sizes))
+        after += [f"{labeled.name}: {note}" for note in notes]
         if compare:
-            table = comparison("linear", labelled.published, model["name"], result.score, result.ci95)
-            after += ["", f"{labelled.name}, linear evaluation, percent:", *table]
+            table = comparison("linear", labeled.published, model["name"], result.score, result.ci95)
+            after += ["", f"{labeled.name}, linear evaluation, percent:", *table]
     head = (
         f"linear evaluation, rate {rate:g}, seeds {', '.join(map(str, seeds))}, 95 % interval by Student's t"
     )
@@ -110,33 +110,33 @@ def run_linear(
 
 
 def report_dry_run(
-    sets: Sequence[LabelledSet], embedder: Embedder, *, cache: Path, rate: float, seeds: Sequence[int]
+    sets: Sequence[LabeledSet], embedder: Embedder, *, cache: Path, rate: float, seeds: Sequence[int]
 ) -> list[str]:
     """Return the lines that say what :func:`run_linear` would compute."""
     lines = [f"rate {rate:g}, {embedder.size} features at {embedder.sample_rate} Hz, cache {cache}"]
-    for labelled in sets:
-        folder = cache / cache_key(embedder, labelled)
-        parts = math.ceil(len(labelled.clips) / PART_CLIPS)
+    for labeled in sets:
+        folder = cache / cache_key(embedder, labeled)
+        parts = math.ceil(len(labeled.clips) / PART_CLIPS)
         done = sum(part_path(folder, index * PART_CLIPS).exists() for index in range(parts))
-        size = len(labelled.clips) * embedder.size * 4 / 2**20
-        unit = "whole clips" if labelled.unit_s is None else f"{labelled.unit_s:g} s"
+        size = len(labeled.clips) * embedder.size * 4 / 2**20
+        unit = "whole clips" if labeled.unit_s is None else f"{labeled.unit_s:g} s"
         lines.append(
-            f"{labelled.name}: {len(labelled.clips)} clips ({unit}), {len(labelled.classes)} classes, "
-            f"{labelled.metric}, splits {_splits(labelled)}; embeddings {size:.1f} MiB, {done} of {parts} "
-            f"parts exist; {layers(labelled, seeds)} layers to train"
+            f"{labeled.name}: {len(labeled.clips)} clips ({unit}), {len(labeled.classes)} classes, "
+            f"{labeled.metric}, splits {_splits(labeled)}; embeddings {size:.1f} MiB, {done} of {parts} "
+            f"parts exist; {layers(labeled, seeds)} layers to train"
         )
-        lines += [f"{labelled.name}: {note}" for note in labelled.notes]
+        lines += [f"{labeled.name}: {note}" for note in labeled.notes]
     return lines
 
 
-def layers(labelled: LabelledSet, seeds: Sequence[int]) -> int:
+def layers(labeled: LabeledSet, seeds: Sequence[int]) -> int:
     """Return how many layers an evaluation trains."""
-    return len(seeds) * (len(labelled.folds) if labelled.splits == "folds" else 1)
+    return len(seeds) * (len(labeled.folds) if labeled.splits == "folds" else 1)
 
 
-def _splits(labelled: LabelledSet) -> str:
-    if labelled.splits == "folds":
-        return f"{len(labelled.folds)} folds"
-    counts = Counter(clip.split for clip in labelled.clips)
-    own = " (ours)" if labelled.splits == "ours" else ""
+def _splits(labeled: LabeledSet) -> str:
+    if labeled.splits == "folds":
+        return f"{len(labeled.folds)} folds"
+    counts = Counter(clip.split for clip in labeled.clips)
+    own = " (ours)" if labeled.splits == "ours" else ""
     return "/".join(str(counts[split]) for split in ("train", "valid", "test")) + own

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 
 from hear_m2d.evaluation.finetune.data import Waveforms, epoch_batches, rarity_weights
-from hear_m2d.evaluation.linear.datasets import Clip, LabelledSet
+from hear_m2d.evaluation.linear.datasets import Clip, LabeledSet
 
 
 def test_an_epoch_is_a_function_of_seed_and_epoch_and_leaves_out_the_incomplete_batch():
@@ -45,8 +45,8 @@ def test_clips_are_cut_or_padded_and_training_crops_follow_from_seed_and_epoch(t
         path = tmp_path / f"{index}.wav"
         soundfile.write(path, np.linspace(0.1, 0.5, length), 16000, subtype="FLOAT")
         clips.append(Clip(path.name, path, ("x",), "train" if index else "test"))
-    labelled = LabelledSet("set", "multiclass", ("x",), tuple(clips), "given", 2)
-    waves = Waveforms(labelled, 16000, 8000, seed=3)
+    labeled = LabeledSet("set", "multiclass", ("x",), tuple(clips), "given", 2)
+    waves = Waveforms(labeled, 16000, 8000, seed=3)
     rows = [np.array([0, 1])]
     (first,), (again,), (other,) = (list(waves.batches(rows, epoch)) for epoch in (0, 0, 1))
     assert first.shape == (2, 8000)

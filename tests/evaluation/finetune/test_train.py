@@ -35,15 +35,15 @@ SMALL = [
 
 
 @pytest.fixture
-def labelled(tiny_tasks, tmp_path):
+def labeled(tiny_tasks, tmp_path):
     return read_labelled(tiny_tasks.scene_multiclass(tmp_path / "tasks"), 16000)
 
 
-def run(out, labelled, checkpoint, recipe=None, seed=43, **settings):
+def run(out, labeled, checkpoint, recipe=None, seed=43, **settings):
     recipe = recipe or replace(read_recipe("default", SMALL), **settings)
-    (splits,) = run_splits(labelled)
+    (splits,) = run_splits(labeled)
     return finetune_run(
-        out, labelled, splits, recipe, seed=seed, model_path=str(checkpoint), device=torch.device("cpu")
+        out, labeled, splits, recipe, seed=seed, model_path=str(checkpoint), device=torch.device("cpu")
     )
 
 
@@ -103,39 +103,39 @@ def test_longer_inputs_are_one_window_with_resampled_positions(our_checkpoint):
         torch.testing.assert_close(network(x), network(x[..., :192]))
 
 
-def test_a_run_learns_and_its_classifier_gives_the_reported_score(labelled, our_checkpoint, tmp_path):
-    result = run(tmp_path / "run", labelled, our_checkpoint, epochs=12)
+def test_a_run_learns_and_its_classifier_gives_the_reported_score(labeled, our_checkpoint, tmp_path):
+    result = run(tmp_path / "run", labeled, our_checkpoint, epochs=12)
     assert (result["metric"], result["selected_on"]) == ("accuracy", "valid")
     assert result["best"]["score"] >= 0.5  # of four classes
     for name, which in (("checkpoint", "last"), ("best", "best")):
         model = hear_m2d.load_model(tmp_path / "run" / f"{name}.safetensors")
-        assert model.labels == labelled.classes
+        assert model.labels == labeled.classes
         right = []
-        for clip in labelled.clips:
+        for clip in labeled.clips:
             if clip.split == "test":
                 audio = torch.from_numpy(read_audio(clip.path, 16000))[None, : round(0.8 * 16000)]
-                right.append(labelled.classes[model.classify(audio).argmax()] == clip.labels[0])
+                right.append(labeled.classes[model.classify(audio).argmax()] == clip.labels[0])
         assert np.mean(right) == pytest.approx(result[which]["score"])
-    assert model.config.training["finetuned"]["set"] == labelled.name
+    assert model.config.training["finetuned"]["set"] == labeled.name
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == list(range(1, 13))
     assert lines[-1]["loss"] < lines[0]["loss"]
     assert not list((tmp_path / "run").glob("state-*"))
     assert (
-        run(tmp_path / "run", labelled, our_checkpoint, epochs=12) == result
+        run(tmp_path / "run", labeled, our_checkpoint, epochs=12) == result
     )  # it is whole: nothing is trained
 
 
-def test_another_run_in_the_same_folder_is_refused(labelled, our_checkpoint, tmp_path):
-    run(tmp_path / "run", labelled, our_checkpoint, epochs=1)
+def test_another_run_in_the_same_folder_is_refused(labeled, our_checkpoint, tmp_path):
+    run(tmp_path / "run", labeled, our_checkpoint, epochs=1)
     with pytest.raises(ValueError, match="belongs to another run: seed is 43 there, 44 now"):
-        run(tmp_path / "run", labelled, our_checkpoint, epochs=1, seed=44)
+        run(tmp_path / "run", labeled, our_checkpoint, epochs=1, seed=44)
 
 
 def test_several_labels_weighted_drawing_and_log_mel_mixup_train(tiny_tasks, our_checkpoint, tmp_path):
-    labelled = read_labelled(tiny_tasks.scene_multilabel(tmp_path / "tasks"), 16000)
+    labeled = read_labelled(tiny_tasks.scene_multilabel(tmp_path / "tasks"), 16000)
     result = run(
-        tmp_path / "run", labelled, our_checkpoint,
+        tmp_path / "run", labeled, our_checkpoint,
         sampler="weighted", epoch_clips=16, mixup_on="log_mel", optimizer="lars", patch_drop_rule="paper",
     )  # fmt: skip
     assert result["metric"] == "mAP"
@@ -163,8 +163,8 @@ from hear_m2d.evaluation.finetune.recipe import read_recipe
 from hear_m2d.evaluation.finetune.train import finetune_run, run_splits
 from hear_m2d.evaluation.linear.datasets import read_labelled
 out, task, checkpoint, *settings = sys.argv[1:]
-labelled = read_labelled(Path(task), 16000)
-finetune_run(Path(out), labelled, run_splits(labelled)[0], read_recipe("default", settings), seed=43,
+labeled = read_labelled(Path(task), 16000)
+finetune_run(Path(out), labeled, run_splits(labeled)[0], read_recipe("default", settings), seed=43,
              model_path=checkpoint, device=torch.device("cpu"), tick=tick)
 """
 
@@ -188,11 +188,11 @@ def test_a_killed_run_continues_bit_for_bit(steps, optimizer, tiny_tasks, our_ch
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_sigterm_saves_the_state_and_the_run_continues_bit_for_bit(labelled, our_checkpoint, tmp_path):
+def test_sigterm_saves_the_state_and_the_run_continues_bit_for_bit(labeled, our_checkpoint, tmp_path):
     from hear_m2d.pretrain.training.distributed import StoppedError
 
     recipe = read_recipe("default", SMALL)
-    (splits,) = run_splits(labelled)
+    (splits,) = run_splits(labeled)
     done = []
 
     def tick(count):
@@ -203,10 +203,10 @@ def test_sigterm_saves_the_state_and_the_run_continues_bit_for_bit(labelled, our
 
     common = {"seed": 43, "model_path": str(our_checkpoint), "device": torch.device("cpu")}
     with pytest.raises(StoppedError, match="at step 4: the same command continues"):
-        finetune_run(tmp_path / "a", labelled, splits, recipe, **common, tick=tick)
+        finetune_run(tmp_path / "a", labeled, splits, recipe, **common, tick=tick)
     assert (tmp_path / "a/state-4.safetensors").exists()
-    first = finetune_run(tmp_path / "a", labelled, splits, recipe, **common)
-    second = finetune_run(tmp_path / "b", labelled, splits, recipe, **common)
+    first = finetune_run(tmp_path / "a", labeled, splits, recipe, **common)
+    second = finetune_run(tmp_path / "b", labeled, splits, recipe, **common)
     assert first == second
     for name in ("checkpoint.safetensors", "best.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

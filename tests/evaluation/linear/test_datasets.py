@@ -1,4 +1,4 @@
-"""Labelled sets: what is read from task folders and CSV files, what is refused, how splits and caps arise."""
+"""Labeled sets: what is read from task folders and CSV files, what is refused, how splits and caps arise."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ import soundfile
 
 from hear_m2d.evaluation.linear.datasets import (
     Clip,
-    LabelledSet,
+    LabeledSet,
     read_labelled,
     split_by_class,
     spread_by_class,
@@ -160,8 +160,8 @@ def test_labels_separated_by_commas_make_a_set_multilabel(csv_of):
 
 def test_a_label_with_a_comma_among_several_stands_in_quotes(csv_of):
     text = 'file,labels,split\na.wav,"""rain, heavy"", wind",train\nb.wav,wind,train\nc.wav,wind,test\n'
-    labelled = read_labelled(csv_of(text), 16000)
-    assert labelled.clips[0].labels == ("rain, heavy", "wind")
+    labeled = read_labelled(csv_of(text), 16000)
+    assert labeled.clips[0].labels == ("rain, heavy", "wind")
 
 
 def test_labels_in_two_unicode_normal_forms_are_the_same_class(csv_of, tiny_tasks, tmp_path):
@@ -170,21 +170,21 @@ def test_labels_in_two_unicode_normal_forms_are_the_same_class(csv_of, tiny_task
 
 
 def test_a_csv_with_file_and_file_name_means_the_same_files_as_for_prepare(csv_of, tmp_path):
-    from hear_m2d.pretrain.data.sources.base import list_source
+    from hear_m2d.pretrain.data.sources import open_source
 
     path = csv_of(
         "file,file_name,label,split\na.wav,b.wav,x,train\nc.wav,d.wav,y,train\na.wav,c.wav,x,test\n"
     )
     for name in "bd":
         soundfile.write(tmp_path / f"{name}.wav", np.zeros(800), 16000)
-    prepared = [entry.name for entry in list_source(path).part(0, 3)]
+    prepared = [entry.name for entry in open_source(path).part(0, 3)]
     assert [clip.name for clip in read_labelled(path, 16000).clips] == prepared == ["b.wav", "d.wav", "c.wav"]
 
 
 def test_a_column_fold_makes_folds_of_any_names(csv_of):
     lines = "\n".join(f"{fold}{i}.wav,{'xy'[i]},{fold}" for fold in ("train", "b", "c") for i in range(2))
-    labelled = read_labelled(csv_of(f"file,label,fold\n{lines}\n"), 16000)
-    assert (labelled.splits, labelled.folds) == ("folds", ["b", "c", "train"])
+    labeled = read_labelled(csv_of(f"file,label,fold\n{lines}\n"), 16000)
+    assert (labeled.splits, labeled.folds) == ("folds", ["b", "c", "train"])
 
 
 @pytest.mark.parametrize(
@@ -225,16 +225,16 @@ def test_the_first_clips_of_the_spread_hold_each_class_in_its_share():
 def test_a_cap_leaves_each_split_its_share_and_says_so():
     all_clips = clips(x=60, y=60)
     split = split_by_class(all_clips)
-    labelled = LabelledSet("set", "multiclass", ("x", "y"), tuple(split), "ours", 120)
-    capped = labelled.limited(40)
+    labeled = LabeledSet("set", "multiclass", ("x", "y"), tuple(split), "ours", 120)
+    capped = labeled.limited(40)
     assert Counter(clip.split for clip in capped.clips) == {"train": 24, "valid": 8, "test": 8}
     assert Counter(clip.labels[0] for clip in capped.clips) == {"x": 20, "y": 20}
     assert capped.notes == ("40 of 120 clips",)
-    assert labelled.limited(40) == capped
-    assert labelled.limited(500) is labelled
+    assert labeled.limited(40) == capped
+    assert labeled.limited(500) is labeled
 
 
 def test_a_cap_that_leaves_nothing_to_learn_from_is_refused():
     split = tuple(split_by_class(clips(x=9, y=9)))
     with pytest.raises(ValueError, match="set, cut to 1 clips, all have the same class"):
-        LabelledSet("set", "multiclass", ("x", "y"), split, "ours", 18).limited(1)
+        LabeledSet("set", "multiclass", ("x", "y"), split, "ours", 18).limited(1)

@@ -23,7 +23,7 @@ from hear_m2d.evaluation.linear.embeddings import (
 
 
 @pytest.fixture
-def labelled(tiny_tasks, tmp_path):
+def labeled(tiny_tasks, tmp_path):
     return read_labelled(tiny_tasks.scene_multilabel(tmp_path / "tasks"), 16000)  # clips of many lengths
 
 
@@ -41,78 +41,78 @@ def quietly_replace(path):
     assert path.stat().st_size == before.st_size
 
 
-def test_they_are_the_scene_embeddings_in_the_sets_order(labelled, model):
-    found = embed_task(model, labelled)
-    assert found.shape == (len(labelled.clips), model.scene_embedding_size)
-    for row, clip in list(enumerate(labelled.clips))[::9]:
+def test_they_are_the_scene_embeddings_in_the_sets_order(labeled, model):
+    found = embed_task(model, labeled)
+    assert found.shape == (len(labeled.clips), model.scene_embedding_size)
+    for row, clip in list(enumerate(labeled.clips))[::9]:
         audio = torch.from_numpy(read_audio(clip.path, 16000))[None]
         alone = hear_m2d.get_scene_embeddings(audio, model)[0]
         np.testing.assert_allclose(found[row], alone, atol=1e-5)
 
 
-def test_every_clip_is_counted(labelled, model):
+def test_every_clip_is_counted(labeled, model):
     ticks = []
-    embed_task(model, labelled, tick=ticks.append)
-    assert sum(ticks) == len(labelled.clips)
+    embed_task(model, labeled, tick=ticks.append)
+    assert sum(ticks) == len(labeled.clips)
 
 
-def test_kept_embeddings_are_read_and_nothing_is_embedded(labelled, model, tmp_path):
-    first = embed_task(model, labelled, cache=tmp_path / "cache")
-    quietly_replace(labelled.clips[0].path)
+def test_kept_embeddings_are_read_and_nothing_is_embedded(labeled, model, tmp_path):
+    first = embed_task(model, labeled, cache=tmp_path / "cache")
+    quietly_replace(labeled.clips[0].path)
     ticks = []
-    again = embed_task(model, labelled, cache=tmp_path / "cache", tick=ticks.append)
+    again = embed_task(model, labeled, cache=tmp_path / "cache", tick=ticks.append)
     assert np.array_equal(first, again)
     assert not ticks
-    assert not np.array_equal(embed_task(model, labelled), again)  # the file is another one
+    assert not np.array_equal(embed_task(model, labeled), again)  # the file is another one
 
 
-def test_a_changed_file_is_embedded_again(labelled, model, tmp_path):
-    first = embed_task(model, labelled, cache=tmp_path / "cache")
-    path = labelled.clips[0].path
+def test_a_changed_file_is_embedded_again(labeled, model, tmp_path):
+    first = embed_task(model, labeled, cache=tmp_path / "cache")
+    path = labeled.clips[0].path
     quietly_replace(path)
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    again = embed_task(model, labelled, cache=tmp_path / "cache")
+    again = embed_task(model, labeled, cache=tmp_path / "cache")
     assert not np.array_equal(first[0], again[0])
     assert np.array_equal(first[1:], again[1:])
 
 
-def test_the_key_follows_weights_statistics_and_options(labelled, model, our_checkpoint):
-    key = cache_key(model, labelled)
-    assert cache_key(hear_m2d.load_model(our_checkpoint), labelled) == key
+def test_the_key_follows_weights_statistics_and_options(labeled, model, our_checkpoint):
+    key = cache_key(model, labeled)
+    assert cache_key(hear_m2d.load_model(our_checkpoint), labeled) == key
     for options in ({"mean": -5.0}, {"output": "mean"}, {"dtype": "bfloat16"}):
-        assert cache_key(hear_m2d.load_model(our_checkpoint, **options), labelled) != key
+        assert cache_key(hear_m2d.load_model(our_checkpoint, **options), labeled) != key
     before = weights_digest(model)
     with torch.no_grad():
         model.encoder.norm.bias[0] += 1e-6
     assert weights_digest(model) != before
 
 
-def test_a_damaged_cache_is_made_again_with_a_warning(labelled, model, tmp_path, caplog):
-    first = embed_task(model, labelled, cache=tmp_path)
-    path = part_path(tmp_path / cache_key(model, labelled), 0)
+def test_a_damaged_cache_is_made_again_with_a_warning(labeled, model, tmp_path, caplog):
+    first = embed_task(model, labeled, cache=tmp_path)
+    path = part_path(tmp_path / cache_key(model, labeled), 0)
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert np.array_equal(embed_task(model, labelled, cache=tmp_path), first)
+    assert np.array_equal(embed_task(model, labeled, cache=tmp_path), first)
     assert "computed again" in caplog.text
     caplog.clear()
-    assert np.array_equal(embed_task(model, labelled, cache=tmp_path), first)
+    assert np.array_equal(embed_task(model, labeled, cache=tmp_path), first)
     assert not caplog.text
 
 
-def test_a_file_that_does_not_decode_is_named(labelled, model):
-    labelled.clips[3].path.write_bytes(b"RIFF no more than that")
-    with pytest.raises(ValueError, match=labelled.clips[3].name):
-        embed_task(model, labelled)
+def test_a_file_that_does_not_decode_is_named(labeled, model):
+    labeled.clips[3].path.write_bytes(b"RIFF no more than that")
+    with pytest.raises(ValueError, match=labeled.clips[3].name):
+        embed_task(model, labeled)
 
 
 def test_embedding_that_was_interrupted_continues_with_the_first_part_that_is_missing(
-    labelled, model, tmp_path, monkeypatch
+    labeled, model, tmp_path, monkeypatch
 ):
     import hear_m2d.evaluation.linear.embeddings as module
 
     monkeypatch.setattr(module, "PART_CLIPS", 20)
-    whole = embed_task(model, labelled)
+    whole = embed_task(model, labeled)
     ticks = []
 
     def stop_after_two_parts(count):
@@ -121,20 +121,20 @@ def test_embedding_that_was_interrupted_continues_with_the_first_part_that_is_mi
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        embed_task(model, labelled, cache=tmp_path, tick=stop_after_two_parts)
+        embed_task(model, labeled, cache=tmp_path, tick=stop_after_two_parts)
     ticks = []
-    np.testing.assert_array_equal(embed_task(model, labelled, cache=tmp_path, tick=ticks.append), whole)
-    assert sum(ticks) == len(labelled.clips) - 40
+    np.testing.assert_array_equal(embed_task(model, labeled, cache=tmp_path, tick=ticks.append), whole)
+    assert sum(ticks) == len(labeled.clips) - 40
 
 
-def test_a_unit_length_cuts_and_fills(labelled):
+def test_a_unit_length_cuts_and_fills(labeled):
     ramp = torch.arange(10.0)
     assert fit_length(ramp, 4, 0).tolist() == [0, 1, 2, 3]
     assert fit_length(ramp, 4, 0.999).tolist() == [6, 7, 8, 9]
     assert fit_length(ramp, 12, 0.5).tolist() == [*range(10), 0, 0]
     whole = Embedder(16000, 1, lambda clips: torch.stack([clip.abs().sum()[None] for clip in clips]), str)
     lengths = Embedder(16000, 1, lambda clips: torch.tensor([[float(len(clip))] for clip in clips]), str)
-    unit = replace(labelled, unit_s=0.5)
+    unit = replace(labeled, unit_s=0.5)
     assert set(embed_task(lengths, unit)[:, 0]) == {8000}
     # Training clips are cut at a random start, which stays the same; test clips at their beginning.
     cut = embed_task(whole, unit)[:, 0]
@@ -145,13 +145,13 @@ def test_a_unit_length_cuts_and_fills(labelled):
             np.testing.assert_allclose(cut[index], np.abs(audio[:8000]).sum(), rtol=1e-5)
 
 
-def test_any_hear_module_embeds(labelled, tmp_path):
+def test_any_hear_module_embeds(labeled, tmp_path):
     embedder = module_embedder("tiny_hear_module", None, options={}, device=torch.device("cpu"))
-    embeddings = embed_task(embedder, labelled, cache=tmp_path)
-    assert embeddings.shape == (len(labelled.clips), 64)
+    embeddings = embed_task(embedder, labeled, cache=tmp_path)
+    assert embeddings.shape == (len(labeled.clips), 64)
     import tiny_hear_module
 
-    audio = torch.from_numpy(read_audio(labelled.clips[0].path, 16000))[None]
+    audio = torch.from_numpy(read_audio(labeled.clips[0].path, 16000))[None]
     model = tiny_hear_module.load_model()
     alone = tiny_hear_module.get_scene_embeddings(audio, model)[0]
     np.testing.assert_allclose(embeddings[0], alone, atol=1e-5)

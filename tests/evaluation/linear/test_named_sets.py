@@ -79,11 +79,11 @@ def nsynth(root):
 )
 def test_a_data_set_is_split_as_its_own_files_say(name, make, classes, splits, tmp_path):
     make(tmp_path)
-    labelled = read_named(name, tmp_path)
-    assert labelled.classes == classes
-    assert Counter(clip.split for clip in labelled.clips) == splits
-    assert (labelled.name, labelled.published, labelled.unit_s) == (name, name, SETS[name].unit_s)
-    assert "not comparable" in labelled.notes[0]  # a made folder has fewer clips than the published set
+    labeled = read_named(name, tmp_path)
+    assert labeled.classes == classes
+    assert Counter(clip.split for clip in labeled.clips) == splits
+    assert (labeled.name, labeled.published, labeled.unit_s) == (name, name, SETS[name].unit_s)
+    assert "not comparable" in labeled.notes[0]  # a made folder has fewer clips than the published set
 
 
 def test_voxceleb_unpacked_into_dev_and_test_is_found(tmp_path):
@@ -111,12 +111,12 @@ def test_a_set_with_a_split_csv_takes_labels_from_its_layout_and_says_it_is_not_
             rows.append(f"{file},{split}")
     path = tmp_path / "split.csv"
     path.write_text("\n".join(rows) + "\n")
-    labelled = read_named(name, tmp_path, path)
-    assert set(labelled.classes) == label
+    labeled = read_named(name, tmp_path, path)
+    assert set(labeled.classes) == label
     # A clip without a split must not land in the training.
-    assert Counter(clip.split for clip in labelled.clips) == {"train": 4, "valid": 2, "test": 2}
-    assert "not comparable with published figures" in labelled.notes[0]
-    assert labelled.notes[1] == "2 files without a split are left out"
+    assert Counter(clip.split for clip in labeled.clips) == {"train": 4, "valid": 2, "test": 2}
+    assert "not comparable with published figures" in labeled.notes[0]
+    assert labeled.notes[1] == "2 files without a split are left out"
     with pytest.raises(ValueError, match=f"needs --split-csv {name}=FILE"):
         read_named(name, tmp_path)
 
@@ -128,9 +128,9 @@ def test_a_folder_in_a_split_csv_stands_for_its_files(tmp_path):
             sound(tmp_path / f"tone{i}" / f"{60 + note}.ogg")
         rows.append(f"tone{i},{split}")
     (tmp_path / "split.csv").write_text("\n".join(rows) + "\n")
-    labelled = read_named("surge", tmp_path, tmp_path / "split.csv")
-    assert labelled.classes == ("60", "61", "62")
-    assert Counter(clip.split for clip in labelled.clips) == {"train": 3, "valid": 3, "test": 3}
+    labeled = read_named("surge", tmp_path, tmp_path / "split.csv")
+    assert labeled.classes == ("60", "61", "62")
+    assert Counter(clip.split for clip in labeled.clips) == {"train": 3, "valid": 3, "test": 3}
 
 
 def test_what_is_wrong_is_said_in_a_sentence(tmp_path):

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hear_m2d.evaluation.linear.datasets import Clip, LabelledSet, split_by_class
+from hear_m2d.evaluation.linear.datasets import Clip, LabeledSet, split_by_class
 from hear_m2d.evaluation.linear.probes import (
     C_GRID,
     Round,
@@ -29,7 +29,7 @@ def make_set(labels, splits, kind="multiclass", mode="given"):
         for i, (label, split) in enumerate(zip(labels, splits, strict=True))
     )
     classes = tuple(sorted({name for label in labels for name in label}))
-    return LabelledSet("set", kind, classes, clips, mode, len(clips))
+    return LabeledSet("set", kind, classes, clips, mode, len(clips))
 
 
 def blobs(clips, classes=3, features=8, apart=6.0, seed=0):
@@ -94,13 +94,13 @@ def test_fewer_clips_than_neighbors_all_vote():
 def test_classes_that_lie_apart_are_told_apart_and_noise_is_not(splits):
     x, labels = blobs(90)
     names = {"given": THIRDS * 10, "folds": [str(i // 3 % 5) for i in range(90)], "ours": [""] * 90}[splits]
-    labelled = make_set(labels, names, mode=splits)
+    labeled = make_set(labels, names, mode=splits)
     if splits == "ours":
-        clips = tuple(split_by_class(labelled.clips))
-        labelled = LabelledSet("set", "multiclass", labelled.classes, clips, "ours", 90)
-    result = probe(x, labelled)
+        clips = tuple(split_by_class(labeled.clips))
+        labeled = LabeledSet("set", "multiclass", labeled.classes, clips, "ours", 90)
+    result = probe(x, labeled)
     assert (result.knn, result.linear) == (1.0, 1.0)
-    noise = probe(np.random.default_rng(1).normal(size=x.shape), labelled)
+    noise = probe(np.random.default_rng(1).normal(size=x.shape), labeled)
     assert noise.knn < 0.65
     assert noise.linear < 0.65
 
@@ -122,20 +122,20 @@ def test_the_regression_is_scikit_learns_on_standardised_features(features):
 
 def test_units_and_offsets_of_features_do_not_matter():
     x, labels = blobs(90, apart=0.7)
-    labelled = make_set(labels, THIRDS * 10)
+    labeled = make_set(labels, THIRDS * 10)
     rng = np.random.default_rng(2)
     scaled = x * rng.uniform(0.01, 100, x.shape[1]) + rng.normal(size=x.shape[1]) * 50
-    first, second = probe(x, labelled), probe(scaled, labelled)
+    first, second = probe(x, labeled), probe(scaled, labeled)
     assert (first.knn, first.linear) == (second.knn, second.linear)
     assert first.linear < 1
 
 
 def test_test_clips_do_not_shape_the_standardization():
     x, labels = blobs(90, apart=0.7)
-    labelled = make_set(labels, THIRDS * 10)
+    labeled = make_set(labels, THIRDS * 10)
     far = np.concatenate([x, np.full((9, 8), 1e6)])
     more = make_set([*labels, *[("a",)] * 9], [*THIRDS * 10, *["test"] * 9])
-    right = round(probe(x, labelled).linear * 30)
+    right = round(probe(x, labeled).linear * 30)
     assert round(probe(far, more).linear * 39) in (right, right + 9)  # the same answers for the first 30
 
 
@@ -148,8 +148,8 @@ def test_collapsed_embeddings_give_chance_and_no_error():
 
 def test_folds_take_turns_as_in_hear():
     names = [f"fold{i % 4:02d}" for i in range(20)]
-    labelled = make_set(blobs(20)[1], names, mode="folds")
-    found = rounds(labelled)
+    labeled = make_set(blobs(20)[1], names, mode="folds")
+    found = rounds(labeled)
     assert len(found) == 4
     for i, one in enumerate(found):
         assert {names[row] for row in one.test} == {f"fold{i:02d}"}
@@ -159,12 +159,12 @@ def test_folds_take_turns_as_in_hear():
 
 def test_without_clips_that_choose_a_fifth_of_each_training_class_does():
     x, labels = blobs(60)
-    labelled = make_set(labels, ["train"] * 45 + ["test"] * 15)
-    (one,) = rounds(labelled)
+    labeled = make_set(labels, ["train"] * 45 + ["test"] * 15)
+    (one,) = rounds(labeled)
     assert Counter(labels[row] for row in one.valid) == {("a",): 3, ("b",): 3, ("c",): 3}
     assert len(one.train) == 36
     assert not set(one.train) & set(one.valid)
-    assert probe(x, labelled).linear == 1.0
+    assert probe(x, labeled).linear == 1.0
 
 
 def test_of_equal_strengths_the_strongest_regularization_is_chosen():
@@ -185,9 +185,9 @@ def test_the_choice_does_not_look_at_the_test():
 
 def test_only_what_is_asked_for_is_computed():
     x, labels = blobs(90)
-    labelled = make_set(labels, THIRDS * 10)
-    assert probe(x, labelled, linear=False).linear is None
-    assert probe(x, labelled, knn=False).knn is None
+    labeled = make_set(labels, THIRDS * 10)
+    assert probe(x, labeled, linear=False).linear is None
+    assert probe(x, labeled, knn=False).knn is None
 
 
 def test_several_labels_a_clip_are_scored_by_the_mean_average_precision():
@@ -195,13 +195,13 @@ def test_several_labels_a_clip_are_scored_by_the_mean_average_precision():
     there = rng.random((120, 3)) < 0.4
     x = there @ rng.normal(size=(3, 10)) * 5 + rng.normal(size=(120, 10))
     labels = [tuple("abc"[c] for c in np.flatnonzero(row)) for row in there]
-    labelled = make_set(labels, ["train"] * 60 + ["valid"] * 30 + ["test"] * 30, kind="multilabel")
-    np.testing.assert_array_equal(targets(labelled), there)
-    result = probe(x, labelled)
+    labeled = make_set(labels, ["train"] * 60 + ["valid"] * 30 + ["test"] * 30, kind="multilabel")
+    np.testing.assert_array_equal(targets(labeled), there)
+    result = probe(x, labeled)
     assert result.metric == "mAP"
     assert result.linear > 0.95
     assert result.knn > 0.9
-    noise = probe(rng.normal(size=x.shape), labelled)
+    noise = probe(rng.normal(size=x.shape), labeled)
     assert noise.linear < 0.7
 
 
@@ -233,12 +233,12 @@ def test_a_class_that_no_training_clip_has_is_no_error():
 
 def test_embeddings_that_are_not_finite_or_too_few_are_refused():
     x, labels = blobs(90)
-    labelled = make_set(labels, THIRDS * 10)
+    labeled = make_set(labels, THIRDS * 10)
     with pytest.raises(ValueError, match="90 clips, but embeddings of shape"):
-        probe(x[:-1], labelled)
+        probe(x[:-1], labeled)
     x[4, 2] = np.nan
     with pytest.raises(ValueError, match="not all finite"):
-        probe(x, labelled)
+        probe(x, labeled)
 
 
 def test_the_majority_is_what_an_answer_without_listening_scores():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hear_m2d.evaluation.linear.datasets import Clip, LabelledSet
+from hear_m2d.evaluation.linear.datasets import Clip, LabeledSet
 from hear_m2d.evaluation.linear.protocol import (
     LinearSettings,
     classifier_loss,
@@ -27,7 +27,7 @@ def make_set(labels, splits, mode="given", kind="multiclass"):
         for i, (label, split) in enumerate(zip(labels, splits, strict=True))
     )
     classes = tuple(sorted({name for label in labels for name in label}))
-    return LabelledSet("set", kind, classes, clips, mode, len(clips))
+    return LabeledSet("set", kind, classes, clips, mode, len(clips))
 
 
 def blobs(clips, features=8, apart=3.0, seed=0):
@@ -120,8 +120,8 @@ def test_scores_are_means_over_folds_and_seeds_and_the_same_each_time(mode):
     x, labels = blobs(120)
     splits = ["train", "train", "train", "valid", "test"] * 24
     names = splits if mode == "given" else [f"fold{i // 3 % 4}" for i in range(120)]
-    labelled = make_set(labels, names, mode)
-    result = linear_evaluation(x, labelled, FAST)
+    labeled = make_set(labels, names, mode)
+    result = linear_evaluation(x, labeled, FAST)
     assert result.score > 0.9
     assert [run["seed"] for run in result.runs] == [42, 43]
     for run in result.runs:
@@ -130,20 +130,20 @@ def test_scores_are_means_over_folds_and_seeds_and_the_same_each_time(mode):
         )
         assert run["score"] == pytest.approx(np.mean([fold["score"] for fold in run["folds"]]))
     assert result.score == pytest.approx(np.mean([run["score"] for run in result.runs]))
-    assert linear_evaluation(x, labelled, FAST) == result
+    assert linear_evaluation(x, labeled, FAST) == result
     assert any("random tenth" in note for note in result.notes) == (mode == "folds")
 
 
 def test_units_and_offsets_of_features_do_not_matter_and_test_clips_do_not_shape_the_scale():
     x, labels = blobs(100)
-    labelled = make_set(labels, ["train", "train", "train", "valid", "test"] * 20)
-    result = linear_evaluation(x, labelled, FAST)
+    labeled = make_set(labels, ["train", "train", "train", "valid", "test"] * 20)
+    result = linear_evaluation(x, labeled, FAST)
     scaled = x * np.linspace(0.01, 100, 8) + 50
-    assert linear_evaluation(scaled, labelled, FAST).score == pytest.approx(result.score, abs=1e-6)
+    assert linear_evaluation(scaled, labeled, FAST).score == pytest.approx(result.score, abs=1e-6)
     far = x.copy()
     far[4::5] += 1e4  # the test clips
     assert [fold["valid_score"] for run in result.runs for fold in run["folds"]] == [
-        fold["valid_score"] for run in linear_evaluation(far, labelled, FAST).runs for fold in run["folds"]
+        fold["valid_score"] for run in linear_evaluation(far, labeled, FAST).runs for fold in run["folds"]
     ]
 
 
@@ -152,7 +152,7 @@ def test_several_labels_a_clip_are_scored_by_mean_average_precision():
     there = rng.random((150, 3)) < 0.4
     x = (there @ rng.normal(size=(3, 10)) * 5 + rng.normal(size=(150, 10))).astype(np.float32)
     labels = [tuple("abc"[c] for c in np.flatnonzero(row)) for row in there]
-    labelled = make_set(labels, ["train"] * 80 + ["valid"] * 30 + ["test"] * 40, kind="multilabel")
-    result = linear_evaluation(x, labelled, FAST)
+    labeled = make_set(labels, ["train"] * 80 + ["valid"] * 30 + ["test"] * 40, kind="multilabel")
+    result = linear_evaluation(x, labeled, FAST)
     assert result.metric == "mAP"
     assert result.score > 0.9
