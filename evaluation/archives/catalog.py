@@ -104,6 +104,20 @@ def task_of_directory(directory: str) -> Task | None:
     return next((task for task in all_tasks() if task.directory == directory), None)
 
 
+def alteration(directory: str, clips: int) -> str:
+    """Return how a folder with the name of a HEAR task differs from the task; empty if it does not.
+
+    Args:
+        directory: The folder's name.
+        clips: How many clips its splits have. The catalog's number is that of the task's description, so a
+            difference of 5 % is allowed.
+    """
+    task = task_of_directory(directory)
+    if task is None or abs(clips - task.clips) <= 0.05 * task.clips:
+        return ""
+    return f"{clips} clips, where HEAR has {task.clips}"
+
+
 @dataclass(frozen=True)
 class RemoteFile:
     """A file to download."""

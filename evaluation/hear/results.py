@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hear_m2d.evaluation.archives.catalog import alteration, task_of_directory
 from hear_m2d.utils.files import atomic_write_text
 
 RAW = "test.predicted-scores.json"
@@ -68,6 +69,7 @@ def read_finished(folder: Path, *, out: Path, metric: str, peak_memory_bytes: in
         },
         "peak_memory_bytes": peak_memory_bytes,
         "raw": (folder / RAW).relative_to(out).as_posix(),
+        **_alteration(folder),
     }
 
 
@@ -85,6 +87,17 @@ def failed(task: str, *, metric: str, error: str, peak_memory_bytes: int | None 
         "peak_memory_bytes": peak_memory_bytes,
         "raw": None,
     }
+
+
+def _alteration(folder: Path) -> dict[str, str]:
+    """Say how a task differs from HEAR's task of that name, from what the harness copied of it."""
+    metadata = folder / "task_metadata.json"
+    if task_of_directory(folder.name) is None or not metadata.is_file():
+        return {}
+    splits = json.loads(metadata.read_text())["splits"]
+    clips = sum(len(json.loads((folder / f"{split}.json").read_text())) for split in splits)
+    altered = alteration(folder.name, clips)
+    return {"altered": altered} if altered else {}
 
 
 def is_embedded(folder: Path) -> bool:

@@ -106,3 +106,15 @@ def test_the_table_has_a_line_for_each_task(tmp_path: Path) -> None:
     assert "0.6000 ± 0.1414" in lines[1]
     assert lines[2].startswith("broken")
     assert lines[2].endswith("failed")
+
+
+@pytest.mark.parametrize(("clips", "altered"), [(400, None), (30, "90 clips, where HEAR has 2000")])
+def test_a_task_of_hear_with_other_clips_is_altered(tmp_path: Path, clips: int, altered: str | None) -> None:
+    splits = [f"fold{index:02d}" for index in range(5 if altered is None else 3)]
+    raw = {split: fold(0.5) for split in splits}
+    folder = write_raw(tmp_path, raw, task="esc50-v2.0.0-full")
+    (folder / "task_metadata.json").write_text(json.dumps({"splits": splits}))
+    for split in splits:
+        files = {f"{split}-{index}.wav": ["dog"] for index in range(clips)}
+        (folder / f"{split}.json").write_text(json.dumps(files))
+    assert read(folder, tmp_path).get("altered") == altered
