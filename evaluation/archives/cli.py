@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from hear_m2d.cli import PartCommand
 from hear_m2d.evaluation.archives.catalog import BASE_URL, Task, all_tasks
 from hear_m2d.evaluation.archives.folder import (
     METADATA,
@@ -16,6 +15,7 @@ from hear_m2d.evaluation.archives.folder import (
     split_files,
     task_folders,
 )
+from hear_m2d.utils.commands import PartCommand
 from hear_m2d.utils.errors import InputError, WorkFailedError
 
 INSTALL = "pip install 'hear-m2d[evaluation]'"
