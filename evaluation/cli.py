@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from tqdm import tqdm
 
-from hear_m2d.evaluation.hear.requirements import EXTRA, INSTALL_EVALUATE, INSTALL_HEARVALIDATOR
+from hear_m2d.evaluation.archives.catalog import BASE_URL
+from hear_m2d.evaluation.hear.requirements import INSTALL_EVALUATE, INSTALL_HEARVALIDATOR
 from hear_m2d.utils.commands import MODEL_OPTIONS, PartCommand
 from hear_m2d.utils.errors import WorkFailedError
 
 INSTALL_REPORT = "python -m pip install 'hear-m2d[report]'"
+NEEDS = ("heareval", "pytorch_lightning", "sed_eval")  # the full list is checked when the command runs
 MODEL = click.option(
     "--model",
     metavar="PATH|NAME|URL",
@@ -43,13 +48,19 @@ def validate(model: str | None, module: str, options: dict[str, Any], device: st
     run_validator(model, module=module, device=device, options=options)
 
 
-@click.command(cls=PartCommand, needs=("heareval", *EXTRA), install=INSTALL_EVALUATE)
+@click.command(cls=PartCommand, needs=NEEDS, install=INSTALL_EVALUATE)
 @MODEL
 @click.option(
     "--tasks-dir", type=click.Path(path_type=Path), required=True, help="Folder whose sub-folders are tasks."
 )
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder for the results.")
-@click.option("--task", "tasks", multiple=True, help="Folder name of a task; may be repeated. Default: all.")
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    help="Folder name of a task; may be repeated; default: all. With --download also a name of `hear-m2d "
+    "tasks list`, `small` or `all`.",
+)
 @click.option("--grid", default="default", show_default=True, help="The kit's grid: default, fast, faster.")
 @click.option("--grid-points", default=8, show_default=True, help="How many points of the grid are tried.")
 @click.option(
@@ -58,27 +69,86 @@ def validate(model: str | None, module: str, options: dict[str, Any], device: st
 @MODULE
 @MODEL_OPTIONS
 @DEVICE
-def evaluate(tasks_dir: Path, out: Path, tasks: tuple[str, ...], **settings: Any) -> None:
+@click.option("--jobs", type=int, help="How many tasks run at once; default: one per GPU, or one.")
+@click.option("--ray", metavar="ADDRESS", help="Run the tasks on a Ray cluster: auto, local or HOST:PORT.")
+@click.option("--download", "fetch", is_flag=True, help="Download and resample tasks that are missing.")
+@click.option("--base-url", default=BASE_URL, show_default=True, help="Where --download finds the archives.")
+@click.option("--dry-run", is_flag=True, help="Check everything, print what would be done, and stop.")
+def evaluate(
+    tasks_dir: Path,
+    out: Path,
+    tasks: tuple[str, ...],
+    fetch: bool,
+    base_url: str,
+    dry_run: bool,
+    **settings: Any,
+) -> None:
     """Score a model with the official HEAR harness.
 
-    Runs the official embeddings and predictions runners on each task, prints a table and writes
-    OUT/results.json. The same command again does only what is not finished. Exit code 0: every task has a
-    score; 1: a task failed; 2: bad input.
+    Runs the official embeddings and predictions runners on each task, in a process of its own, prints a table
+    and writes OUT/results.json. The same command again does only what is not finished. Exit code 0: every
+    task has a score; 1: a task failed; 2: bad input.
     """
     from hear_m2d.evaluation.hear.harness import evaluate as run_harness
+    from hear_m2d.evaluation.hear.plan import make_plan, plan_table
     from hear_m2d.evaluation.hear.results import table
     from hear_m2d.evaluation.hear.settings import Evaluation
 
-    wanted = Evaluation(tasks_dir=tasks_dir, out=out, tasks=tasks, **settings)
-    results = run_harness(wanted, progress=lambda line: click.echo(line, err=True))
-    click.echo(table(results["tasks"]))
+    wanted = Evaluation(
+        tasks_dir=tasks_dir, out=out, tasks=tasks, download=base_url if fetch else None, **settings
+    )
+    plan = make_plan(wanted, progress=print_line, dry_run=dry_run)
+    if dry_run:
+        click.echo(plan_table(plan))
+        return
+    with TaskTable([task.name for task in plan.tasks]) as progress:
+        results = run_harness(wanted, plan=plan, progress=progress)
+    click.echo(table(results))
     click.echo(f"written: {out / 'results.json'}")
-    asked = [entry for entry in results["tasks"] if not tasks or entry["task"] in tasks]
-    bad = [entry["task"] for entry in asked if entry["status"] != "ok"]
+    asked = {task.name for task in plan.tasks}
+    bad = [entry["task"] for entry in results["tasks"] if entry["task"] in asked and entry["status"] != "ok"]
     if bad:
-        raise WorkFailedError(
-            f"no score for {', '.join(bad)}; why: {out / 'results.json'}, {out / 'harness.log'}"
-        )
+        raise WorkFailedError(f"no score for {', '.join(bad)}; why: {out / 'results.json'}, {out / 'logs'}")
+
+
+def print_line(task: str, text: str) -> None:
+    """Print one line of progress."""
+    click.echo(f"{task}: {text}" if task else text, err=True)
+
+
+class TaskTable:
+    """The progress of many tasks: on a terminal one line per task, kept up to date; elsewhere plain lines.
+
+    Args:
+        names: The tasks' folder names.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self.width = max(map(len, names), default=0)
+
+    def __enter__(self) -> TaskTable:
+        on_terminal = sys.stderr.isatty()
+        self.bars = {
+            name: tqdm(total=0, bar_format="{desc}", position=position, leave=False)
+            for position, name in enumerate(self.names if on_terminal else [])
+        }
+        for name in self.bars:
+            self(name, "waiting")
+        return self
+
+    def __call__(self, task: str, text: str) -> None:
+        """Show what a task is doing."""
+        if task in self.bars:
+            self.bars[task].set_description_str(f"{task:<{self.width}}  {text}")
+        elif self.bars:
+            tqdm.write(text, file=sys.stderr)
+        else:
+            print_line(task, text)
+
+    def __exit__(self, *error: object) -> None:
+        for bar in reversed(self.bars.values()):
+            bar.close()
 
 
 @click.command(cls=PartCommand, needs=("jinja2", "plotly"), install=INSTALL_REPORT)

@@ -1,16 +1,18 @@
-"""What the official HEAR packages need on a current Python, supplied at run time and taken back afterwards.
+"""What the official HEAR packages need on a current Python, supplied at run time and undone afterwards.
 
-heareval 2021.1.3 and hearvalidator 2021.0.6 run unmodified. Each repair below is one small context
-manager with a name, made only around an official tool and undone when the tool ends; nothing here
-happens on ``import hear_m2d``. The same start from the command line::
+heareval 2021.1.3 and hearvalidator 2021.0.6 run unmodified. Each repair below is one small context manager
+with a name. It is made only around an official tool and undone when the tool ends; nothing here happens on
+``import hear_m2d``. The same start from the command line::
 
-    python -m hear_m2d.evaluation.hear.compat [--without NAME]… heareval.embeddings.runner hear_m2d …
+    python -m hear_m2d.evaluation.hear.compat heareval.embeddings.runner hear_m2d …
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.machinery
+import importlib.util
+import os
 import runpy
 import sys
 import types
@@ -19,8 +21,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
-from hear_m2d.evaluation.hear.requirements import check_installed, is_importable
+from hear_m2d.evaluation.hear.requirements import check_installed
 from hear_m2d.utils.errors import InputError, unknown_name
 
 VALIDATOR = "hearvalidator.validate"
@@ -37,7 +40,7 @@ AGED_WARNINGS = (
 
 @contextmanager
 def aged_warnings() -> Iterator[None]:
-    """N1: hide the warnings that only say how old the packages are."""
+    """N1: hide the warnings that only show how old the packages are."""
     with warnings.catch_warnings():
         for message in AGED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
@@ -47,7 +50,7 @@ def aged_warnings() -> Iterator[None]:
 @contextmanager
 def pkg_resources_stand_in() -> Iterator[None]:
     """R7: setuptools 82 removed ``pkg_resources``, of which the packages call one function at import."""
-    if is_importable("pkg_resources"):
+    if _is_importable("pkg_resources"):
         yield
         return
     stand_in: Any = types.ModuleType("pkg_resources")
@@ -60,8 +63,8 @@ def pkg_resources_stand_in() -> Iterator[None]:
 def tensorflow_stand_in() -> Iterator[None]:
     """R1: the validator and the embeddings runner import tensorflow even for a torch model.
 
-    The stand-in is taken even where tensorflow is installed: the real one costs 0.7 GB and refuses to
-    start beside a GPU that only torch sees. For a model written in tensorflow, leave R1 out.
+    The stand-in is used even where tensorflow is installed: the real one takes 0.7 GB and refuses to start
+    beside a GPU that only torch sees. For a model written in tensorflow, leave R1 out.
     """
     stand_in: Any = types.ModuleType("tensorflow")
     stand_in.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)  # find_spec() raises without one
@@ -80,13 +83,47 @@ def tensorflow_stand_in() -> Iterator[None]:
 @contextmanager
 def tensorflow_sees_the_gpu() -> Iterator[None]:
     """R6: the embeddings runner stops where torch sees a GPU and tensorflow does not."""
-    if not is_importable("tensorflow"):
+    if not _is_importable("tensorflow"):
         yield
         return
     import tensorflow
 
-    with _attribute(tensorflow.test, "is_gpu_available", lambda *args, **kwargs: True):
+    with patch.object(tensorflow.test, "is_gpu_available", lambda *args, **kwargs: True):
         yield
+
+
+@contextmanager
+def nvml_stand_in() -> Iterator[None]:
+    """R4: beside a GPU the kit starts NVML when it is imported, and a container may lack it.
+
+    With the stand-in the kit notes no GPU memory, as it does where NVML refuses to answer.
+    """
+    import torch
+
+    if not torch.cuda.is_available() or _nvml_starts():
+        yield
+        return
+    stand_in: Any = types.ModuleType("pynvml")
+    stand_in.NVMLError = type("NVMLError", (Exception,), {})
+
+    def refuse(*args: Any) -> None:
+        raise stand_in.NVMLError("NVML is not available")
+
+    stand_in.nvmlInit = lambda: None
+    stand_in.nvmlDeviceGetHandleByIndex = refuse
+    stand_in.nvmlDeviceGetMemoryInfo = stand_in.nvmlDeviceGetName = refuse
+    with _in_sys_modules("pynvml", stand_in):
+        yield
+
+
+def _nvml_starts() -> bool:
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # not installed, or one of NVML's own errors
+        return False
+    return True
 
 
 @contextmanager
@@ -116,21 +153,44 @@ def settable_epoch() -> Iterator[None]:
     def write(loop: Any, epoch: int) -> None:
         loop.epoch_progress.current.completed = epoch
 
-    with _attribute(FitLoop, "current_epoch", property(read, write)):
+    with patch.object(FitLoop, "current_epoch", property(read, write), create=True):
         yield
 
 
 @contextmanager
 def gpu_name_as_text() -> Iterator[None]:
-    """R5: newer NVML bindings give the GPU's name as text, which the kit then tries to decode."""
+    """R5: newer NVML bindings return the GPU's name as text, which the kit then tries to decode."""
     import torch
 
     if not torch.cuda.is_available():
         yield
         return
     gpu_max_mem = importlib.import_module("heareval.gpu_max_mem")
-    with _attribute(gpu_max_mem, "device_name", lambda index=0: torch.cuda.get_device_name(index)):
+    with patch.object(gpu_max_mem, "device_name", lambda index=0: torch.cuda.get_device_name(index)):
         yield
+
+
+@contextmanager
+def cublas_workspace() -> Iterator[None]:
+    """R8: torch below 2.10 reads this variable at its first matrix product on a GPU, and never again.
+
+    The kit trains deterministically, and Lightning sets the variable too late: after the embeddings.
+    """
+    known = os.environ.get("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    with patch.dict(os.environ, {"CUBLAS_WORKSPACE_CONFIG": known}):
+        yield
+
+
+@contextmanager
+def deterministic_mode_restored() -> Iterator[None]:
+    """R9: the kit leaves torch's deterministic algorithms on, so that later embeddings could differ."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @dataclass(frozen=True)
@@ -142,12 +202,15 @@ class Repair:
     tools: tuple[str, ...]
 
 
-REPAIRS = (  # in the order in which they are made: R7 comes before anything that imports Lightning
+REPAIRS = (  # in the order in which they are made: R7 before anything that imports Lightning, R4 before R5
     Repair("N1", aged_warnings, (VALIDATOR, EMBEDDINGS, PREDICTIONS)),
     Repair("R7", pkg_resources_stand_in, (EMBEDDINGS, PREDICTIONS)),
     Repair("R1", tensorflow_stand_in, (VALIDATOR, EMBEDDINGS)),
     Repair("R6", tensorflow_sees_the_gpu, (EMBEDDINGS,)),
+    Repair("R4", nvml_stand_in, (EMBEDDINGS, PREDICTIONS)),
     Repair("R5", gpu_name_as_text, (EMBEDDINGS, PREDICTIONS)),
+    Repair("R8", cublas_workspace, (EMBEDDINGS, PREDICTIONS)),
+    Repair("R9", deterministic_mode_restored, (PREDICTIONS,)),
     Repair("R2", trusted_checkpoint_names, (PREDICTIONS,)),
     Repair("R3", settable_epoch, (PREDICTIONS,)),
 )
@@ -162,7 +225,7 @@ def repaired(tool: str, *, without: Collection[str] = ()) -> Iterator[None]:
         without: Names of repairs to leave out.
 
     Raises:
-        ValueError: If the tool or a name in ``without`` is unknown.
+        InputError: If the tool or a name in ``without`` is unknown.
     """
     check_names(tool, without)
     with ExitStack() as stack:
@@ -172,8 +235,8 @@ def repaired(tool: str, *, without: Collection[str] = ()) -> Iterator[None]:
         yield
 
 
-def check_names(tool: str, without: Collection[str]) -> None:
-    """Raise a ValueError that names the nearest known ones if the tool or a repair is unknown."""
+def check_names(tool: str, without: Collection[str] = ()) -> None:
+    """Raise an InputError that names the nearest known ones if the tool or a repair is unknown."""
     if tool not in (tools := {name for repair in REPAIRS for name in repair.tools}):
         raise InputError(unknown_name("tool", tool, tools))
     for name in without:
@@ -190,16 +253,25 @@ def run_tool(tool: str, args: Sequence[str], *, without: Collection[str] = ()) -
         without: Names of repairs to leave out.
 
     Raises:
-        ImportError: If a package is missing or of the wrong version; the message has the line to type.
+        InputError: If a package is missing or of the wrong version; the message has the line to type.
         SystemExit: If the tool ends with a code other than 0.
     """
-    check_installed(tool, without=without)
-    with repaired(tool, without=without), _attribute(sys, "argv", [tool, *args]):
+    check_installed(tool)
+    with repaired(tool, without=without), patch.object(sys, "argv", [tool, *args]):
         try:
             runpy.run_module(tool, run_name="__main__", alter_sys=True)
         except SystemExit as end:
             if end.code not in (None, 0):
                 raise
+
+
+def _is_importable(module: str) -> bool:
+    if module in sys.modules:  # find_spec() raises for a stand-in without a spec
+        return sys.modules[module] is not None
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 @contextmanager
@@ -216,40 +288,19 @@ def _in_sys_modules(name: str, module: types.ModuleType) -> Iterator[None]:
             sys.modules[name] = before
 
 
-@contextmanager
-def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Set an attribute and put back what the owner itself held, be it nothing."""
-    absent = object()
-    before = vars(owner).get(name, absent)
-    setattr(owner, name, value)
+def main() -> None:
+    """Start ``TOOL ARGS…``; the exit code is the tool's own, 2 for bad usage."""
+    tool, *args = sys.argv[1:] or [""]
     try:
-        yield
-    finally:
-        if before is absent:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Start ``[--without NAME]… TOOL ARGS…``; the exit code is the tool's own, 2 for bad usage."""
-    rest = list(sys.argv[1:] if args is None else args)
-    without = []
-    while len(rest) > 1 and rest[0] == "--without":
-        without.append(rest[1])
-        rest = rest[2:]
-    if not rest:
-        sys.stderr.write("usage: python -m hear_m2d.evaluation.hear.compat [--without NAME]… TOOL ARGS…\n")
-        sys.exit(2)
-    tool = rest[0]
-    try:
-        check_names(tool, without)
-        check_installed(tool, without=without)
-    except (ImportError, ValueError) as error:
+        if not tool:
+            raise InputError("usage: python -m hear_m2d.evaluation.hear.compat TOOL ARGS…")
+        check_names(tool)
+        check_installed(tool)
+    except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
-    sys.path.insert(0, "")  # as `python -m TOOL` has it: a model's module may lie in the working directory
-    run_tool(tool, rest[1:], without=without)
+    sys.path.insert(0, "")  # as `python -m TOOL` has it: a model's module may be in the working directory
+    run_tool(tool, args)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """The folder of one evaluation: whose it is, which tasks it has seen, and its ``results.json``.
 
-The kit does not know one checkpoint from another: in a folder that holds the embeddings of one it would
-score them again under another's name. A folder therefore belongs to one checkpoint with one set of options;
-it is claimed once the model is loaded and fits, so that a refused call leaves no more than its log.
+The kit does not distinguish checkpoints: in a folder with the embeddings of one it would score them again
+under another's name. A folder therefore belongs to one checkpoint with one set of options; it is claimed once
+the model is loaded and the tasks fit it, so that a refused call leaves no more than its log.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,13 +18,21 @@ from typing import Any
 
 from hear_m2d.checkpoint.resolve import bare_name, read_weights
 from hear_m2d.evaluation.hear.requirements import package_version
-from hear_m2d.evaluation.hear.results import write_json
-from hear_m2d.evaluation.hear.settings import OURS, Evaluation
+from hear_m2d.evaluation.hear.settings import OURS, Evaluation, job_environments, visible_gpus
 from hear_m2d.evaluation.hear.tasks import TaskFolder
 from hear_m2d.utils.errors import InputError
-from hear_m2d.utils.files import file_sha256, hold_folder
+from hear_m2d.utils.files import (
+    differences,
+    file_sha256,
+    folder_owner,
+    lock_folder,
+    read_json,
+    write_json,
+)
 
-RECORD, RESULTS, LOG = "evaluation.json", "results.json", "harness.log"
+RECORD, RESULTS, LOGS = "evaluation.json", "results.json", "logs"
+KEYS = {"identity", "sample_rate", "tasks"}
+HINT = "Give another --out"
 SEED = 42  # the harness's own, set anew for each task; it takes no other
 
 
@@ -45,69 +52,57 @@ class RunRecord:
         """Find a folder free for this evaluation, or as an earlier call left it; nothing is written yet.
 
         Raises:
-            ValueError: If the folder holds something else.
+            InputError: If the folder holds something else.
         """
         record = cls(out=out, facts=facts, digests={})
         record._look()
         return record
 
     def _look(self) -> None:
-        """Compare the folder with this evaluation, and take over what an earlier call noted."""
-        out = self.out
-        if out.exists() and not out.is_dir():
-            raise InputError(f"{out} is a file, and --out is a folder: give another --out")
-        if not (out / RECORD).exists():
-            others = sorted(entry.name for entry in out.iterdir()) if out.is_dir() else []
-            # Left by a refused or killed call (log, lock, a half-written file), or by a file manager.
-            if others := [name for name in others if name != LOG and not name.startswith(".")]:
-                raise InputError(
-                    f"{out} is not empty and holds no evaluation, but {', '.join(others[:3])}: "
-                    f"give another --out"
-                )
+        """Compare the folder with this evaluation, and read what an earlier call recorded."""
+        known = folder_owner(self.out, RECORD, ignore=(LOGS,))  # a refused call may leave its log
+        if known is None:
             return
-        known, ours = _known(out / RECORD), identity(self.facts)
-        if differing := [key for key in ours if known["identity"].get(key) != ours[key]]:
-            told = "; ".join(f"{key} {known['identity'].get(key)!r}, not {ours[key]!r}" for key in differing)
-            raise InputError(f"{out} holds another evaluation: {told}. Give another --out")
+        if not set(known) >= KEYS:
+            raise InputError(f"{self.out / RECORD} is damaged: {KEYS - set(known)} is missing. {HINT}")
+        if differing := differences(known["identity"], identity(self.facts)):
+            raise InputError(f"{self.out} holds another evaluation: {differing}. {HINT}")
         self.sample_rate, self.digests = known["sample_rate"], known["tasks"]
 
     @contextmanager
-    def alone(self) -> Iterator[int]:
-        """Hold the folder against a second evaluation; yields a file descriptor for child processes.
-
-        The lock lasts until the last process that has the descriptor ends, so an orphan still holds it.
-        """
-        with hold_folder(self.out) as descriptor:
+    def lock(self) -> Iterator[None]:
+        """Lock the folder against a second evaluation."""
+        with lock_folder(self.out):
             self._look()  # another evaluation may have claimed the folder since
-            yield descriptor
+            yield
 
-    def check_same(self, task: TaskFolder) -> None:
-        """Raise a ValueError if a task of that name, but with other content, was embedded here before."""
+    def has_changed(self, task: TaskFolder) -> bool:
+        """Return whether a task of that name, but with other content, was embedded here before."""
         known = (self.digests or {}).get(task.name)
-        if known is None or self.sample_rate is None:
-            return
-        if self.sample_rate not in task.rates() or task.digest(self.sample_rate) != known:
-            raise InputError(
-                f"{self.out} holds embeddings of another version of {task.name}: give another --out"
-            )
+        return known is not None and self.sample_rate is not None and task.digest(self.sample_rate) != known
 
     def remember(self, tasks: Iterable[TaskFolder], *, sample_rate: int) -> None:
-        """Claim the folder, and note what tasks look like now that their embeddings are about to be made."""
+        """Claim the folder, and record the digests of tasks whose embeddings are about to be made."""
         self.sample_rate = sample_rate
         self.digests = {**(self.digests or {}), **{task.name: task.digest(sample_rate) for task in tasks}}
         self._write()
 
-    def earlier_entries(self) -> list[dict[str, Any]]:
-        """Return the tasks of the ``results.json`` that an earlier call left, if any."""
+    def earlier_results(self) -> dict[str, Any]:
+        """Return the ``results.json`` that an earlier call left, or one without tasks.
+
+        Raises:
+            InputError: If the file holds something else.
+        """
         path = self.out / RESULTS
         if not path.exists():
-            return []
-        tasks = _json_object(path).get("tasks")
+            return {"model": {}, "tasks": []}
+        results = read_json(path, hint=HINT)
+        tasks = results.get("tasks")
         if not isinstance(tasks, list) or not all(
             isinstance(task, dict) and "task" in task for task in tasks
         ):
-            raise InputError(f"{path} holds something else: no list of tasks. Give another --out")
-        return tasks
+            raise InputError(f"{path} is damaged: it must hold a list of tasks. {HINT}")
+        return results
 
     def save(self, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         """Write ``results.json``, tasks sorted by name, and return its content."""
@@ -119,26 +114,6 @@ class RunRecord:
     def _write(self) -> None:
         content = {"identity": identity(self.facts), "sample_rate": self.sample_rate, "tasks": self.digests}
         write_json(self.out / RECORD, content)
-
-
-def _known(path: Path) -> dict[str, Any]:
-    """Read the record of an earlier call, and check that it is one."""
-    known = _json_object(path)
-    kinds = {"identity": dict, "sample_rate": int | None, "tasks": dict}
-    for key, kind in kinds.items():
-        if key not in known or not isinstance(known[key], kind):
-            raise InputError(f"{path} holds something else: no evaluation's {key!r}. Give another --out")
-    return known
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} holds something else: no JSON ({error}). Give another --out") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} holds something else: no JSON object. Give another --out")
-    return content
 
 
 def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,22 +133,23 @@ def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
 def describe(settings: Evaluation) -> dict[str, Any]:
     """Return the head of ``results.json``: model, harness and environment of an evaluation.
 
-    The model's path is that of the file on this machine, wherever it came from.
+    The model's path is that of the file on this machine, wherever it came from. Its ``config`` is known only
+    when it is loaded.
 
     Raises:
-        FileNotFoundError: If our own module finds no such checkpoint.
-        ConnectionError: If it must be downloaded and cannot be reached.
-        ValueError: If our own module cannot read the checkpoint with these options, or there is no such
-            device.
+        InputError: If our own module cannot read the checkpoint, or there is no such device.
     """
-    path, config, notes = _checkpoint(settings)
+    import torch
+
+    path, notes = _checkpoint(settings)
+    jobs = [] if settings.ray else job_environments(settings)
     return {
         "model": {
             "name": settings.name or _default_name(settings),
             "module": settings.module,
             "path": None if path is None else str(path),
             "sha256": None if path is None else sha256(path),
-            "config": config,
+            "config": None,
             "notes": notes,
             "options": dict(settings.options),
         },
@@ -184,7 +160,15 @@ def describe(settings: Evaluation) -> dict[str, Any]:
             "grid_points": settings.grid_points,
             "seed": SEED,
         },
-        "environment": _environment(settings.device),
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "platform": platform.platform(),
+            "device": _device(settings),
+            "threads": int(jobs[0]["OMP_NUM_THREADS"]) if jobs else None,
+            "jobs": len(jobs) or settings.jobs or 1,
+            "cpus": os.cpu_count(),
+        },
     }
 
 
@@ -204,42 +188,27 @@ def _default_name(settings: Evaluation) -> str:
     return bare_name(settings.model) if settings.module == OURS else Path(settings.model).stem
 
 
-def _checkpoint(settings: Evaluation) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
-    """Return the file, the configuration that our own module runs with, and what the file left open.
-
-    Other modules keep theirs to themselves.
-    """
+def _checkpoint(settings: Evaluation) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint's file, and what our own module's file leaves open."""
     if settings.model is None:
-        return None, None, []
+        return None, []
     if settings.module != OURS:
-        return Path(settings.model), None, []
-    from hear_m2d.checkpoint.build import build_model, with_options
+        return Path(settings.model), []
+    from hear_m2d.checkpoint.build import with_options
     from hear_m2d.checkpoint.card import notes_of
     from hear_m2d.model.config import Options
 
     options = Options.parse(settings.options)
     checkpoint = read_weights(settings.model)
-    config = build_model(checkpoint, options).config.to_json()
-    return checkpoint.path, json.loads(json.dumps(config)), notes_of(with_options(checkpoint, options))
+    return checkpoint.path, notes_of(with_options(checkpoint, options))
 
 
-def _environment(device: str | None) -> dict[str, Any]:
+def _device(settings: Evaluation) -> str:
     import torch
 
-    used = "cpu"
-    if device != "cpu" and torch.cuda.is_available():
-        index = int(device.partition(":")[2] or 0) if device else 0
-        # asked by number: pick_device() would put memory on the GPU, and the kit records what is in use there
-        if index >= (count := torch.cuda.device_count()):
-            raise InputError(f"there is no device {device}: torch sees {count}, counted from cuda:0")
-        used = f"cuda {torch.cuda.get_device_name(index)}"
-    elif device not in {None, "cpu"}:
-        raise InputError(f"the device {device} was asked for, and torch sees no GPU")
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "device": used,
-        "threads": torch.get_num_threads(),
-        "cpus": os.cpu_count(),
-    }
+    if settings.ray is not None:
+        return "cpu" if settings.device == "cpu" else "ray"
+    if not visible_gpus(settings.device):
+        return "cpu"
+    # Asked by number: pick_device() would use memory of the GPU, and the kit records what is in use there.
+    return f"cuda {torch.cuda.get_device_name(int((settings.device or '').partition(':')[2] or 0))}"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hear_m2d.evaluation.archives.catalog import alteration, task_of_directory
-from hear_m2d.utils.files import atomic_write_text
+from hear_m2d.evaluation.hear.settings import PUBLISHED_GRID
 
 RAW = "test.predicted-scores.json"
 EMBEDDED = ".done.embeddings"
@@ -25,14 +25,17 @@ PREFIX = "test_"
 NOT_METRICS = {"score", "loss"}  # the primary metric under another name, and the loss
 
 
-def read_finished(folder: Path, *, out: Path, metric: str, peak_memory_bytes: int | None) -> dict[str, Any]:
+def read_finished(
+    folder: Path, *, out: Path, metric: str, measured: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Read one finished task from the harness's own files.
 
     Args:
         folder: The task's folder of embeddings, in which the harness leaves its files.
         out: The folder of `results.json`; the path of the raw file is given relative to it.
         metric: The task's primary metric.
-        peak_memory_bytes: As measured by the process that ran the task.
+        measured: What only the process that ran the task knows: fields of an earlier entry, or of its last
+            event.
 
     Returns:
         One entry of ``tasks`` in `results.json`.
@@ -44,37 +47,38 @@ def read_finished(folder: Path, *, out: Path, metric: str, peak_memory_bytes: in
     for fold in folds:
         scores = _scores(raw[fold], fold, notes)
         entries.append({"fold": fold, "score": _finite(raw[fold][PREFIX + "score"]), "scores": scores})
-    if len(folds) > 1:
+    entry = failed(folder.name, metric=metric, error="", measured=measured)
+    if not folds:
+        notes.append(f"the harness's file {RAW} has no fold with a score")
+    elif len(folds) > 1:
         overall = raw.get(AGGREGATE) or _aggregate([raw[fold] for fold in folds])
-        score = _finite(overall[f"{PREFIX}score_mean"])
-        scores = _over_folds(overall, notes)
+        entry |= {"score": _finite(overall[f"{PREFIX}score_mean"]), "scores": _over_folds(overall, notes)}
     else:
-        score, scores = entries[0]["score"], entries[0]["scores"]
-    bad = [entry["fold"] for entry in entries if entry["score"] is None]
+        entry |= {"score": entries[0]["score"], "scores": entries[0]["scores"]}
+    bad = [fold["fold"] for fold in entries if fold["score"] is None]
     if bad:
         notes.insert(
             0, f"{metric} is not a number on {', '.join(bad)}; the harness's mean leaves such a fold out"
         )
-    return {
-        "task": folder.name,
-        "status": "failed" if bad or score is None else "ok",
+    seconds = {
+        "embedding": _number(folder / "profile.embeddings.json", "time_elapsed"),
+        "prediction": _number(folder / PREDICTED, "time"),
+    }
+    return entry | {
+        "status": "failed" if bad or entry["score"] is None else "ok",
         "error": "; ".join(notes) or None,
-        "metric": metric,
-        "score": score,
-        "scores": scores,
         "folds": entries,
-        "seconds": {
-            "embedding": _number(folder / "profile.embeddings.json", "time_elapsed"),
-            "prediction": _number(folder / PREDICTED, "time"),
-        },
-        "peak_memory_bytes": peak_memory_bytes,
+        "seconds": entry["seconds"] | seconds,
         "raw": (folder / RAW).relative_to(out).as_posix(),
         **_alteration(folder),
     }
 
 
-def failed(task: str, *, metric: str, error: str, peak_memory_bytes: int | None = None) -> dict[str, Any]:
+def failed(
+    task: str, *, metric: str, error: str, measured: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the entry of a task that did not reach a score."""
+    measured = measured or {}
     return {
         "task": task,
         "status": "failed",
@@ -83,8 +87,9 @@ def failed(task: str, *, metric: str, error: str, peak_memory_bytes: int | None 
         "score": None,
         "scores": {},
         "folds": [],
-        "seconds": {"embedding": None, "prediction": None},
-        "peak_memory_bytes": peak_memory_bytes,
+        "seconds": {"embedding": None, "prediction": None, "total": None, **measured.get("seconds", {})},
+        "peak_memory_bytes": measured.get("peak_memory_bytes"),
+        "stage_peak_memory_bytes": measured.get("stage_peak_memory_bytes"),
         "raw": None,
     }
 
@@ -110,16 +115,12 @@ def is_finished(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (EMBEDDED, PREDICTED, RAW))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON: whole, or not at all."""
-    atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def table(tasks: Sequence[Mapping[str, Any]]) -> str:
+def table(results: Mapping[str, Any]) -> str:
     """Return the table that `hear-m2d evaluate` prints: one line for each task."""
-    rows = [("task", "metric", "score", "embedding", "prediction", "")]
-    for task in tasks:
+    rows = [("task", "metric", "score", "embedding", "prediction", "memory", "")]
+    for task in results["tasks"]:
         spread = task["scores"].get(f"{task['metric']}_std")
+        peak = task["peak_memory_bytes"]
         rows.append(
             (
                 task["task"],
@@ -127,12 +128,27 @@ def table(tasks: Sequence[Mapping[str, Any]]) -> str:
                 "–" if task["score"] is None else _format(task["score"], spread),
                 _seconds(task["seconds"]["embedding"]),
                 _seconds(task["seconds"]["prediction"]),
+                "–" if peak is None else f"{peak / 1e9:.2f} GB",
                 "" if task["status"] == "ok" else "failed",
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join([*aligned(rows), *filter(None, [grid_mark(results["harness"])])])
+
+
+def grid_mark(harness: Mapping[str, Any]) -> str:
+    """Return a sentence where the grid is not the published one, else nothing: such scores do not compare."""
+    grid = (harness["grid"], harness["grid_points"])
+    if grid == PUBLISHED_GRID:
+        return ""
+    points = f"{grid[1]} point" + "s" * (grid[1] != 1)
+    return f"NOT THE PUBLISHED GRID: `{grid[0]}` with {points}; published HEAR scores use `default` with 8"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    return [line.rstrip() for line in lines]
 
 
 def _scores(values: Mapping[str, Any], fold: str, notes: list[str]) -> dict[str, float | None]:
@@ -179,7 +195,7 @@ def _finite(value: Any) -> float | None:
 def _spell(value: Any) -> str:
     if not isinstance(value, float):
         return repr(value)
-    return "not a number" if math.isnan(value) else ("infinite" if value > 0 else "minus infinite")
+    return "not a number" if math.isnan(value) else ("infinite" if value > 0 else "minus infinity")
 
 
 def _number(path: Path, key: str) -> float | None:

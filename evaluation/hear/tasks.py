@@ -18,12 +18,15 @@ VOCABULARY = "labelvocabulary.csv"
 
 @dataclass(frozen=True)
 class TaskFolder:
-    """One task: its folder and what its metadata say."""
+    """One task: its folder and its metadata."""
 
     path: Path
     task_name: str
+    embedding_type: str
+    """``scene`` or ``event``."""
     splits: tuple[str, ...]
     evaluation: tuple[str, ...]
+    """The metrics; the first is the primary one."""
 
     @property
     def name(self) -> str:
@@ -32,73 +35,82 @@ class TaskFolder:
 
     def rates(self) -> list[int]:
         """Return the sample rates, in Hz, for which there is audio of every split."""
-        found = [entry for entry in self.path.iterdir() if entry.is_dir() and entry.name.isdecimal()]
-        whole = [entry for entry in found if all((entry / split).is_dir() for split in self.splits)]
-        return sorted(int(entry.name) for entry in whole)
+        folders = [entry for entry in self.path.iterdir() if entry.is_dir() and entry.name.isdecimal()]
+        complete = [entry for entry in folders if all((entry / split).is_dir() for split in self.splits)]
+        return sorted(int(entry.name) for entry in complete)
 
     def digest(self, sample_rate: int) -> str:
         """Return a SHA-256 of the task's labels and of the names and sizes of its audio at one rate."""
         total = hashlib.sha256()
         for name in (METADATA, VOCABULARY, *(f"{split}.json" for split in sorted(self.splits))):
             total.update((self.path / name).read_bytes())
-        for split in sorted(self.splits):
-            for file in sorted((self.path / str(sample_rate) / split).iterdir()):
-                total.update(f"{split}/{file.name} {file.stat().st_size}\n".encode())
+        for file in self._audio(sample_rate):
+            total.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\n".encode())
         return total.hexdigest()
+
+    def audio_bytes(self, sample_rate: int) -> int:
+        """Return the size of the task's audio at one rate."""
+        return sum(file.stat().st_size for file in self._audio(sample_rate))
+
+    def _audio(self, sample_rate: int) -> Iterable[Path]:
+        for split in sorted(self.splits):
+            folder = self.path / str(sample_rate) / split
+            yield from sorted(folder.iterdir() if folder.is_dir() else ())
 
 
 def read_task(path: Path) -> TaskFolder:
     """Read one task folder.
 
     Raises:
-        ValueError: If a file that the harness needs is missing or no such thing.
+        InputError: If a file that the harness needs is missing or holds something else.
     """
     try:
         metadata: Any = json.loads((path / METADATA).read_text())
         if not isinstance(metadata, dict):
-            raise InputError("it is no JSON object")
+            raise ValueError("it must hold a JSON object")
         task = TaskFolder(
             path=path,
             task_name=str(metadata["task_name"]),
+            embedding_type=str(metadata.get("embedding_type")),
             splits=_strings(metadata, "splits"),
             evaluation=_strings(metadata, "evaluation"),
         )
     except KeyError as error:
-        raise InputError(f"{path / METADATA} is no HEAR task's description: it has no {error}") from error
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path / METADATA} is no HEAR task's description: {error}") from error
-    wanted = [VOCABULARY, *(f"{split}.json" for split in task.splits)]
-    if missing := [name for name in wanted if not (path / name).is_file()]:
+        raise InputError(f"{path / METADATA} does not describe a HEAR task: {error} is missing") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path / METADATA} does not describe a HEAR task: {error}") from error
+    needed = [VOCABULARY, *(f"{split}.json" for split in task.splits)]
+    if missing := [name for name in needed if not (path / name).is_file()]:
         raise InputError(f"the task in {path} lacks {', '.join(missing)}")
     if not task.evaluation:
-        raise InputError(f"{path / METADATA} names no metric under `evaluation`")
+        raise InputError(f"{path / METADATA}: `evaluation` must name a metric")
     return task
 
 
 def _strings(metadata: dict[str, Any], key: str) -> tuple[str, ...]:
     value = metadata[key]
     if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-        raise InputError(f"`{key}` must be a list of strings, not {value!r}")
+        raise ValueError(f"`{key}` must be a list of strings, not {value!r}")
     return tuple(value)
 
 
 def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[TaskFolder]:
-    """Read the tasks of a folder, all or the named ones; whatever else lies there is left alone.
+    """Read the tasks of a folder, all or the named ones; hidden folders and other files are not tasks.
 
     Args:
         tasks_dir: The folder whose sub-folders are tasks.
         names: Folder names of tasks, in the order wanted; none means all, sorted.
 
     Raises:
-        FileNotFoundError: If the folder does not exist or holds no task.
-        ValueError: If a name is unknown, or a task is broken.
+        InputError: If the folder does not exist or holds no task, a name is unknown, or a task is broken.
     """
     if not tasks_dir.is_dir():
-        raise FileNotFoundError(f"no folder of tasks at {tasks_dir}")
-    known = sorted(entry.name for entry in tasks_dir.iterdir() if (entry / METADATA).is_file())
+        raise InputError(f"there is no folder of tasks at {tasks_dir}")
+    entries = [entry for entry in tasks_dir.iterdir() if not entry.name.startswith(".")]
+    known = sorted(entry.name for entry in entries if (entry / METADATA).is_file())
     if not known:
-        raise FileNotFoundError(
-            f"no task in {tasks_dir}: a task is a folder with {METADATA}.{_elsewhere(tasks_dir)}"
+        raise InputError(
+            f"there is no task in {tasks_dir}: a task is a folder with {METADATA}.{_elsewhere(tasks_dir)}"
         )
     for name in names:
         if name not in known:
@@ -110,26 +122,16 @@ def check_rate(tasks: Iterable[TaskFolder], sample_rate: int) -> None:
     """Raise if a task has no audio at the model's sample rate (Hz).
 
     Raises:
-        ValueError: Names the tasks, the rates that are there, and a command that resamples.
+        InputError: Names the tasks, the rates that are there, and the command that resamples.
     """
     lacking = [task for task in tasks if sample_rate not in task.rates()]
     if not lacking:
         return
     rates = "; ".join(f"{task.name} has {_rates(task)}" for task in lacking)
+    folder = shlex.quote(str(lacking[0].path.parent))
     raise InputError(
-        f"the model hears {sample_rate} Hz, and not every task has audio at that rate: {rates}. "
-        f"To resample {lacking[0].name}, type: {resample_command(lacking[0], sample_rate)}"
-    )
-
-
-def resample_command(task: TaskFolder, sample_rate: int) -> str:
-    """Return a line for the shell that makes a task's audio at another rate, as HEAR did (ffmpeg, soxr)."""
-    source = max(task.rates(), default=48000)
-    target = f'"{sample_rate}/${{f#{source}/}}"'
-    return (
-        f"(cd -- {shlex.quote(str(task.path))} && find {source} -name '*.wav' | while read -r f; do "
-        f'mkdir -p "$(dirname {target})"; ffmpeg -nostdin -v error -i "$f" '
-        f"-af aresample=resampler=soxr -ar {sample_rate} {target}; done)"
+        f"the model takes audio at {sample_rate} Hz, which not every task has: {rates}. "
+        f"Type: hear-m2d tasks resample {folder} --rate {sample_rate}"
     )
 
 
@@ -138,11 +140,12 @@ def _rates(task: TaskFolder) -> str:
 
 
 def _elsewhere(tasks_dir: Path) -> str:
+    """Return a sentence with a better folder: the user may have named one too high or too low."""
     if (tasks_dir / METADATA).is_file():
         return (
             f" This folder is a task itself: give {tasks_dir.absolute().parent} and --task {tasks_dir.name}."
         )
     for pattern in ("*/*/", "*/*/*/"):
-        for found in sorted(tasks_dir.glob(pattern + METADATA)):
-            return f" There is one below {found.parent.parent}: give that folder."
+        for task in sorted(tasks_dir.glob(pattern + METADATA)):
+            return f" There is one below {task.parent.parent}: give that folder."
     return ""

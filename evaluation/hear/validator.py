@@ -27,7 +27,7 @@ def validate(
     device: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> None:
-    """Let the official validator check a module; it prints what it does and `Looks good!` at the end.
+    """Let the official validator check a module; it prints what it does, and `Looks good!` at the end.
 
     Args:
         model: What the module's ``load_model`` gets: a path, of our own also a name or an address; None:
@@ -37,10 +37,9 @@ def validate(
         options: Keyword arguments of ``load_model``.
 
     Raises:
-        ImportError: If hearvalidator or the module is missing.
-        FileNotFoundError: If there is no such checkpoint.
-        ConnectionError: If it must be downloaded and cannot be reached.
-        ValueError: If there is no such device here, or the model could not be loaded.
+        InputError: If hearvalidator or the module is missing, there is no such device here, or the model
+            could not be loaded.
+        OSError: If there is no such checkpoint, or it cannot be read or downloaded.
         WorkFailedError: If the validator refuses the module, or the module fails while it is checked.
     """
     arguments = [] if model is None else ["--model", os.fspath(check_model(model, module=module))]
@@ -53,14 +52,15 @@ def validate(
     except BaseException as error:  # the validator's ModelError derives from BaseException
         if not isinstance(error, Exception) or not _while_loading(error):
             raise WorkFailedError(f"the validator refused {module}: {_sentence(error)}") from error
-        if isinstance(error, ValueError | OSError | ImportError):
+        if isinstance(error, InputError | OSError):
             raise
-        raise InputError(f"{module} could not be loaded: {_sentence(error)}") from error
+        text = str(error) if type(error) in {ValueError, ModuleNotFoundError} else _sentence(error)
+        raise InputError(f"{module} could not be loaded: {text}") from error
 
 
 @contextmanager
 def _working_directory_importable() -> Iterator[None]:
-    """Find a HEAR module beside the user too, after everything installed; `evaluate` does the same."""
+    """Find a HEAR module in the working directory too, after everything installed, as `evaluate` does."""
     before = list(sys.path)
     sys.path.append(str(Path.cwd()))
     try:
@@ -71,7 +71,7 @@ def _working_directory_importable() -> Iterator[None]:
 
 @contextmanager
 def _module_with_options(module: str, options: Mapping[str, Any]) -> Iterator[str]:
-    """The validator passes no options: name a module whose ``load_model`` has them filled in."""
+    """Name a module whose ``load_model`` has the options filled in: the validator cannot pass any."""
     if not options:
         yield module
         return
@@ -87,7 +87,7 @@ def _module_with_options(module: str, options: Mapping[str, Any]) -> Iterator[st
 
 
 def _while_loading(error: Exception) -> bool:
-    """Say whether the checkpoint or the module was at fault before anything was checked."""
+    """Return whether the checkpoint or the module failed before anything was checked."""
     trace, names = error.__traceback__, set()
     while trace is not None:
         names.add(trace.tb_frame.f_code.co_name)

@@ -1,81 +1,128 @@
-"""The process in which one model is scored: the official embeddings and predictions runners, per task.
+"""The process in which one task is scored by the official embeddings and predictions runners.
 
-Started by :mod:`hear_m2d.evaluation.hear.harness` with a JSON object on standard input, so that the imports
-are paid once per model. What the official tools print goes to the log; one JSON object per line on
-the process's own standard output tells the parent how far it is.
+Started by :mod:`hear_m2d.evaluation.hear.suite`, with the job as a line of JSON on standard input. Without a
+task it only loads the model and describes it. What the official tools print goes to standard error; JSON
+objects, one per line, on standard output report how far it is. It ends when its standard input is closed:
+then the process that started it is gone.
 """
 
 from __future__ import annotations
 
 import glob
-import importlib
 import json
 import logging
 import os
 import re
 import shutil
 import sys
+import threading
+import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from hear_m2d.evaluation.hear.compat import EMBEDDINGS, PREDICTIONS, run_tool
-from hear_m2d.evaluation.hear.tasks import TaskFolder, check_rate, find_tasks
+from hear_m2d.evaluation.hear.settings import OURS
+from hear_m2d.evaluation.hear.tasks import read_task
+from hear_m2d.utils.errors import InputError
 
 SHOWN = re.compile(r"(Grid point|Training split) (\d+) of (\d+)")  # the kit's own log lines worth showing
+Report = Callable[..., None]
 
 
 def main() -> None:
-    """Read the job from standard input, do it, and report on standard output."""
-    job = json.load(sys.stdin)
-    sys.path.append(str(Path.cwd()))  # a HEAR module beside the user, after everything installed
-    with _own_output(Path(job["log"])) as output:
-        try:
-            tasks = find_tasks(Path(job["tasks_dir"]), job["tasks"])
-            sample_rate = _check_model(job, tasks)
-        except Exception as error:
-            traceback.print_exc()
-            _tell(output, event="refused", error=str(error), kind=type(error).__name__)
-            return
-        _tell(output, event="model", sample_rate=sample_rate)
-        for task in tasks:
-            _score_task(job, task, output)
+    """Read the job, do it, and report on standard output."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.path.append(
+        job["folder"]
+    )  # a HEAR module in the user's working directory, after everything installed
+    output = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what the official tools print
 
+    def report(event: str, **fields: Any) -> None:
+        output.write(json.dumps({"event": event, **fields}) + "\n")
 
-def _check_model(job: dict[str, Any], tasks: list[TaskFolder]) -> int:
-    """Load the model once: is it there, and do the tasks have audio at its rate?"""
-    module = importlib.import_module(job["module"])
-    positional = [job["model"]] if job["model"] is not None else []
-    model = module.load_model(*positional, **job["options"])
-    check_rate(tasks, model.sample_rate)
-    return int(model.sample_rate)
-
-
-def _score_task(job: dict[str, Any], task: TaskFolder, output: TextIO) -> None:
-    name = task.name
-    reset_peak_memory()
     try:
-        _tell(output, event="stage", task=name, stage="embedding")
-        arguments = [job["module"], "--tasks-dir", job["tasks_dir"], "--task", name]
-        arguments += ["--embeddings-dir", job["embeddings"]]
-        if job["model"] is not None:
-            arguments += ["--model", job["model"]]
-        if job["options"]:
-            arguments += ["--model-options", json.dumps(job["options"])]
-        run_tool(EMBEDDINGS, arguments)
-        (folder,) = Path(job["embeddings"]).glob(f"*/{glob.escape(name)}/")
-        _tell(output, event="stage", task=name, stage="prediction")
-        with _kit_messages(output, task):
-            points = ["--grid", job["grid"], "--grid-points", str(job["grid_points"])]
-            run_tool(PREDICTIONS, [*points, str(folder)])
-        remove_logs(folder)
+        if job["task"] is None:
+            report("model", **describe_model(job))
+        else:
+            report("done", **score_task(job, report))
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        _tell(output, event="failed", task=name, error=_describe(error), peak_memory_bytes=peak_memory())
-    else:
-        _tell(output, event="done", task=name, peak_memory_bytes=peak_memory())
+        kind = "InputError" if isinstance(error, InputError) else type(error).__name__
+        message = " ".join(str(error).split())
+        report("failed", kind=kind, error=message, peak_memory_bytes=peak_memory())
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 4096):  # not sys.stdin.read(): Python could not end while that waits
+        pass
+    os._exit(1)
+
+
+def describe_model(job: dict[str, Any]) -> dict[str, Any]:
+    """Load the model once, and return what must be known before any task starts."""
+    import torch
+
+    from hear_m2d.evaluation.hear.module import check_module
+
+    model = check_module(job["module"], job["model"], job["options"])
+    facts = {
+        "sample_rate": int(model.sample_rate),
+        "scene_embedding_size": int(model.scene_embedding_size),
+        "timestamp_embedding_size": int(model.timestamp_embedding_size),
+        "timestamps_per_second": None,
+        "config": model.config.to_json() if job["module"] == OURS else None,
+    }
+    seconds = 4
+    module = sys.modules[job["module"]]
+    try:
+        with torch.no_grad():
+            _, times = module.get_timestamp_embeddings(torch.zeros(1, seconds * model.sample_rate), model)
+        facts["timestamps_per_second"] = times.shape[1] / seconds
+    except Exception:  # the tasks' own processes will report it
+        traceback.print_exc()
+    return facts
+
+
+def score_task(job: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Embed a task and predict its labels with the official tools."""
+    start = time.perf_counter()
+    report("stage", stage="embedding")
+    arguments = [job["module"], "--tasks-dir", job["tasks_dir"], "--task", job["task"]]
+    arguments += ["--embeddings-dir", job["embeddings"]]
+    if job["model"] is not None:
+        arguments += ["--model", job["model"]]
+    if job["options"]:
+        arguments += ["--model-options", json.dumps(job["options"])]
+    run_tool(EMBEDDINGS, arguments)
+    (folder,) = Path(job["embeddings"]).glob(f"*/{glob.escape(job['task'])}/")
+    peaks = {"embedding": peak_memory()}
+    reset_peak_memory()
+    report("stage", stage="prediction")
+    _report_trainings(read_task(Path(job["tasks_dir"]) / job["task"]).task_name, report)
+    points = ["--grid", job["grid"], "--grid-points", str(job["grid_points"])]
+    run_tool(PREDICTIONS, [*points, str(folder)])
+    remove_logs(folder)
+    peaks["prediction"] = peak_memory()
+    return {
+        "peak_memory_bytes": max(filter(None, peaks.values()), default=None),
+        "stage_peak_memory_bytes": peaks,
+        "seconds": {"total": time.perf_counter() - start},
+    }
+
+
+def _report_trainings(task_name: str, report: Report) -> None:
+    """Pass on which training the kit is at: it logs this under the task's name."""
+
+    class Trainings(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if match := SHOWN.match(record.getMessage()):
+                report("stage", stage=f"prediction, {match[1].lower()} {match[2]} of {match[3]}")
+
+    logging.getLogger(task_name).addHandler(Trainings())
 
 
 def remove_logs(folder: Path) -> None:
@@ -102,46 +149,8 @@ def peak_memory() -> int | None:
             return None
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
-    return int(found.group(1)) * 1024 if found else None
-
-
-@contextmanager
-def _own_output(log: Path) -> Iterator[TextIO]:
-    """Keep standard output for the reports; all that anybody prints from here on goes to the log."""
-    with os.fdopen(os.dup(1), "w", buffering=1) as output, log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        yield output
-        sys.stdout.flush()
-
-
-@contextmanager
-def _kit_messages(output: TextIO, task: TaskFolder) -> Iterator[None]:
-    """Pass on which training the kit is at, and drop the log handlers it leaves behind."""
-
-    class Pass(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if found := SHOWN.match(record.getMessage()):
-                note = f"{found[1].lower()} {found[2]} of {found[3]}"
-                _tell(output, event="note", task=task.name, note=note)
-
-    kit_logger = logging.getLogger(task.task_name)
-    kit_logger.addHandler(Pass())
-    try:
-        yield
-    finally:
-        for handler in list(kit_logger.handlers):
-            kit_logger.removeHandler(handler)
-            handler.close()
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'without a message, see the log'}"
-
-
-def _tell(output: TextIO, **event: Any) -> None:
-    output.write(json.dumps(event) + "\n")
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
+    return int(match.group(1)) * 1024 if match else None
 
 
 if __name__ == "__main__":

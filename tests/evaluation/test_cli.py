@@ -1,10 +1,17 @@
+import io
 import json
 import re
+import tarfile
+import threading
 import warnings
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import soundfile
 
 from hear_m2d.cli import cli, main
 
@@ -47,7 +54,10 @@ def test_validate_ends_with_1_where_the_validator_refuses(
     ("args", "message"),
     [
         (["--module", "tiny_hear_module", "--model", "absent.ckpt"], "no checkpoint at absent.ckpt"),
-        (["--module", "tiny_hear_module", "--model-options", '{"fault": "load"}'], "error: no such fault"),
+        (
+            ["--module", "tiny_hear_module", "--model-options", '{"fault": "load"}'],
+            "could not be loaded: no such fault",
+        ),
         (["--module", "no_such_module"], "No module named 'no_such_module'"),
         (["--model-options", "{"], "'{' is no JSON"),
         (["--model-options", "[1]"], "no JSON object"),
@@ -131,8 +141,62 @@ def test_evaluate_prints_a_table_writes_results_and_ends_with_0(
     assert code_of("evaluate", *args, "--grid", "faster", "--grid-points", "2", "--device", "cpu") == 0
     printed = capfd.readouterr()
     assert re.search(r"tones-v1\.0-full +top1_acc +[01]\.\d{4} ", printed.out)
-    assert "task 1 of 1, tones-v1.0-full: prediction, grid point 2 of 2" in printed.err
+    assert "tones-v1.0-full: prediction, grid point 2 of 2" in printed.err
+    assert "NOT THE PUBLISHED GRID: `faster` with 2 points" in printed.out
     assert json.loads((tmp_path / "out/results.json").read_text())["harness"]["grid_points"] == 2
+
+
+def test_a_dry_run_prints_what_would_be_done_and_writes_nothing(
+    tiny_tasks: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny_tasks.scene_multiclass(tmp_path / "tasks", sizes=(4, 4, 4))
+    args = [
+        "--module",
+        "tiny_hear_module",
+        "--tasks-dir",
+        str(tmp_path / "tasks"),
+        "--dry-run",
+        "--jobs",
+        "2",
+    ]
+    wanted = ["--download", "--task", "tones-v1.0-full", "--task", "esc50"]
+    assert code_of("evaluate", *args, "--out", str(tmp_path / "out"), *wanted) == 0
+    printed = capfd.readouterr().out
+    assert re.search(r"tones-v1\.0-full +embed, predict +0\.00 GB +1\.50 GB", printed)
+    assert re.search(r"esc50-v2\.0\.0-full +download, resample, embed, predict +1\.", printed)
+    assert "2 at once on cpu, threads of each: 1; 1." in printed
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in (tmp_path / "tasks").iterdir()] == ["tones-v1.0-full"]
+
+
+@pytest.mark.slow
+def test_missing_tasks_are_downloaded_and_resampled(
+    tiny_tasks: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    name = "beijing_opera-v1.0-hear2021-full"
+    made = tiny_tasks.scene_multiclass(tmp_path / "record")
+    (made / "16000").rename(made / "48000")
+    for file in (made / "48000").rglob("*.wav"):
+        data, _ = soundfile.read(file)
+        soundfile.write(file, np.repeat(data, 3), 48000)
+    with tarfile.open(tmp_path / f"record/hear2021-{name}-48000.tar.gz", "w:gz") as archive:
+        archive.add(made, f"tasks/{name}")
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "record"))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    args = ["--module", "tiny_hear_module", "--tasks-dir", str(tmp_path / "tasks"), "--grid", "faster"]
+    args += ["--out", str(tmp_path / "out"), "--download", "--task", "Beijing Opera"]
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        assert code_of("evaluate", *args, "--grid-points", "1", "--base-url", address) == 0
+    finally:
+        server.shutdown()
+    assert re.search(rf"{name} +top1_acc +[01]\.\d{{4}} ", capfd.readouterr().out)
+    assert len(list((tmp_path / f"tasks/{name}/16000").rglob("*.wav"))) == 48
 
 
 def test_evaluate_ends_with_1_where_a_task_fails(
@@ -159,16 +223,20 @@ def test_evaluate_ends_with_1_where_a_task_fails(
     [
         (["--task", "tonnes-v1.0-full"], "Did you mean tones-v1.0-full"),
         (["--grid", "default2"], "unknown grid 'default2'"),
-        (["--model", "absent.safetensors"], "no checkpoint at"),
+        (["--model", "absent.safetensors"], "there is no checkpoint at absent.safetensors"),
         (["--model-options", '{"a":'], "is no JSON"),
-        (["--model-options", '{"sample_rate": 48000}'], "hears 48000 Hz"),
-        (["--tasks-dir", "absent"], "no folder of tasks at absent"),
+        (["--model-options", '{"sample_rate": 48000}'], "takes audio at 48000 Hz"),
+        (["--tasks-dir", "absent"], "there is no folder of tasks at absent"),
         (["--device", "abacus"], "unknown device 'abacus'"),
+        (["--device", "cuda"], "the device cuda cannot be used: torch sees no GPU"),
+        (["--jobs", "0"], "the number of jobs must be at least 1"),
+        (["--download"], "with --download, name the tasks"),
+        (["--download", "--task", "esc5"], "Did you mean ESC-50"),
         (
             ["--model-options", '{"fault": "load at run time"}'],
             "could not be loaded: RuntimeError: no weights",
         ),
-        (["--out", __file__], f"{__file__} is a file, and --out is a folder"),
+        (["--out", __file__], f"{__file__} is a file: give a folder as --out"),
         (["--out", f"{__file__}/out"], "Not a directory"),
     ],
 )
@@ -186,8 +254,8 @@ def test_evaluate_ends_with_2_and_one_line_where_the_input_is_bad(
 @pytest.mark.parametrize(
     ("fault", "how"),
     [
-        ("die at load", "ended with code 7: malloc: the last words"),
-        ("killed at load", "ended by SIGKILL, as where memory runs out: it said nothing"),
+        ("die at load", "ended with exit code 7: malloc: the last words"),
+        ("killed at load", "was ended by SIGKILL (probably out of memory): no output"),
     ],
 )
 def test_a_model_whose_process_dies_while_it_is_loaded_ends_with_1_and_one_line(
@@ -197,12 +265,27 @@ def test_a_model_whose_process_dies_while_it_is_loaded_ends_with_1_and_one_line(
     start = ["evaluate", "--module", "tiny_hear_module", "--tasks-dir", str(tmp_path / "tasks")]
     options = json.dumps({"fault": fault})
     assert code_of(*start, "--out", str(tmp_path / "out"), "--model-options", options) == 1
-    log = tmp_path / "out/harness.log"
-    said = capfd.readouterr().err.strip()
-    assert "\n" not in said
-    assert said.startswith("error: tiny_hear_module could not be loaded: the harness's process")
-    assert f"{how} (its log: {log})" in said
-    assert log.is_file()
+    line = capfd.readouterr().err.strip()
+    assert line == f"error: tiny_hear_module could not be loaded: its process {how}"
+    assert not (tmp_path / "out").exists()
+
+
+def test_on_a_terminal_each_task_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hear_m2d.evaluation.cli import TaskTable
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with TaskTable(["a", "long"]) as progress:
+        progress("long", "embedding")
+        progress("a", "top1_acc 0.5000")
+    screen = terminal.getvalue()
+    assert "a     waiting" in screen
+    assert "long  embedding" in screen
+    assert "a     top1_acc 0.5000" in screen
 
 
 def test_without_the_official_packages_the_commands_say_what_to_type(

@@ -1,6 +1,6 @@
 """The smallest module with the HEAR API that learns something: mean and deviation of 32 log bands.
 
-`load_model(fault=…)` gives one that breaks a rule, for tests of how that is told.
+`load_model(fault=…)` gives one that breaks a rule, for tests of how that is reported.
 """
 
 import os
@@ -23,18 +23,26 @@ class Bands(torch.nn.Module):
         if self.fault == "raise":
             raise RuntimeError("this model always fails")
         if self.fault == "die on short clips" and audio.shape[1] < self.sample_rate:
-            os._exit(9)
+            os.kill(os.getpid(), signal.SIGKILL)
         frames = audio.shape[1] // HOP
         frame = audio[:, : frames * HOP].reshape(audio.shape[0], frames, HOP)
         power = torch.fft.rfft(frame * torch.hann_window(HOP, device=audio.device)).abs()[..., 1:257]
         return power.reshape(*power.shape[:2], 32, 8).mean(-1).add(1e-3).log()
 
 
-def load_model(model_file_path: str = "", sample_rate: int = 16000, fault: str = "") -> Bands:
+class SampleRateOnly(torch.nn.Module):
+    def __init__(self, sample_rate: int) -> None:
+        super().__init__()
+        self.sample_rate = sample_rate
+
+
+def load_model(model_file_path: str = "", sample_rate: int = 16000, fault: str = "") -> torch.nn.Module:
     if fault == "load":
         raise ValueError("no such fault")
     if fault == "load at run time":
         raise RuntimeError("no weights fit")
+    if fault == "no attributes":
+        return SampleRateOnly(sample_rate)
     if fault == "die at load":
         os.write(2, b"malloc: the last words\n")
         os._exit(7)

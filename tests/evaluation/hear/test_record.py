@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from hear_m2d.evaluation.hear.plan import make_plan
 from hear_m2d.evaluation.hear.record import RunRecord, describe, sha256
-from hear_m2d.evaluation.hear.settings import Evaluation, device_environment
+from hear_m2d.evaluation.hear.settings import Evaluation, job_environments, visible_gpus
 from hear_m2d.evaluation.hear.tasks import find_tasks
+from hear_m2d.utils.errors import InputError
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def test_a_folder_belongs_to_a_checkpoints_content_not_to_its_name(
     (tmp_path / "moved.ckpt").write_text("weights of a")
     RunRecord.open(settings.out, describe(replace(settings, model=tmp_path / "moved.ckpt")))
     (tmp_path / "a.ckpt").write_text("weights of b")
-    with pytest.raises(ValueError, match="holds another evaluation: sha256"):
+    with pytest.raises(InputError, match="holds another evaluation: sha256"):
         RunRecord.open(settings.out, describe(settings))
 
 
@@ -47,7 +49,7 @@ def test_other_settings_need_another_folder(settings: Evaluation, change: dict[s
 def test_a_folder_that_holds_other_things_is_refused(settings: Evaluation) -> None:
     settings.out.mkdir()
     (settings.out / "thesis.txt").write_text("do not touch")
-    with pytest.raises(ValueError, match="is not empty and holds no evaluation"):
+    with pytest.raises(InputError, match=r"is not empty and has no evaluation\.json"):
         RunRecord.open(settings.out, describe(settings))
 
 
@@ -70,42 +72,36 @@ def published(tmp_path: Path) -> Path:
     return tmp_path / "plain.pth"
 
 
-def test_a_published_file_has_its_config_and_what_it_left_open_recorded(
+def test_what_a_published_file_leaves_open_is_recorded_until_it_is_given(
     settings: Evaluation, published: Path
 ) -> None:
     ours = replace(settings, module="hear_m2d", model=published)
-    model = describe(ours)["model"]
-    assert model["config"]["encoder"]["width"] == 64
-    assert model["config"]["encoder"]["input_size"] == [80, 96]
-    assert any("16000 Hz taken" in note for note in model["notes"])
+    assert any("16000 Hz taken" in note for note in describe(ours)["model"]["notes"])
     given = describe(replace(ours, options={"sample_rate": 32000, "std": 3.0}))["model"]
-    assert given["config"]["frontend"]["sample_rate"] == 32000
-    assert given["config"]["std"] == 3.0
     assert not any("16000 Hz taken" in note for note in given["notes"])
 
 
-def test_what_a_file_left_open_is_told(
+def test_what_a_file_leaves_open_is_printed_and_the_config_is_that_of_the_loaded_model(
     settings: Evaluation, published: Path, tiny_tasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hear_m2d.evaluation.hear import harness
-
-    monkeypatch.setattr(harness, "check_installed", lambda tool: None)
-    monkeypatch.setattr(harness, "_run", lambda *job: ())
-    tiny_tasks.scene_multiclass(settings.tasks_dir / "tasks", sizes=(4, 4, 4))
-    settings.out.mkdir()
+    tiny_tasks.scene_multiclass(settings.tasks_dir / "tasks")
     ours = replace(settings, module="hear_m2d", model=published, tasks_dir=settings.tasks_dir / "tasks")
     lines: list[str] = []
-    results = harness.evaluate(ours, progress=lines.append)
-    assert lines == [f"{published}: {note}" for note in results["model"]["notes"]]
+    plan = make_plan(
+        replace(ours, options={"dur_frames": 48}), progress=lambda task, text: lines.append(text)
+    )
+    model = plan.record.facts["model"]
+    assert lines == [f"{published}: {note}" for note in model["notes"]]
     assert any("16000 Hz taken" in line for line in lines)
-
-
-def test_a_config_of_ours_is_the_one_that_runs(settings: Evaluation, our_checkpoint: Path) -> None:
-    ours = replace(settings, module="hear_m2d", model=our_checkpoint, options={"dur_frames": 48})
-    model = describe(ours)["model"]
-    assert model["notes"] == []
     assert model["config"]["encoder"]["input_size"] == [80, 48]
-    with pytest.raises(ValueError, match="Did you mean dtype"):
+
+
+def test_an_unknown_option_of_ours_is_answered_with_the_nearest(
+    settings: Evaluation, our_checkpoint: Path
+) -> None:
+    ours = replace(settings, module="hear_m2d", model=our_checkpoint)
+    assert describe(ours)["model"]["notes"] == []
+    with pytest.raises(InputError, match="Did you mean dtype"):
         describe(replace(ours, options={"dtyp": "bfloat16"}))
 
 
@@ -115,7 +111,7 @@ def test_a_folder_stands_for_the_checkpoint_in_it(
     run = tmp_path / "run_0.7"
     run.mkdir()
     replace(settings, model=run)  # another module may keep its model in a folder
-    with pytest.raises(ValueError, match=r"run_0\.7 is not a file, but a folder without a checkpoint"):
+    with pytest.raises(InputError, match=r"run_0\.7 is not a file, but a folder without a checkpoint"):
         describe(replace(settings, module="hear_m2d", model=run))
     inside = our_checkpoint.rename(run / "checkpoint.safetensors")
     model = describe(replace(settings, module="hear_m2d", model=run))["model"]
@@ -141,7 +137,7 @@ def test_the_folder_of_a_pretraining_run_is_refused(settings: Evaluation) -> Non
     (settings.out / "run.json").write_text('{"recipe": {}, "steps": 3}')
     (settings.out / "checkpoint.safetensors").touch()
     with pytest.raises(
-        ValueError, match=r"holds no evaluation, but checkpoint\.safetensors, run\.json: give"
+        ValueError, match=r"has no evaluation\.json, but checkpoint\.safetensors, run\.json: give"
     ):
         RunRecord.open(settings.out, describe(settings))
 
@@ -149,25 +145,25 @@ def test_the_folder_of_a_pretraining_run_is_refused(settings: Evaluation) -> Non
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", '{"identity": {}}', '{"identity": 1, "tasks": {}}', "\0"]
 )
-def test_a_record_that_is_none_is_refused_by_name(settings: Evaluation, content: str) -> None:
+def test_a_damaged_record_is_refused_by_name(settings: Evaluation, content: str) -> None:
     settings.out.mkdir()
     (settings.out / "evaluation.json").write_text(content)
-    with pytest.raises(ValueError, match=r"evaluation\.json holds something else: "):
+    with pytest.raises(InputError, match=r"evaluation\.json is damaged: "):
         RunRecord.open(settings.out, describe(settings))
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"tasks": [1]}'])
-def test_results_that_are_none_are_refused_by_name(settings: Evaluation, content: str) -> None:
+def test_damaged_results_are_refused_by_name(settings: Evaluation, content: str) -> None:
     claim(settings)
     (settings.out / "results.json").write_text(content)
-    with pytest.raises(ValueError, match=r"results\.json holds something else: "):
-        RunRecord.open(settings.out, describe(settings)).earlier_entries()
+    with pytest.raises(InputError, match=r"results\.json is damaged: "):
+        RunRecord.open(settings.out, describe(settings)).earlier_results()
 
 
 def test_nothing_is_written_before_the_folder_is_claimed(settings: Evaluation) -> None:
     record = RunRecord.open(settings.out, describe(settings))
     assert not settings.out.exists()
-    with record.alone():
+    with record.lock():
         pass
     RunRecord.open(settings.out, describe(replace(settings, grid="fast")))
 
@@ -175,20 +171,21 @@ def test_nothing_is_written_before_the_folder_is_claimed(settings: Evaluation) -
 def test_a_folder_claimed_meanwhile_is_seen_under_the_lock(settings: Evaluation) -> None:
     late = RunRecord.open(settings.out, describe(replace(settings, grid="fast")))
     claim(settings)
-    with pytest.raises(ValueError, match="holds another evaluation: grid"), late.alone():
+    with pytest.raises(InputError, match="holds another evaluation: grid"), late.lock():
         pass
 
 
-def test_another_task_of_the_same_name_is_refused(settings: Evaluation, tmp_path: Path, tiny_tasks) -> None:
+def test_another_task_of_the_same_name_counts_as_changed(
+    settings: Evaluation, tmp_path: Path, tiny_tasks
+) -> None:
     tiny_tasks.scene_multiclass(tmp_path / "first", sizes=(4, 4, 4))
     tiny_tasks.scene_multiclass(tmp_path / "second", sizes=(8, 4, 4))
     (first,), (second,) = find_tasks(tmp_path / "first"), find_tasks(tmp_path / "second")
     settings.out.mkdir()
     RunRecord.open(settings.out, describe(settings)).remember([first], sample_rate=16000)
     again = RunRecord.open(settings.out, describe(settings))
-    again.check_same(first)
-    with pytest.raises(ValueError, match="embeddings of another version of tones"):
-        again.check_same(second)
+    assert not again.has_changed(first)
+    assert again.has_changed(second)
 
 
 def test_the_sum_of_a_folder_sees_names_and_contents(tmp_path: Path) -> None:
@@ -199,39 +196,58 @@ def test_the_sum_of_a_folder_sees_names_and_contents(tmp_path: Path) -> None:
     assert sha256(tmp_path / "d") != before
 
 
-def test_the_device_is_chosen_by_what_the_kit_can_see(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert device_environment("cpu") == {"CUDA_VISIBLE_DEVICES": ""}
-    assert device_environment(None) == device_environment("cuda") == {}
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert device_environment("cuda:3") == {"CUDA_VISIBLE_DEVICES": "3"}
+class Gpus:
+    """What torch tells of a machine with two GPUs, or none."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int = 2) -> None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr("torch.cuda.is_available", lambda: count > 0)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+        monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"card {index}")
+
+
+def test_gpus_are_named_as_cuda_visible_devices_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpus(monkeypatch)
+    assert visible_gpus("cpu") == []
+    assert visible_gpus(None) == visible_gpus("cuda") == ["0", "1"]
+    assert visible_gpus("cuda:1") == ["1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert device_environment("cuda:1") == {"CUDA_VISIBLE_DEVICES": "7"}
-    for wrong in ("cuda:2", "tpu"):
-        with pytest.raises(ValueError, match="device"):
-            device_environment(wrong)
+    assert visible_gpus("cuda:1") == ["7"]
+    with pytest.raises(InputError, match="there is no device cuda:2: torch sees 2"):
+        visible_gpus("cuda:2")
+
+
+def test_gpus_and_threads_are_shared_out_over_the_jobs(
+    settings: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Gpus(monkeypatch)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 8)
+    each = job_environments(replace(settings, device=None))
+    assert [job["CUDA_VISIBLE_DEVICES"] for job in each] == ["0", "1"]
+    assert {job["OMP_NUM_THREADS"] for job in each} == {"4"}
+    three = job_environments(replace(settings, device=None, jobs=3))
+    assert [job["CUDA_VISIBLE_DEVICES"] for job in three] == ["0", "1", "0"]
+    (one,) = job_environments(settings)
+    assert (one["CUDA_VISIBLE_DEVICES"], one["OMP_NUM_THREADS"]) == ("", "8")
 
 
 def test_a_gpu_asked_for_where_there_is_none_is_an_error(settings: Evaluation) -> None:
-    with pytest.raises(ValueError, match="torch sees no GPU"):
+    with pytest.raises(InputError, match="torch sees no GPU"):
         describe(replace(settings, device="cuda"))
 
 
-def test_a_gpu_with_a_number_that_is_not_there_is_an_error(
-    settings: Evaluation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr("torch.cuda.get_device_name", lambda index: f"card {index}")
+def test_the_gpu_asked_for_is_recorded_by_name(settings: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpus(monkeypatch)
     assert describe(replace(settings, device="cuda:1"))["environment"]["device"] == "cuda card 1"
-    with pytest.raises(ValueError, match="there is no device cuda:2: torch sees 2"):
-        describe(replace(settings, device="cuda:2"))
 
 
 def test_settings_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Did you mean fast"):
+    with pytest.raises(InputError, match="Did you mean fast"):
         Evaluation(tasks_dir=tmp_path, out=tmp_path, grid="fats")
-    with pytest.raises(ValueError, match="at least 1"):
+    for wrong in ("tpu", "cpu:1", "cuda:x"):
+        with pytest.raises(InputError, match="unknown device"):
+            Evaluation(tasks_dir=tmp_path, out=tmp_path, device=wrong)
+    with pytest.raises(InputError, match="at least 1"):
         Evaluation(tasks_dir=tmp_path, out=tmp_path, grid_points=0)
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+    with pytest.raises(InputError, match="there is no checkpoint at"):
         Evaluation(tasks_dir=tmp_path, out=tmp_path, module="m", model=tmp_path / "absent")

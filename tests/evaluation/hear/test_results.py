@@ -5,7 +5,13 @@ from typing import Any
 
 import pytest
 
-from hear_m2d.evaluation.hear.results import failed, is_finished, read_finished, table, write_json
+from hear_m2d.evaluation.hear.results import failed, is_finished, read_finished, table
+
+MEASURED = {
+    "seconds": {"total": 9.0},
+    "peak_memory_bytes": 7,
+    "stage_peak_memory_bytes": {"embedding": 7, "prediction": 6},
+}
 
 
 def write_raw(out: Path, raw: dict[str, Any], *, task: str = "t-v1-full") -> Path:
@@ -28,7 +34,7 @@ def fold(score: float, **more: float) -> dict[str, float]:
 
 
 def read(folder: Path, out: Path) -> dict[str, Any]:
-    return read_finished(folder, out=out, metric="top1_acc", peak_memory_bytes=7)
+    return read_finished(folder, out=out, metric="top1_acc", measured=MEASURED)
 
 
 def test_a_task_without_folds_is_copied_as_printed(tmp_path: Path) -> None:
@@ -43,8 +49,9 @@ def test_a_task_without_folds_is_copied_as_printed(tmp_path: Path) -> None:
         "score": 0.5,
         "scores": {"top1_acc": 0.5, "mAP": 0.25},
         "folds": [{"fold": "test", "score": 0.5, "scores": {"top1_acc": 0.5, "mAP": 0.25}}],
-        "seconds": {"embedding": 1.5, "prediction": 2.5},
+        "seconds": {"embedding": 1.5, "prediction": 2.5, "total": 9.0},
         "peak_memory_bytes": 7,
+        "stage_peak_memory_bytes": {"embedding": 7, "prediction": 6},
         "raw": "embeddings/m/t-v1-full/test.predicted-scores.json",
     }
 
@@ -84,13 +91,10 @@ def test_an_infinite_further_metric_is_null_and_named_but_the_task_is_ok(tmp_pat
     assert entry["error"] == "d_prime of test is infinite"
 
 
-def test_the_file_is_strict_json_and_replaced_whole(tmp_path: Path) -> None:
-    target = tmp_path / "results.json"
-    write_json(target, {"a": 1})
-    with pytest.raises(ValueError, match="Out of range float values"):
-        write_json(target, {"a": math.nan})
-    assert json.loads(target.read_text()) == {"a": 1}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["results.json"]
+def test_a_file_of_the_kit_without_a_fold_with_a_score_fails_the_task(tmp_path: Path) -> None:
+    entry = read(write_raw(tmp_path, {"hparams": {"lr": 1}, "test": {"test_loss": 0.1}}), tmp_path)
+    assert (entry["status"], entry["score"], entry["folds"]) == ("failed", None, [])
+    assert "has no fold with a score" in entry["error"]
 
 
 def test_a_task_is_finished_only_with_both_done_files(tmp_path: Path) -> None:
@@ -100,12 +104,18 @@ def test_a_task_is_finished_only_with_both_done_files(tmp_path: Path) -> None:
     assert is_finished(folder)
 
 
-def test_the_table_has_a_line_for_each_task(tmp_path: Path) -> None:
+def test_the_table_has_a_line_for_each_task_and_marks_a_grid_that_is_not_the_published_one(
+    tmp_path: Path,
+) -> None:
     good = read(write_raw(tmp_path, {"fold00": fold(0.5), "fold01": fold(0.7)}), tmp_path)
-    lines = table([good, failed("broken", metric="mAP", error="it broke")]).split("\n")
+    tasks = [good, failed("broken", metric="mAP", error="it broke")]
+    lines = table({"tasks": tasks, "harness": {"grid": "default", "grid_points": 8}}).split("\n")
+    assert len(lines) == 3
     assert "0.6000 ± 0.1414" in lines[1]
     assert lines[2].startswith("broken")
     assert lines[2].endswith("failed")
+    for harness in ({"grid": "fast", "grid_points": 8}, {"grid": "default", "grid_points": 1}):
+        assert "NOT THE PUBLISHED GRID" in table({"tasks": tasks, "harness": harness}).split("\n")[-1]
 
 
 @pytest.mark.parametrize(("clips", "altered"), [(400, None), (30, "90 clips, where HEAR has 2000")])
