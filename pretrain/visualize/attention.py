@@ -1,4 +1,4 @@
-"""Attention weights of an encoder's blocks, recomputed: the fused attention they use returns none."""
+"""Attention weights of an encoder's blocks, computed again: the fused attention does not return them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def attention_weights(block: Any, tokens: Tensor, queries: Sequence[int] | None 
     Args:
         block: A timm ``Block``.
         tokens: Its input, (batch, tokens, width).
-        queries: Indices of the tokens that look; all where none are given.
+        queries: Indices of the tokens whose attention is wanted; all by default.
 
     Returns:
         (batch, heads, queries, tokens); each row sums to 1.
@@ -41,8 +41,8 @@ def attention_maps(
 
     Args:
         encoder: The encoder, in eval mode.
-        x: One standardised window, (1, 1, mels, frames) in whole patches.
-        queries: Indices of tokens; where the encoder has a class token, that is token 0.
+        x: One standardized window, (1, 1, mels, frames) in whole patches.
+        queries: Indices of tokens; the class token, if the encoder has one, is token 0.
         layers: Indices of blocks from 0; negative ones count from the last.
 
     Returns:
@@ -50,10 +50,10 @@ def attention_maps(
     """
     depth = len(encoder.blocks)
     wanted = [layer % depth for layer in layers]
-    found: dict[int, Tensor] = {}
+    maps: dict[int, Tensor] = {}
     tokens = encoder.with_class_token(encoder.embed(x))
     for index, block in enumerate(encoder.blocks[: max(wanted) + 1]):
         if index in wanted:
-            found[index] = attention_weights(block, tokens, queries)[0]
+            maps[index] = attention_weights(block, tokens, queries)[0]
         tokens = block(tokens)
-    return torch.stack([found[index] for index in wanted])
+    return torch.stack([maps[index] for index in wanted])

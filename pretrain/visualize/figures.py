@@ -13,15 +13,14 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.frontend import FrontendConfig, mel_edges
-from hear_m2d.pretrain.visualize.queries import Query
+from hear_m2d.pretrain.visualize.queries import Query, Window
 from hear_m2d.utils.files import atomic_write
 
 HERTZ = (100, 500, 1000, 2000, 4000, 8000, 16000)
-HIDDEN = "#c9ced8"
-GLOW = (1.0, 0.35, 0.05)  # attention, over the grey log-mel
-EYE = "#00c2ff"  # the query's own patch
+MASKED_COLOR = "#c9ced8"
+ATTENTION_COLOR = (1.0, 0.35, 0.05)  # over the gray log-mel
+QUERY_COLOR = "#00c2ff"  # the outline of the query's own patch
 DPI = 100
 
 
@@ -35,7 +34,7 @@ def draw_reconstruction(
     """Draw a 2 by 2 of spectrograms.
 
     Args:
-        panels: (mels, frames) by title, standardised; the last is an error, and nan is what was hidden.
+        panels: (mels, frames) by title, standardized; the last is an error, and nan is masked.
         picture: The PNG.
         frontend: The log-mel.
         start_s: Time of the first frame in its file, seconds.
@@ -46,11 +45,11 @@ def draw_reconstruction(
     low, high = np.nanpercentile(values[0], [1, 99.5])
     for number, (axis, name, value) in enumerate(zip(axes, panels, values, strict=True)):
         is_error = number == len(values) - 1
-        look: dict[str, Any] = {"vmin": low, "vmax": max(high, low + 1e-3), "cmap": "magma"}
+        colors: dict[str, Any] = {"vmin": low, "vmax": max(high, low + 1e-3), "cmap": "magma"}
         if is_error:
-            look = {"vmin": 0, "vmax": 2, "cmap": "viridis"}
-        image = axis.imshow(value, **_frame(value.shape[1], frontend, start_s), **look)
-        axis.set_facecolor(HIDDEN)
+            colors = {"vmin": 0, "vmax": 2, "cmap": "viridis"}
+        image = axis.imshow(value, **_frame(value.shape[1], frontend, start_s), **colors)
+        axis.set_facecolor(MASKED_COLOR)
         axis.set_title(name, fontsize=11, loc="left")
         if number % 2:  # the first panels of both rows share their scale with those beside them
             bar = figure.colorbar(image, ax=axis, shrink=0.9, pad=0.01)
@@ -72,43 +71,43 @@ def draw_attention(
     *,
     layers: Sequence[int],
     heads: Sequence[int | None],
-    encoder: EncoderConfig,
-    frontend: FrontendConfig,
-    start_s: float,
+    window: Window,
 ) -> None:
-    """Draw what one query attends to: a row a layer, a column a head, over the log-mel in grey.
+    """Draw what one query attends to: a row for each layer, a column for each head, over the log-mel in gray.
 
     Args:
         logmel: Standardised, (mels, frames) in whole patches.
         maps: Attention over the encoder's tokens, (layers, heads of the encoder, tokens).
-        query: Whose.
+        query: The query.
         picture: The PNG.
         layers: Block indices, for the titles.
         heads: Head indices; None: the mean over all heads.
-        encoder: Sizes.
-        frontend: The log-mel.
-        start_s: Time of the first frame in its file, seconds.
+        window: Where the log-mel lies.
     """
+    encoder, frontend, start_s = window.encoder, window.frontend, window.start_s
     high, wide = encoder.patch_size
-    rows, columns = encoder.grid[0], logmel.shape[1] // wide
-    grey = _grey(logmel.numpy())
+    rows, columns = encoder.grid[0], window.columns
+    gray = _gray(logmel.numpy())
     panel = max(1.9, min(3.6, 0.0145 * columns * wide)), 1.2
     figure, axes = _grid(len(layers), len(heads), panel)
     for row, layer in enumerate(layers):
         for column, head in enumerate(heads):
             axis = axes[row, column]
             weights = maps[row].mean(0) if head is None else maps[row, head]
-            own = float(weights[0]) if encoder.class_token else None
+            class_share = float(weights[0]) if encoder.class_token else None
             on_patches = weights[int(encoder.class_token) :].reshape(rows, columns).numpy()
             shown = on_patches.repeat(high, 0).repeat(wide, 1)
             strength = _strength(shown, even=1 / len(weights))[..., None]
-            mixed = grey[..., None] * (1 - strength) + np.array(GLOW) * strength
+            mixed = gray[..., None] * (1 - strength) + np.array(ATTENTION_COLOR) * strength
             axis.imshow(mixed, **_frame(shown.shape[1], frontend, start_s), interpolation="nearest")
             if query.place is not None:
-                _outline(axis, query.place, encoder, frontend, start_s)
-            most = f"most {100 * float(on_patches.max()):.1f} %"
+                _outline(axis, query.place, window)
+            largest = f"max {100 * float(on_patches.max()):.1f} %"
             axis.set_title(
-                most if own is None else f"{most}, class {100 * own:.0f} %", fontsize=7, loc="left", pad=2
+                largest if class_share is None else f"{largest}, class {100 * class_share:.0f} %",
+                fontsize=7,
+                loc="left",
+                pad=2,
             )
             axis.tick_params(labelsize=7)
             _hertz_ticks(axis, frontend, few=True)
@@ -141,45 +140,43 @@ def _grid(rows: int, columns: int, panel: tuple[float, float]) -> tuple[Figure, 
 
 
 def _strength(shares: NDArray[np.float32], *, even: float) -> NDArray[np.float64]:
-    """Scale attention to 0 … 0.9: what exceeds an even share, against the largest, but at least four of them.
+    """Scale attention to 0 … 0.9: what exceeds an even share, relative to the largest (at least four shares).
 
-    The square root: beside one patch that takes most, the rest would be all black.
+    As the square root: next to one patch with most of the attention, all others would be black.
     """
-    most = max(float(shares.max()), 4 * even)
-    scaled: NDArray[np.float64] = 0.9 * np.sqrt(np.clip((shares - even) / (most - even), 0, 1))
+    largest = max(float(shares.max()), 4 * even)
+    scaled: NDArray[np.float64] = 0.9 * np.sqrt(np.clip((shares - even) / (largest - even), 0, 1))
     return scaled
 
 
-def _grey(logmel: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Scale to 0 … 0.7: what is lit by attention must stand out from the loudest sound."""
+def _gray(logmel: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Scale to 0 … 0.7: attention must stand out from the loudest sound."""
     low, high = np.percentile(logmel, [1, 99.5])
     scaled: NDArray[np.float64] = np.clip((logmel - low) / max(high - low, 1e-6), 0, 1) * 0.7
     return scaled
 
 
-def _outline(
-    axis: Axes, place: tuple[int, int], encoder: EncoderConfig, frontend: FrontendConfig, start_s: float
-) -> None:
-    high, wide = encoder.patch_size
-    hop_s = frontend.hop_ms / 1000
-    corner = (start_s + (place[1] * wide - 0.5) * hop_s, place[0] * high - 0.5)
-    axis.add_patch(Rectangle(corner, wide * hop_s, high, fill=False, edgecolor=EYE, linewidth=1.6))
+def _outline(axis: Axes, place: tuple[int, int], window: Window) -> None:
+    high, wide = window.encoder.patch_size
+    hop_s = window.frontend.hop_ms / 1000
+    corner = (window.start_s + (place[1] * wide - 0.5) * hop_s, place[0] * high - 0.5)
+    axis.add_patch(Rectangle(corner, wide * hop_s, high, fill=False, edgecolor=QUERY_COLOR, linewidth=1.6))
 
 
 def _frame(frames: int, frontend: FrontendConfig, start_s: float) -> dict[str, Any]:
-    """Return where an image lies: frame k is centred on k hops, mel bin m on m."""
+    """Return where an image lies: frame k is centered on k hops, mel bin m on m."""
     hop_s = frontend.hop_ms / 1000
     extent = (start_s - 0.5 * hop_s, start_s + (frames - 0.5) * hop_s, -0.5, frontend.n_mels - 0.5)
     return {"origin": "lower", "aspect": "auto", "extent": extent}
 
 
 def _hertz_ticks(axis: Axes, frontend: FrontendConfig, *, few: bool = False) -> None:
-    centres = mel_edges(frontend)[1:-1]
-    shown = [hertz for hertz in HERTZ if centres[0] <= hertz <= centres[-1] * 1.06]
+    centers = mel_edges(frontend)[1:-1]
+    shown = [hertz for hertz in HERTZ if centers[0] <= hertz <= centers[-1] * 1.06]
     if few:
         shown = [hertz for hertz in shown if hertz in (100, 1000, 4000, 16000)]
     labels = [f"{hertz // 1000}k" if hertz >= 1000 else str(hertz) for hertz in shown]
-    axis.set_yticks(np.interp(shown, centres, np.arange(frontend.n_mels)), labels)
+    axis.set_yticks(np.interp(shown, centers, np.arange(frontend.n_mels)), labels)
     axis.tick_params(labelsize=7 if few else 8)
 
 

@@ -1,10 +1,9 @@
-"""Which patches look: those asked for (`--query 1.2,440Hz`), or the loudest and some far from it."""
+"""Which patches to draw the attention of: those asked for (`--query 1.2,440Hz`), or a choice."""
 
 from __future__ import annotations
 
-import math
+import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +13,10 @@ from hear_m2d.model.encoder import EncoderConfig, patchify
 from hear_m2d.model.frontend import FrontendConfig, mel_edges
 from hear_m2d.utils.errors import InputError
 
-SPREAD = 2  # patches beside the loudest, unasked
-CLASS = "class"
+SPREAD = 2  # patches beside the loudest, by default
+_POINT = re.compile(
+    r"\s*(?P<time>\d+\.?\d*)\s*,\s*((?P<value>\d+\.?\d*)\s*(?P<unit>k?hz)|(?P<mel>\d+))\s*", re.I
+)
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Point:
     Attributes:
         text: As typed.
         time_s: Seconds from the file's start; None: the class token.
-        mel: Mel bin, where that was given.
-        hertz: Frequency, where that was given.
+        mel: Mel bin, if that was given.
+        hertz: Frequency, if that was given.
     """
 
     text: str
@@ -37,10 +38,10 @@ class Point:
 
 @dataclass(frozen=True)
 class Query:
-    """A token that looks at the others.
+    """A token whose attention is drawn.
 
     Attributes:
-        name: What it is, for people.
+        name: For the page.
         token: Its index among the encoder's tokens.
         place: Row (from the lowest frequency) and column of its patch; None: the class token.
     """
@@ -50,153 +51,133 @@ class Query:
     place: tuple[int, int] | None = None
 
 
-def parse_query(text: str) -> Point:
-    """Read ``TIME_S,MEL``, ``TIME_S,HERTZHz`` (or kHz), or ``class``.
+@dataclass(frozen=True)
+class Window:
+    """Where the drawn window lies.
 
-    Raises:
-        ValueError: It is none of them.
-    """
-    if text.strip().lower() == CLASS:
-        return Point(CLASS)
-    time, comma, height = (part.strip() for part in text.partition(","))
-    unit = {"khz": 1000.0, "hz": 1.0}
-    found = next((name for name in unit if height.lower().endswith(name)), "")
-    try:
-        if not comma:
-            raise ValueError
-        time_s, value = float(time), float(height[: len(height) - len(found)])
-        if not (math.isfinite(time_s) and math.isfinite(value) and time_s >= 0 and value >= 0):
-            raise ValueError
-        if found:
-            return Point(text, time_s, hertz=value * unit[found])
-        return Point(text, time_s, mel=int(height))
-    except ValueError as error:
-        raise InputError(
-            f"--query {text}: give TIME_S,MEL (1.2,40: the mel bin), TIME_S,HERTZ with its unit (1.2,440Hz), "
-            f"or class"
-        ) from error
-
-
-def parse_indices(text: str | None, option: str, *, mean: bool = False) -> Any:
-    """Read ``0,5,-1`` or ``all``; with ``mean``, also that word, which becomes None. Nothing gives ().
-
-    Raises:
-        ValueError: It is none of them.
-    """
-    if text is None:
-        return ()
-    if text.strip().lower() == "all":
-        return "all"
-    found: list[int | None] = []
-    for part in text.split(","):
-        word = part.strip().lower()
-        try:
-            found.append(None if mean and word == "mean" else int(word))
-        except ValueError as error:
-            words = "mean, all or numbers" if mean else "all or numbers"
-            raise InputError(f"{option} {text}: give {words} from 0, with commas between them") from error
-    return tuple(found)
-
-
-def locate(
-    point: Point, *, encoder: EncoderConfig, frontend: FrontendConfig, columns: int, start_s: float
-) -> Query:
-    """Return the patch under a point.
-
-    Args:
-        point: What was asked for.
+    Attributes:
         encoder: Sizes.
         frontend: The log-mel.
         columns: Whole patches of the window along time.
         start_s: Where the window begins in its file, seconds.
+    """
+
+    encoder: EncoderConfig
+    frontend: FrontendConfig
+    columns: int
+    start_s: float = 0.0
+
+    @property
+    def patch_s(self) -> float:
+        """Length of a patch, seconds."""
+        return self.encoder.patch_size[1] * self.frontend.hop_ms / 1000
+
+
+def parse_query(text: str) -> Point:
+    """Read ``TIME_S,MEL``, ``TIME_S,HERTZHz`` (or kHz), or ``class``.
 
     Raises:
-        ValueError: The point lies outside the window or the front end's range, or there is no class token.
+        InputError: It is none of them.
     """
-    first = int(encoder.class_token)
+    if text.strip().lower() == "class":
+        return Point(text)
+    found = _POINT.fullmatch(text)
+    if found is None:
+        raise InputError(
+            f"--query {text}: give TIME_S,MEL (1.2,40: the mel bin), TIME_S,HERTZ with its unit (1.2,440Hz), "
+            f"or class"
+        )
+    if found["mel"]:
+        return Point(text, float(found["time"]), mel=int(found["mel"]))
+    unit = 1000.0 if found["unit"].lower() == "khz" else 1.0
+    return Point(text, float(found["time"]), hertz=float(found["value"]) * unit)
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """Read ``0,5,-1``, or ``all``, which gives (); without a text, None.
+
+    Raises:
+        InputError: It is none of them.
+    """
+    if text is None or text.strip().lower() == "all":
+        return None if text is None else ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise InputError(f"--layers {text}: give all, or numbers from 0 separated by commas") from error
+
+
+def locate(point: Point, window: Window) -> Query:
+    """Return the patch at a point.
+
+    Raises:
+        InputError: The point lies outside the window or the front end's range, or there is no class token.
+    """
+    encoder, frontend = window.encoder, window.frontend
     if point.time_s is None:
-        if not first:
+        if not encoder.class_token:
             raise InputError("--query class: this encoder has no class token")
         return Query("class token", 0)
-    high, wide = encoder.patch_size
-    # Frame k is centred on k hops, and reaches half a hop to each side.
-    column = int(((point.time_s - start_s) * 1000 / frontend.hop_ms + 0.5) // wide)
-    if not 0 <= column < columns:
-        end_s = start_s + columns * wide * frontend.hop_ms / 1000
-        raise InputError(f"--query {point.text}: the part drawn goes from {start_s:g} to {end_s:g} seconds")
-    bin_ = point.mel
+    # Frame k is centered on k hops, and reaches half a hop to each side.
+    frame = (point.time_s - window.start_s) * 1000 / frontend.hop_ms + 0.5
+    column = int(frame // encoder.patch_size[1])
+    if not 0 <= column < window.columns:
+        end_s = window.start_s + window.columns * window.patch_s
+        raise InputError(
+            f"--query {point.text}: the window goes from {window.start_s:g} to {end_s:g} seconds"
+        )
+    mel = point.mel
     if point.hertz is not None:
         if not frontend.f_min <= point.hertz <= frontend.f_max:
             raise InputError(
-                f"--query {point.text}: the front end hears {frontend.f_min:g} to {frontend.f_max:g} Hz"
+                f"--query {point.text}: the front end covers {frontend.f_min:g} to {frontend.f_max:g} Hz"
             )
-        centres = mel_edges(frontend)[1:-1]
-        bin_ = round(float(np.interp(point.hertz, centres, np.arange(frontend.n_mels))))
-    assert bin_ is not None
-    if bin_ >= frontend.n_mels:
+        centers = mel_edges(frontend)[1:-1]
+        mel = round(float(np.interp(point.hertz, centers, np.arange(frontend.n_mels))))
+    assert mel is not None
+    if mel >= frontend.n_mels:
         raise InputError(f"--query {point.text}: mel bins go from 0 to {frontend.n_mels - 1}")
-    return patch_query(
-        "", bin_ // high, column, encoder=encoder, frontend=frontend, columns=columns, start_s=start_s
-    )
+    return patch_query("", mel // encoder.patch_size[0], column, window)
 
 
-def patch_query(
-    what: str,
-    row: int,
-    column: int,
-    *,
-    encoder: EncoderConfig,
-    frontend: FrontendConfig,
-    columns: int,
-    start_s: float,
-) -> Query:
-    """Return a patch as a query that says where it is."""
-    high, wide = encoder.patch_size
-    edges = mel_edges(frontend)
+def patch_query(what: str, row: int, column: int, window: Window) -> Query:
+    """Return a patch as a query whose name has its time and frequencies."""
+    high = window.encoder.patch_size[0]
+    edges = mel_edges(window.frontend)
     low, top = edges[row * high], edges[(row + 1) * high + 1]
-    begin = start_s + column * wide * frontend.hop_ms / 1000
-    end = begin + wide * frontend.hop_ms / 1000
-    where = f"{begin:.2f} to {end:.2f} s, {_hertz(low)} to {_hertz(top)}"
-    token = int(encoder.class_token) + row * columns + column
+    begin = window.start_s + column * window.patch_s
+    where = f"{begin:.2f} to {begin + window.patch_s:.2f} s, {_hertz(low)} to {_hertz(top)}"
+    token = int(window.encoder.class_token) + row * window.columns + column
     return Query(f"{what}: {where}" if what else where, token, (row, column))
 
 
-def choose_queries(
-    x: Tensor, *, encoder: EncoderConfig, frontend: FrontendConfig, start_s: float
-) -> list[Query]:
-    """Choose the class token, the loudest patch, and patches as far from it and from one another as can be.
+def choose_queries(x: Tensor, window: Window) -> list[Query]:
+    """Choose the class token, the loudest patch, and patches far from it and from one another.
 
-    Only patches louder than the median are chosen: in silence there is nothing to look for.
+    Only patches louder than the median are chosen: silence has nothing to attend to.
 
     Args:
-        x: The standardised window, (1, 1, mels, frames) in whole patches.
-        encoder: Sizes.
-        frontend: The log-mel.
-        start_s: Where the window begins in its file, seconds.
+        x: The standardized window, (1, 1, mels, frames) in whole patches.
+        window: Where it lies.
     """
-    rows, columns = encoder.grid[0], x.shape[-1] // encoder.patch_size[1]
-    loud = patchify(x, encoder.patch_size)[0].mean(-1)  # (rows * columns,)
+    rows, columns = window.encoder.grid[0], window.columns
+    loud = patchify(x, window.encoder.patch_size)[0].mean(-1)  # (rows * columns,)
     index = torch.arange(rows * columns)
     places = torch.stack([(index // columns + 0.5) / rows, (index % columns + 0.5) / columns], dim=1)
     chosen = [int(loud.argmax())]
     quiet = loud <= loud.median()
     while len(chosen) < min(1 + SPREAD, rows * columns):
-        distance = torch.cdist(places, places[chosen]).amin(1)  # to the nearest of those chosen
+        distance = torch.cdist(places, places[chosen]).amin(1)  # to the nearest chosen one
         distance[quiet] = -1.0
-        best = int(distance.argmax())
-        if distance[best] <= 0:
+        farthest = int(distance.argmax())
+        if distance[farthest] <= 0:
             break
-        chosen.append(best)
-    found = [Query("class token", 0)] if encoder.class_token else []
+        chosen.append(farthest)
+    queries = [Query("class token", 0)] if window.encoder.class_token else []
     for order, patch in enumerate(chosen):
-        found.append(
-            patch_query(
-                "a patch far from it" if order else "the loudest patch",
-                *divmod(patch, columns),
-                encoder=encoder, frontend=frontend, columns=columns, start_s=start_s,
-            )
-        )  # fmt: skip
-    return found
+        what = "a patch far from it" if order else "the loudest patch"
+        queries.append(patch_query(what, *divmod(patch, columns), window))
+    return queries
 
 
 def _hertz(value: float) -> str:

@@ -5,14 +5,14 @@ import torch
 
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.frontend import FrontendConfig, mel_filters
-from hear_m2d.pretrain.visualize.queries import choose_queries, locate, parse_indices, parse_query
+from hear_m2d.pretrain.visualize.queries import Window, choose_queries, locate, parse_layers, parse_query
 
 ENCODER = EncoderConfig(input_size=(80, 208), patch_size=(16, 16), width=32, depth=1, heads=2)
 FRONTEND = FrontendConfig()
 
 
 def place(text, *, columns=13, start_s=0.0, encoder=ENCODER):
-    return locate(parse_query(text), encoder=encoder, frontend=FRONTEND, columns=columns, start_s=start_s)
+    return locate(parse_query(text), Window(encoder, FRONTEND, columns, start_s))
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_the_class_token_is_a_query():
         ("1,9kHz", "50 to 8000 Hz"),
     ],
 )
-def test_a_query_outside_says_what_there_is(text, says):
+def test_a_query_outside_names_the_range(text, says):
     with pytest.raises(ValueError, match=says):
         place(text)
 
@@ -70,7 +70,7 @@ def test_a_time_before_the_part_drawn_is_outside():
         place("4.9,10", start_s=5.0)
 
 
-def test_no_class_token_is_said():
+def test_a_query_for_a_missing_class_token_is_refused():
     encoder = EncoderConfig(width=32, depth=1, heads=2, class_token=False)
     with pytest.raises(ValueError, match="no class token"):
         place("class", encoder=encoder)
@@ -80,36 +80,31 @@ def test_no_class_token_is_said():
 @pytest.mark.parametrize(
     "text", ["", "1", "1,", ",5", "a,b", "1,2,3", "-1,5", "1,-5", "nan,5", "1,infHz", "1,4.5"]
 )
-def test_what_is_no_query_is_refused_with_examples(text):
+def test_a_text_that_is_not_a_query_is_refused_with_examples(text):
     with pytest.raises(ValueError, match=r"1\.2,440Hz"):
         parse_query(text)
 
 
-def test_unasked_the_loudest_patch_looks_and_others_far_from_it():
+def test_by_default_the_loudest_patch_and_others_far_from_it_are_chosen():
     x = torch.full((1, 1, 80, 208), -1.0)
     x[..., 16:32, 32:48] = 3.0  # row 1, column 2
     x[..., 64:80, 192:208] = 1.0  # the far corner
     x[..., 0:16, 96:112] = 0.5
-    queries = choose_queries(x, encoder=ENCODER, frontend=FRONTEND, start_s=0.0)
+    queries = choose_queries(x, Window(ENCODER, FRONTEND, 13))
     assert [query.place for query in queries] == [None, (1, 2), (4, 12), (0, 6)]
     assert queries[1].name.startswith("the loudest patch: 0.32 to 0.48 s")
 
 
 @pytest.mark.parametrize("columns", [1, 13])
-def test_in_silence_one_patch_looks(columns):
-    queries = choose_queries(
-        torch.zeros(1, 1, 80, 16 * columns), encoder=ENCODER, frontend=FRONTEND, start_s=0.0
-    )
+def test_in_silence_one_patch_is_chosen(columns):
+    queries = choose_queries(torch.zeros(1, 1, 80, 16 * columns), Window(ENCODER, FRONTEND, columns))
     assert len(queries) == 2
 
 
-def test_indices_are_read():
-    assert parse_indices(None, "--layers") == ()
-    assert parse_indices("0, 3,-1", "--layers") == (0, 3, -1)
-    assert parse_indices("mean,1", "--heads", mean=True) == (None, 1)
-    assert parse_indices("all", "--layers") == "all"
+def test_layers_are_read():
+    assert parse_layers(None) is None
+    assert parse_layers("0, 3,-1") == (0, 3, -1)
+    assert parse_layers("all") == ()
     for text in ("", "1.5", "first", "1,,2"):
         with pytest.raises(ValueError, match="--layers"):
-            parse_indices(text, "--layers")
-    with pytest.raises(ValueError, match="all or numbers"):
-        parse_indices("mean", "--layers")
+            parse_layers(text)

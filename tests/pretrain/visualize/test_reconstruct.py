@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hear_m2d.model.frontend import LOG_EPS, FrontendConfig, LogMelSpectrogram
-from hear_m2d.pretrain.visualize.griffin_lim import invert_mel, sounds_of_log_mels, why_no_sound
+from hear_m2d.pretrain.visualize.reconstruct import invert_mel, sounds_of_log_mels, why_no_sound
 
 pytest.importorskip("torchaudio", reason="Griffin-Lim is torchaudio's")
 
@@ -75,11 +75,10 @@ def test_the_same_log_mel_gives_the_same_sound_and_no_random_number_is_taken():
     torch.manual_seed(5)
     assert torch.equal(after, torch.rand(1))
     assert torch.equal(first, sounds_of_log_mels(logmel, frontend, steps=3))
-    assert not torch.equal(first, sounds_of_log_mels(logmel, frontend, steps=3, seed=1))
 
 
 def test_without_torchaudio_a_sentence_has_the_line_to_type(monkeypatch):
-    assert why_no_sound() is None
+    assert why_no_sound() == ""
     for name in [name for name in sys.modules if name.split(".")[0] == "torchaudio"]:
         monkeypatch.setitem(sys.modules, name, None)
     assert why_no_sound() == "torchaudio is not installed. Type: pip install torchaudio"
