@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("inputs", metavar="[INPUT]...", nargs=-1)
 @click.option("--model", required=True, help="A checkpoint's path or name, as for `load_model`.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="A folder, or a .parquet file.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option(
     "--what",
     type=click.Choice(["scene", "timestamps", "both"]),
     default="scene",
     show_default=True,
-    help="One vector a clip, vectors in time, or both.",
+    help="One vector per clip, vectors in time, or both.",
 )
 @click.option(
     "--format",
@@ -47,15 +47,15 @@ if TYPE_CHECKING:
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Processes that decode; 0: this one does.  [default: processors - 1, at least 1]  "
-    "With --ray: beside each model, never 0.  [default: 1]",
+    help="Threads that decode; 0: none, decode and embed in turn.  [default: processors - 1, at least 1]  "
+    "With --ray: beside each model.  [default: 1]",
 )
 @MODEL_OPTIONS
 @click.option(
     "--ray", "ray_address", metavar="ADDRESS", help="Work on a Ray cluster: auto, local, or HOST:PORT."
 )
-@click.option("--force", is_flag=True, help="Begin anew: replace what an earlier run wrote to OUT.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.option("--force", is_flag=True, help="Start again: replace what an earlier run wrote to OUT.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done, and stop.")
 def embed(
     inputs: tuple[str, ...],
     model: str,
@@ -73,9 +73,9 @@ def embed(
 ) -> None:
     """Embed audio files.
 
-    INPUT: files, folders (with all below them), or patterns in quotes ('recordings/**/*.flac'), in any format
-    of libsndfile and at any rate. An interrupted run is continued by the same command. Files that cannot be
-    read are listed at the end, in OUT/failed.csv or OUT.failed.csv.
+    INPUT: files, folders (with all below them), or patterns in quotes ('recordings/**/*.flac'), in any common
+    format and at any rate. The same command continues an interrupted run. Files that cannot be read are
+    listed at the end, in OUT/failed.csv (npy) or OUT.failed.csv (parquet).
     """
     from hear_m2d.embed.embedder import ModelSpec
     from hear_m2d.embed.inputs import collect_inputs
@@ -84,16 +84,17 @@ def embed(
     if not inputs and list_file is None:
         raise click.UsageError("give audio files, folders, patterns in quotes, or --list FILE")
     if "dtype" in options:
-        raise click.UsageError(f"--model-options has a dtype: give --dtype {options['dtype']}")
+        raise click.UsageError(f"--model-options contains dtype: give --dtype {options['dtype']} instead")
     spec = ModelSpec(name=model, what=what, options=options | {"dtype": dtype}, device=device)
     if output_format is None:
         output_format = "parquet" if out.suffix == ".parquet" or ray_address else "npy"
-    found = collect_inputs(inputs, list_file)
-    if found.duplicates:
-        click.echo(f"{found.duplicates} mentions of files that are there already are left out", err=True)
+    collected = collect_inputs(inputs, list_file)
+    if collected.duplicates:
+        click.echo(f"{collected.duplicates} repeated mentions of the same files are left out", err=True)
     if dry_run:
         click.echo(
-            f"{len(found.clips)} clips below {found.root}: {found.clips[0].name} … {found.clips[-1].name}"
+            f"{len(collected.clips)} clips below {collected.root}: "
+            f"{collected.clips[0].name} … {collected.clips[-1].name}"
         )
         click.echo(f"{what} embeddings of {model} as {output_format} to {out}")
         return
@@ -103,11 +104,11 @@ def embed(
         from hear_m2d.embed.ray import embed_on_ray
 
         summary = embed_on_ray(
-            found, spec, out, address=ray_address, workers=workers, force=force, progress=True
+            collected, spec, out, address=ray_address, workers=workers, force=force, progress=True
         )
     else:
         summary = embed_files(
-            found, spec, out, output_format=output_format, workers=workers, force=force, progress=True
+            collected, spec, out, output_format=output_format, workers=workers, force=force, progress=True
         )
     report(out, summary)
 
@@ -124,5 +125,5 @@ def report(out: Path, summary: Summary) -> None:
     if summary.many_channels:
         click.echo(f"{summary.many_channels} files with more than two channels were averaged")
     if summary.report is not None:
-        told = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items())
-        click.echo(f"failed: {told}; listed in {summary.report}")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in summary.reasons.items())
+        click.echo(f"failed: {reasons}; listed in {summary.report}")

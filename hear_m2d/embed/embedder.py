@@ -1,6 +1,6 @@
-"""The model of `hear-m2d embed`: decoded clips in batches → embeddings, one at a time or reported.
+"""The model of `hear-m2d embed`: batches of decoded clips → embeddings or failures.
 
-A clip's embedding is its own, whatever it shares a batch with; batches only fill the forward passes.
+The embedding of a clip does not depend on the other clips of its batch; batches only fill the forward passes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from hear_m2d.audio import Sound
 from hear_m2d.checkpoint.build import model_of
 from hear_m2d.checkpoint.resolve import read_weights
-from hear_m2d.embed.decode import Decoded, Failure
-from hear_m2d.embed.inputs import Clip
+from hear_m2d.embed.decode import Decoded
+from hear_m2d.embed.inputs import Clip, Failure
 from hear_m2d.model.config import Options
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.device import pick_device
@@ -28,14 +28,14 @@ from hear_m2d.utils.files import file_sha256
 from hear_m2d.utils.version import installed_version
 
 WHAT = ("scene", "timestamps", "both")
-# Audio in a batch, seconds: windows enough for several passes, little enough to lose when a run is killed.
+# Audio in a batch, seconds: enough windows for several passes, and little lost when a run is killed.
 _BATCH_S = {"cpu": 120.0, "cuda": 600.0}
 _BATCH_CLIPS = 512
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model, and what is asked of it.
+    """Which model, and what to compute.
 
     Attributes:
         name: As for :func:`hear_m2d.load_model`.
@@ -61,11 +61,11 @@ class Embedding:
 
     Attributes:
         clip: The clip.
-        sound: What it was like; its samples are dropped.
+        sound: The decoded file, without its samples.
         duration_s: Its length at the model's rate, seconds.
-        scene: (features,), float32, if asked for.
-        timestamps: (n, features), float32, if asked for.
-        times_ms: (n,), float32, milliseconds, if asked for.
+        scene: (features,), float32; None if not asked for.
+        timestamps: (n, features), float32; None if not asked for.
+        times_ms: (n,), float32, milliseconds; None if not asked for.
     """
 
     clip: Clip
@@ -75,12 +75,18 @@ class Embedding:
     timestamps: NDArray[np.float32] | None
     times_ms: NDArray[np.float32] | None
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its vectors."""
+        arrays = (self.scene, self.timestamps, self.times_ms)
+        return sum(array.nbytes for array in arrays if array is not None)
+
 
 class Embedder:
     """A loaded model on its device.
 
     Args:
-        spec: Which, and what is asked of it.
+        spec: Which model, and what to compute.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -134,13 +140,15 @@ class Embedder:
             return []
         try:
             return self._run(batch)
-        except (ValueError, MemoryError, RuntimeError) as error:
+        except (InputError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not _out_of_memory(error):
                 raise
-            if len(batch) > 1:  # one of them is to blame, or together they are too much
-                return [result for decoded in batch for result in self._embed([decoded])]
-            reason = "not embedded" if isinstance(error, ValueError) else "too large"
-            return [Failure(batch[0].clip.name, reason, " ".join(str(error).split()) or "out of memory")]
+            reason = "not embedded" if isinstance(error, InputError) else "too large"
+            detail = " ".join(str(error).split()) or "out of memory"
+        # Outside of `except`: the traceback keeps the tensors of the failed pass alive.
+        if len(batch) > 1:  # one of them is to blame, or together they are too much
+            return [result for decoded in batch for result in self._embed([decoded])]
+        return [Failure(batch[0].clip.name, reason, detail)]
 
     def _run(self, batch: Sequence[Decoded]) -> list[Embedding | Failure]:
         sounds = [decoded.result for decoded in batch if isinstance(decoded.result, Sound)]
@@ -149,22 +157,28 @@ class Embedder:
         frames: Any = scenes
         times: Any = scenes
         if self.spec.what == "scene":
-            scenes = self.model.scene_embeddings(audio)
+            scenes = _to_numpy(self.model.scene_embeddings(audio))
         elif self.spec.what == "timestamps":
-            frames, times = self.model.timestamp_embeddings(audio)
+            frames, times = map(_to_numpy, self.model.timestamp_embeddings(audio))
         else:
-            scenes, frames, times = self.model.scene_and_timestamp_embeddings(audio)
+            scenes, frames, times = map(_to_numpy, self.model.scene_and_timestamp_embeddings(audio))
         results: list[Embedding | Failure] = []
-        for decoded, sound, *parts in zip(batch, sounds, scenes, frames, times, strict=True):
-            scene, timestamps, times_ms = (None if part is None else part.cpu().numpy() for part in parts)
+        for decoded, sound, scene, timestamps, times_ms in zip(
+            batch, sounds, scenes, frames, times, strict=True
+        ):
             if any(part is not None and not np.isfinite(part).all() for part in (scene, timestamps)):
                 detail = "its samples are so loud that the embedding is not finite"
                 results.append(Failure(decoded.clip.name, "not embedded", detail))
                 continue
-            told = dataclasses.replace(sound, samples=np.empty(0, np.float32))
+            described = dataclasses.replace(sound, samples=np.empty(0, np.float32))
             duration_s = len(sound.samples) / self.sample_rate
-            results.append(Embedding(decoded.clip, told, duration_s, scene, timestamps, times_ms))
+            results.append(Embedding(decoded.clip, described, duration_s, scene, timestamps, times_ms))
         return results
+
+
+def _to_numpy(values: Any) -> Any:
+    """Return a tensor, or each of several, as an array in main memory."""
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else [v.cpu().numpy() for v in values]
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

@@ -1,30 +1,28 @@
 """Many files → embeddings on disk: `hear-m2d embed` on one machine.
 
-Worker processes decode, this process runs the model and writes. What is written is done: the same call
-again goes on where an earlier one was killed. A file that cannot be read is reported at the end.
+Threads decode, this one runs the model and writes. What is written is done: the same call continues where an
+earlier one was killed. A file that cannot be read is reported at the end.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from hear_m2d.audio import Sound
-from hear_m2d.embed.decode import Decoded, Failure, default_workers, read_clips
-from hear_m2d.embed.embedder import Embedder, Embedding, ModelSpec
-from hear_m2d.embed.inputs import Inputs
-from hear_m2d.embed.npy import NpyTarget, Target, said_plainly
+from hear_m2d.embed.decode import default_workers, read_clips
+from hear_m2d.embed.embedder import Embedder, ModelSpec
+from hear_m2d.embed.inputs import Failure, Inputs
+from hear_m2d.embed.loop import Loop
+from hear_m2d.embed.npy import FAILED_FILE, NpyFolder, write_failures
 from hear_m2d.utils.errors import InputError, MissingPackageError, WorkFailedError
+from hear_m2d.utils.files import report_write_errors
 from hear_m2d.utils.progress import ProgressBar
-
-logger = logging.getLogger(__name__)
 
 FORMATS = ("npy", "parquet")
 
@@ -34,14 +32,14 @@ class Summary:
     """What was done.
 
     Attributes:
-        clips: Embedded by this call.
-        already: Done before.
+        clips: Number of clips that this call embedded.
+        already: Number of clips that were embedded before.
         audio_s: Seconds of audio in ``clips``.
         seconds: From the first file to the last.
-        waited_s: How much of them the model waited for decoded audio.
+        waited_s: How much of that the model waited for decoded audio.
         failures: Clips that gave no embedding.
-        report: The list of those, or None where there are none.
-        many_channels: Files with more than two channels, which were averaged.
+        report: The list of those, or None if there are none.
+        many_channels: Number of files with more than two channels, which were averaged.
     """
 
     clips: int
@@ -79,153 +77,100 @@ def embed_files(
     force: bool = False,
     progress: bool = False,
 ) -> Summary:
-    """Embed clips, or continue.
+    """Embed clips, or continue an earlier run.
 
     Args:
         inputs: From :func:`~hear_m2d.embed.inputs.collect_inputs`.
-        spec: The model, and what is asked of it.
-        out: A folder for ``npy``, a file for ``parquet``.
+        spec: The model, and what to compute.
+        out: A folder.
         output_format: ``npy`` or ``parquet``.
-        workers: Processes that decode; by default one fewer than there are processors, at least one.
-            0 decodes in this process.
-        force: Begin anew, whatever lies there.
+        workers: Number of threads that decode; 0 decodes in this thread. The default is that of
+            :func:`~hear_m2d.embed.decode.default_workers`.
+        force: Start again: replace what an earlier run wrote there.
         progress: Show a progress bar.
 
     Returns:
         What was done.
 
     Raises:
-        ValueError: The target belongs to something else; no such model or option.
+        InputError: The folder belongs to something else, or there is no such model or option.
         WorkFailedError: Nothing could be embedded, or writing failed.
     """
     out = Path(out)
     if workers is not None and workers < 0:
-        raise InputError(f"workers={workers}; it is 0 or more")
-    embedder = Embedder(spec)
-    with _open(out, output_format, inputs, embedder, force=force) as target:
-        todo = [clip for clip in inputs.clips if clip.name not in target.done]
-        clips = read_clips(
-            todo, embedder.sample_rate, workers=default_workers() if workers is None else workers
-        )
-        with ProgressBar(total=len(inputs.clips), unit="clip", desc="embed", disable=not progress) as bar:
-            bar.update(len(inputs.clips) - len(todo))
-            run = Run(embedder, out, target.add, bar)
-            with closing(clips):  # ends the worker processes
-                run.through(clips)
-        with said_plainly(out):
-            report = target.finish(run.failures)
-    already = len(inputs.clips) - len(todo)
-    if not run.clips and not already:
-        raise nothing_embedded(run.failures, report)
-    return Summary(
-        clips=run.clips,
-        already=already,
-        audio_s=run.audio_s,
-        seconds=run.seconds,
-        waited_s=run.waited_s,
-        failures=tuple(run.failures),
-        report=report,
-        many_channels=run.many_channels,
-    )
-
-
-def _open(
-    out: Path, output_format: str, inputs: Inputs, embedder: Embedder, *, force: bool
-) -> AbstractContextManager[Target]:
+        raise InputError(f"workers={workers}: it must be 0 or more")
     if output_format not in FORMATS:
-        raise InputError(f"format {output_format!r}; it is one of {', '.join(FORMATS)}")
-    what, facts = embedder.spec.what, embedder.facts()
-    if output_format == "npy":
-        return NpyTarget.open(out, what, inputs, facts, force=force)
-    need_parquet()
-    from hear_m2d.embed.parquet import ParquetTarget
-
-    return ParquetTarget.open(out, what, inputs, facts, force=force)
-
-
-def nothing_embedded(failures: Sequence[Failure], report: Path | None) -> WorkFailedError:
-    """Return the error for a run of which nothing came."""
-    first = failures[0]
-    return WorkFailedError(
-        f"none of the {len(failures)} files could be embedded (the first: {first.name}, {first.reason}: "
-        f"{first.detail}); all are listed in {report}"
-    )
-
-
-def need_parquet() -> None:
-    """Say what to install where Parquet cannot be written.
-
-    Raises:
-        ImportError: pyarrow is not installed.
-    """
-    if importlib.util.find_spec("pyarrow") is None:
+        raise InputError(f"format {output_format!r}: it must be one of {', '.join(FORMATS)}")
+    if output_format == "parquet" and importlib.util.find_spec("pyarrow") is None:
         raise MissingPackageError(
             "Parquet needs pyarrow. Type: pip install 'hear-m2d[parquet]'", name="pyarrow"
         )
+    embedder = Embedder(spec)
+    embed = _embed_npy if output_format == "npy" else _embed_parquet
+    with ProgressBar(total=len(inputs.clips), unit="clip", desc="embed", disable=not progress) as bar:
+        loop = Loop(embedder, out, bar)
+        workers = default_workers() if workers is None else workers
+        already, failures, report = embed(loop, inputs, workers=workers, force=force)
+    return summarize(loop, already, failures, report)
 
 
-class Run:
-    """The loop, and what it counts.
+def summarize(loop: Loop, already: int, failures: Sequence[Failure], report: Path | None) -> Summary:
+    """Return the summary of a run.
 
-    Args:
-        embedder: The model.
-        out: Where it goes, for messages.
-        add: Writes a batch, and returns the clips that cannot be written.
-        bar: Of the progress.
+    Raises:
+        WorkFailedError: Nothing could be embedded.
     """
+    if not loop.clips and not already:
+        first = failures[0]
+        raise WorkFailedError(
+            f"none of the {len(failures)} files could be embedded (the first: {first.name}, {first.reason}: "
+            f"{first.detail}); all are listed in {report}"
+        )
+    return Summary(
+        clips=loop.clips,
+        already=already,
+        audio_s=loop.audio_s,
+        seconds=loop.seconds,
+        waited_s=loop.waited_s,
+        failures=tuple(failures),
+        report=report,
+        many_channels=loop.many_channels,
+    )
 
-    def __init__(
-        self,
-        embedder: Embedder,
-        out: Path,
-        add: Callable[[Sequence[Embedding]], list[Failure]],
-        bar: ProgressBar | None = None,
-    ) -> None:
-        self.embedder = embedder
-        self.out = out
-        self.add = add
-        self.bar = bar
-        self.clips = self.many_channels = 0
-        self.audio_s = self.seconds = self.waited_s = 0.0
-        self.failures: list[Failure] = []
 
-    def through(self, clips: Iterable[Decoded]) -> None:
-        """Embed and write every clip."""
-        start = time.perf_counter()
-        for batch in self.embedder.batches(self._timed(clips)):
-            self._tell_channels(batch)
-            results = self.embedder.embed(batch)
-            embeddings = [result for result in results if isinstance(result, Embedding)]
-            self.failures += [result for result in results if isinstance(result, Failure)]
-            with said_plainly(self.out):
-                unwritten = self.add(embeddings)
-            self.failures += unwritten
-            self.clips += len(embeddings) - len(unwritten)
-            self.audio_s += sum(embedding.duration_s for embedding in embeddings)
-            self.seconds = time.perf_counter() - start
-            if self.bar is None:
-                continue
-            self.bar.update(len(batch))
-            self.bar.note(f"{self.audio_s / 3600:.2f} h, {self.audio_s / self.seconds:.0f}x real time")
+def _embed_npy(
+    loop: Loop, inputs: Inputs, *, workers: int, force: bool
+) -> tuple[int, list[Failure], Path | None]:
+    """Return the number of clips done before, the failures, and their list."""
+    embedder = loop.embedder
+    with NpyFolder.open(loop.out, embedder.spec.what, inputs, embedder.facts(), force=force) as folder:
+        todo = [clip for clip in inputs.clips if not folder.is_done(clip.name)]
+        already = len(inputs.clips) - len(todo)
+        if loop.bar is not None:
+            loop.bar.update(already)
+        with closing(read_clips(todo, embedder.sample_rate, workers=workers)) as clips:
+            loop.run(clips, folder.add)
+        failures = [*inputs.failures, *loop.failures]
+        with report_write_errors(loop.out):
+            return already, failures, write_failures(loop.out / FAILED_FILE, failures)
 
-    def _timed(self, clips: Iterable[Decoded]) -> Iterator[Decoded]:
-        """Pass clips on, and count how long each was waited for."""
-        iterator = iter(clips)
-        while True:
-            before = time.perf_counter()
-            decoded = next(iterator, None)
-            self.waited_s += time.perf_counter() - before
-            if decoded is None:
-                return
-            yield decoded
 
-    def _tell_channels(self, batch: Sequence[Decoded]) -> None:
-        for decoded in batch:
-            if isinstance(decoded.result, Sound) and decoded.result.channels > 2:
-                if not self.many_channels:
-                    logger.info(
-                        "%s has %d channels: they are averaged, as in every other such file",
-                        decoded.clip.path,
-                        decoded.result.channels,
-                    )
-                self.many_channels += 1
+def _embed_parquet(
+    loop: Loop, inputs: Inputs, *, workers: int, force: bool
+) -> tuple[int, list[Failure], Path | None]:
+    """Do the same with shards."""
+    from hear_m2d.embed.parquet import Shards, write_shard
+
+    embedder = loop.embedder
+    with Shards.open(loop.out, embedder.spec.what, inputs, embedder.facts(), force=force) as shards:
+        todo = shards.todo()
+        already, failures = shards.done_before(todo)
+        if loop.bar is not None:
+            loop.bar.update(already + len(failures))
+        rest = [clip for index in todo for clip in shards.clips(index)]
+        with closing(read_clips(rest, embedder.sample_rate, workers=workers)) as clips:
+            for index in todo:
+                shard = islice(clips, len(shards.clips(index)))
+                write_shard(shards.path(index), shard, loop, shards.schema)
+        failures = [*inputs.failures, *failures, *loop.failures]
+        return already, failures, shards.finish(failures)

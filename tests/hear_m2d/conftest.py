@@ -158,13 +158,13 @@ def spec(checkpoint_path: Path) -> ModelSpec:
 
 @pytest.fixture(scope="session")
 def contents() -> Callable[[Path], dict[str, bytes]]:
-    """Every file of a folder but the lock: ``contents(folder)``, bytes by relative name."""
+    """The files of a folder but its lock and list of clips: ``contents(folder)``, bytes by relative name."""
 
     def read(folder):
         return {
             path.relative_to(folder).as_posix(): path.read_bytes()
             for path in sorted(folder.rglob("*"))
-            if path.is_file() and path.name != ".lock"
+            if path.is_file() and path.name not in (".lock", ".written.jsonl")
         }
 
     return read

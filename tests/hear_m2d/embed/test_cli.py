@@ -2,7 +2,6 @@
 
 import csv
 import importlib.util
-import json
 import subprocess
 import sys
 
@@ -14,7 +13,7 @@ import hear_m2d
 from hear_m2d.audio import read_audio
 from hear_m2d.checkpoint.format import save_checkpoint
 from hear_m2d.cli import main
-from hear_m2d.embed.embedder import Embedder
+from hear_m2d.utils.files import lock_folder
 
 pq = pytest.importorskip("pyarrow.parquet")
 
@@ -51,14 +50,14 @@ def test_another_model_or_other_options_in_the_same_folder_are_refused_with_the_
     one_line(
         run(*command, "--model-options", '{"output": "mean"}'),
         2,
-        "options: there {}, asked {'output': 'mean'}",
+        "options is {} there, {'output': 'mean'} now",
         "--force",
     )
     one_line(run(*command, "--dtype", "bfloat16"), 2, "'dtype': 'bfloat16'")
     other = tmp_path / "other.safetensors"
     save_checkpoint(other, make_model(seed=1))
-    one_line(run(sounds, "--model", other, "--out", tmp_path / "out"), 2, "sha256: there ", "asked ")
-    one_line(run(sounds / "a", "--model", spec.name, "--out", tmp_path / "out"), 2, "root: there ")
+    one_line(run(sounds, "--model", other, "--out", tmp_path / "out"), 2, "sha256 is ", " there, ")
+    one_line(run(sounds / "a", "--model", spec.name, "--out", tmp_path / "out"), 2, "root is ")
     assert contents(tmp_path / "out") == before
     assert run(sounds / "a", "--model", other, "--out", tmp_path / "out", "--force", "--workers", 0)[0] == 0
     names = {name for name in contents(tmp_path / "out") if name.endswith(".npy")}
@@ -66,47 +65,68 @@ def test_another_model_or_other_options_in_the_same_folder_are_refused_with_the_
                      "6.wav.scene.npy", "8.ogg.scene.npy"}  # fmt: skip
 
 
-def test_embeddings_that_nobody_vouches_for_are_not_taken_for_ours(sounds, spec, tmp_path, run):
+def test_embeddings_that_no_run_wrote_are_not_overwritten(sounds, spec, tmp_path, run):
     (tmp_path / "out/a").mkdir(parents=True)
     np.save(tmp_path / "out/a/6.wav.scene.npy", np.zeros(3))
     (tmp_path / "out/notes.txt").write_text("mine")
     command = [sounds, "--model", spec.name, "--out", tmp_path / "out", "--workers", 0]
-    one_line(run(*command), 2, "6.wav.scene.npy is there", "--force")
+    one_line(run(*command), 2, "6.wav.scene.npy exists", "--force")
     assert run(*command, "--force")[0] == 0
     assert np.load(tmp_path / "out/a/6.wav.scene.npy").size > 3
     assert (tmp_path / "out/notes.txt").read_text() == "mine"
 
 
-def test_a_parquet_target_that_exists_is_refused_unless_forced(sounds, spec, tmp_path, run):
+def visible(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_a_parquet_folder_with_files_that_no_run_wrote_is_refused(sounds, spec, tmp_path, run):
     out = tmp_path / "x.parquet"
     out.write_bytes(b"mine")
     command = [sounds, "--model", spec.name, "--out", out, "--workers", 0]
-    one_line(run(*command), 2, "x.parquet is there already", "--force")
+    one_line(run(*command), 2, "x.parquet is a file; Parquet output is a folder")
+    one_line(run(*command, "--force"), 2, "x.parquet is a file")
     assert out.read_bytes() == b"mine"
-    assert list(tmp_path.glob(".*")) == []
+    out.unlink()
+    out.mkdir()
+    (out / "mine.parquet").touch()
+    one_line(run(*command), 2, "files that no run wrote (mine.parquet, …)")
+    one_line(run(*command, "--force"), 2, "files that no run wrote (mine.parquet, …)")
+    assert visible(out) == ["mine.parquet"]
+    (out / "mine.parquet").rename(out / "notes.txt")
+    one_line(run(*command), 2, "files that no run wrote (notes.txt, …)")
     assert run(*command, "--force")[0] == 0
-    assert pq.read_table(out).num_rows == 11
+    assert visible(out) == ["notes.txt", "part-000000.parquet"]
+    assert pq.read_table(out / "part-000000.parquet").num_rows == 11
 
 
-def test_unfinished_parquet_of_another_kind_is_refused_with_the_values(sounds, spec, tmp_path, run):
-    parts = tmp_path / ".x.parquet.parts"
-    parts.mkdir()
-    (parts / "embed.json").write_text(
-        json.dumps(Embedder(spec).facts() | {"root": str(sounds), "what": "both"})
-    )
+def test_parquet_of_another_kind_or_of_other_files_is_refused_with_the_values(sounds, spec, tmp_path, run):
+    out = tmp_path / "x.parquet"
+    command = [sounds, "--model", spec.name, "--out", out, "--workers", 0]
+    assert run(*command)[0] == 0
+    one_line(run(*command, "--what", "both"), 2, "what is 'scene' there, 'both' now", "--force")
+    (sounds / "new.wav").write_bytes((sounds / "a/6.wav").read_bytes())
+    one_line(run(*command), 2, "clips is 14 there, 15 now")
+    assert run(*command, "--what", "both", "--force")[0] == 0
+    assert pq.read_table(out).num_rows == 12
+
+
+def test_a_finished_parquet_folder_is_left_as_it_is(sounds, spec, tmp_path, run, contents):
     command = [sounds, "--model", spec.name, "--out", tmp_path / "x.parquet", "--workers", 0]
-    one_line(run(*command), 2, "unfinished work that differs (what: there both, asked scene)")
-    assert run(*command, "--what", "both")[0] == 0
+    assert run(*command)[0] == 0
+    before = contents(tmp_path)
+    code, out, _ = run(*command)
+    assert (code, "11 were done before" in out) == (0, True)
+    assert "failed: 1 corrupt, 1 empty, 1 truncated" in out
+    assert contents(tmp_path) == before
 
 
 def test_two_processes_do_not_work_in_one_target(sounds, spec, tmp_path, run):
-    from hear_m2d.utils.files import hold_folder
-
-    with hold_folder(tmp_path / "out"):
+    with lock_folder(tmp_path / "out"):
         one_line(
             run(sounds, "--model", spec.name, "--out", tmp_path / "out"), 2, "another process is at work in"
         )
-    with hold_folder(tmp_path / ".x.parquet.parts"):
+    with lock_folder(tmp_path / "x.parquet"):
         result = run(sounds, "--model", spec.name, "--out", tmp_path / "x.parquet")
         one_line(result, 2, "another process is at work in")
 
@@ -164,7 +184,7 @@ def test_a_wrong_argument_is_one_line(sounds, spec, tmp_path, run, arguments, wo
 
 def test_a_missing_model_or_input_is_one_line(sounds, spec, tmp_path, run):
     one_line(run(sounds, "--model", tmp_path / "nowhere.safetensors", "--out", tmp_path / "o"), 2, "nowhere")
-    one_line(run(tmp_path / "nowhere", "--model", spec.name, "--out", tmp_path / "o"), 2, "there is no")
+    one_line(run(tmp_path / "nowhere", "--model", spec.name, "--out", tmp_path / "o"), 2, "does not exist")
     one_line(run("--model", spec.name, "--out", tmp_path / "o"), 2, "give audio files")
     assert not (tmp_path / "o").exists()
 

@@ -1,6 +1,7 @@
 """`hear_m2d.embed.run`: the same embeddings, whatever they are written to and whoever decodes."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -81,11 +82,11 @@ def test_only_what_is_asked_for_is_written(sounds, checkpoint_path, tmp_path, wh
     embed_files(
         collect_inputs([sounds / "a"]), spec, tmp_path / "x.parquet", output_format="parquet", workers=0
     )
-    columns = set(pq.read_schema(tmp_path / "x.parquet").names) - {"path", "duration_s", "sample_rate"}
+    columns = set(pq.read_table(tmp_path / "x.parquet").column_names) - {"path", "duration_s", "sample_rate"}
     assert columns == ({"scene"} if what == "scene" else {"timestamps", "times_ms"})
 
 
-def test_worker_processes_change_nothing(sounds, spec, tmp_path, contents):
+def test_threads_change_nothing(sounds, spec, tmp_path, contents):
     inputs = collect_inputs([sounds])
     embed_files(inputs, spec, tmp_path / "alone", workers=0)
     summary = embed_files(inputs, spec, tmp_path / "helped", workers=2)
@@ -93,17 +94,14 @@ def test_worker_processes_change_nothing(sounds, spec, tmp_path, contents):
     assert 0 < summary.waiting_share < 1
 
 
-def test_beginning_anew_leaves_the_run_in_a_folder_below_alone(sounds, spec, tmp_path, contents):
+def test_starting_again_leaves_a_run_in_a_folder_below_alone(sounds, spec, tmp_path, contents):
     inputs, below = collect_inputs([sounds / "a"]), tmp_path / "out" / "other"
     embed_files(inputs, spec, tmp_path / "out", workers=0)
     embed_files(inputs, spec, below, workers=0)
-    (below / ".hear-m2d-0.tmp").write_text("its process is at work on it")
-    (tmp_path / "out" / ".hear-m2d-0.tmp").write_text("its process was killed")
     before = contents(below)
     embed_files(inputs, spec, tmp_path / "out", workers=0, force=True)
     embed_files(inputs, spec, tmp_path / "out", workers=0)
     assert contents(below) == before
-    assert not (tmp_path / "out" / ".hear-m2d-0.tmp").exists()
 
 
 def test_an_embedding_does_not_depend_on_its_batch(sounds, spec, tmp_path, monkeypatch):
@@ -138,4 +136,59 @@ def test_a_name_that_is_too_long_for_its_embeddings_is_a_failure_of_that_clip(so
     long.write_bytes((sounds / "a/6.wav").read_bytes())
     summary = embed_files(collect_inputs([sounds]), spec, tmp_path / "out", workers=0)
     assert summary.reasons["not written"] == 1
+    assert summary.clips == 11
+
+
+def test_starting_again_removes_only_what_a_run_wrote(sounds, spec, tmp_path):
+    """`--force` removed every file that ended in .scene.npy, also those of other programs."""
+    out = tmp_path / "out"
+    embed_files(collect_inputs([sounds]), spec, out, workers=0)
+    (out / "other.scene.npy").write_text("of another program")
+    (out / ".written.jsonl").open("a").write('"../model.safetensors"\n"cut off')
+    (tmp_path / "model.safetensors.scene.npy").touch()
+    embed_files(collect_inputs([sounds / "a"]), spec, out, workers=0, force=True)
+    assert (out / "other.scene.npy").read_text() == "of another program"
+    assert (tmp_path / "model.safetensors.scene.npy").exists()
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*.scene.npy")}
+    assert names == {"other.scene.npy", "0.wav.scene.npy", "0.flac.scene.npy", "2.ogg.scene.npy",
+                     "4.flac.scene.npy", "6.wav.scene.npy", "8.ogg.scene.npy"}  # fmt: skip
+
+
+def test_a_folder_that_cannot_be_read_is_listed_as_a_failure(sounds, spec, tmp_path, monkeypatch):
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    (sounds / "locked").mkdir()
+    inputs = collect_inputs([sounds])
+    for out, report in (("out", "out/failed.csv"), ("x.parquet", "x.parquet.failed.csv")):
+        kind = "npy" if out == "out" else "parquet"
+        summary = embed_files(inputs, spec, tmp_path / out, output_format=kind, workers=0)
+        assert (summary.clips, summary.reasons["unreadable"]) == (11, 1)
+        assert "locked,unreadable,folder: Permission denied" in (tmp_path / report).read_text()
+
+
+def test_memory_that_is_short_for_a_batch_is_free_again_for_each_clip(sounds, spec, tmp_path, monkeypatch):
+    """The traceback of the failed pass kept its tensors while the clips were tried alone."""
+    held = []
+    run = Embedder._run
+
+    class Tensors:
+        def __del__(self):
+            held.pop()
+
+    def too_large(embedder, batch):
+        if len(batch) > 1:
+            held.append(1)
+            tensors = Tensors()  # alive as long as this frame is
+            raise torch.OutOfMemoryError(f"too large {tensors!r}")
+        assert not held, "the tensors of the failed pass are still alive"
+        return run(embedder, batch)
+
+    monkeypatch.setattr(Embedder, "_run", too_large)
+    summary = embed_files(collect_inputs([sounds]), spec, tmp_path / "out", workers=0)
     assert summary.clips == 11
