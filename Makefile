@@ -16,7 +16,7 @@ HEAREVAL := heareval==2021.1.3
 VALIDATOR := hearvalidator==2021.0.6
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test check format test-slow test-kill test-full test-newest test-newest-extras test-lowest test-tf test-adapters test-modules test-pages test-actions bench bench-peers docs wheel clean
+.PHONY: help install lock demo test check format test-slow test-kill test-full test-gpu test-newest test-newest-extras test-lowest test-tf test-adapters test-modules test-pages test-actions bench bench-peers docs wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -42,6 +42,9 @@ test-slow: $(STAMP) ## the tests that take minutes, and no others
 
 test-kill: $(STAMP) ## pretraining killed at 20 moments, and with each file operation of a save failing
 	@$(BIN)/pytest -m kill $(ARGS)
+
+test-gpu: $(STAMP) ## the tests that need a GPU, and no others
+	@$(BIN)/pytest -m gpu $(ARGS)
 
 test-full: $(STAMP) ## every full size once, with its seconds (minutes; several GB of memory)
 	@$(BIN)/pytest -m full --durations=0 --durations-min=1 $(ARGS)

@@ -22,11 +22,12 @@ from machine import (
     seconds_of,
 )
 
-from hear_m2d.model.encoder import SIZES
+from hear_m2d.model.encoder import SIZES, EncoderConfig
 from hear_m2d.pretrain.objectives.build import build_objective
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.objectives.masking import mask_noise
 from hear_m2d.pretrain.recipe import Recipe
-from hear_m2d.pretrain.training.operations import operations_per_clip
+from hear_m2d.pretrain.training.estimate import operations_per_clip
 from hear_m2d.pretrain.training.schedules import decay_groups
 from hear_m2d.pretrain.training.step import Trainer
 from hear_m2d.utils.device import pick_device
@@ -46,15 +47,11 @@ def main() -> None:
     decoder = (512, 8, 16) if options.objective == "m2d" else (384, 4, 6)
     recipe = Recipe(
         objective=options.objective,
-        width=width,
-        depth=depth,
-        heads=heads,
-        input_frames=options.frames,
-        patch_size=(high, wide),
+        decoder=DecoderConfig(width=decoder[0], depth=decoder[1], heads=decoder[2]),
+        encoder=EncoderConfig(
+            width=width, depth=depth, heads=heads, input_size=(80, options.frames), patch_size=(high, wide)
+        ),
         mask_ratio=options.mask_ratio,
-        decoder_width=decoder[0],
-        decoder_depth=decoder[1],
-        decoder_heads=decoder[2],
         norm_pix_loss=options.objective == "m2d",
         batch_size=options.batch,
         compile=options.compile,
@@ -62,7 +59,7 @@ def main() -> None:
     )
     batch = {
         "x": torch.randn(options.batch, 1, 80, options.frames, device=device),
-        "noise": mask_noise(0, 0, options.batch, math.prod(recipe.encoder_config.grid)).to(device),
+        "noise": mask_noise(0, 0, options.batch, math.prod(recipe.encoder.grid)).to(device),
     }
     print(f"{describe_machine(device)}")
     print(
@@ -109,8 +106,8 @@ def plain_step(
 ) -> Callable[[], None]:
     """Return a step of the same objective in a plain loop: one tensor after another, nothing fused."""
     objective = build_objective(recipe).to(device)
-    groups = decay_groups(objective, recipe.weight_decay)
-    betas = (recipe.beta1, recipe.beta2)
+    groups = decay_groups(objective, recipe.optimizer.weight_decay)
+    betas = (recipe.optimizer.beta1, recipe.optimizer.beta2)
     optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=betas, foreach=False)
 
     def step() -> None:
@@ -118,7 +115,9 @@ def plain_step(
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = objective(batch["x"], batch["noise"]).loss
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(objective.parameters(), recipe.clip_grad or math.inf, foreach=False)
+        torch.nn.utils.clip_grad_norm_(
+            objective.parameters(), recipe.optimizer.clip_grad or math.inf, foreach=False
+        )
         optimizer.step()
         if recipe.objective == "m2d":
             with torch.no_grad():

@@ -11,7 +11,7 @@ import dataclasses
 
 import torch
 
-from hear_m2d.pretrain.recipe import Recipe, load_recipe, shipped_recipes
+from hear_m2d.pretrain.recipe import Recipe, load_recipe, replace_fields, shipped_recipes
 from hear_m2d.pretrain.training.estimate import ASSUMED_SHARE, Plan, make_plan
 
 GPU_RATE = 700e12  # bfloat16 products on one H100 SXM, operations per second; its data sheet says 989e12
@@ -29,17 +29,19 @@ OURS = """\
 def plan_of(recipe: Recipe, precision: str) -> Plan:
     """Return what a recipe takes; a teacher is taken to be of the student's sizes, as published."""
     recipe = dataclasses.replace(recipe, precision=precision)
-    if recipe.offline == "labels":
-        recipe = dataclasses.replace(recipe, offline_features=527)  # AudioSet's
-    return make_plan(recipe, device=torch.device("cpu"), teacher=recipe.encoder_config)
+    if recipe.offline.source == "labels":
+        recipe = replace_fields(recipe, {"offline.features": 527})  # AudioSet's
+    return make_plan(recipe, device=torch.device("cpu"), teacher=recipe.encoder)
 
 
 def options(recipe: Recipe) -> str:
     """Return what the command needs besides ``--data`` and ``--out``."""
-    words = ["--init CHECKPOINT"] if recipe.offline == "teacher" else []
-    words += ["--features FOLDER"] if recipe.offline == "features" else []
+    words = ["--init CHECKPOINT"] if recipe.offline.source == "teacher" else []
+    words += ["--features FOLDER"] if recipe.offline.source == "features" else []
     words += ["--noise FOLDER"] if recipe.noise_ratio else []
-    return f"`{' '.join(words)}`" if words else "labels in the data" if recipe.offline == "labels" else ""
+    return (
+        f"`{' '.join(words)}`" if words else "labels in the data" if recipe.offline.source == "labels" else ""
+    )
 
 
 def costs(recipe: Recipe, plan: Plan, rate: float) -> list[str]:
@@ -58,7 +60,7 @@ def costs(recipe: Recipe, plan: Plan, rate: float) -> list[str]:
 def published_row(name: str) -> str:
     """Return the row of a recipe of the authors'."""
     recipe = load_recipe(name)
-    told = [options(recipe), recipe.reproduces, recipe.published_hours, recipe.published_scores]
+    told = [options(recipe), recipe.published.reproduces, recipe.published.hours, recipe.published.scores]
     plan = plan_of(recipe, "bfloat16")
     return line([f"`{name}`", *told, *costs(recipe, plan, GPU_RATE * ASSUMED_SHARE["cuda"])])
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,7 +105,7 @@ def prepare(
         click.echo(f"skipped: {told}; listed in {summary.report}")
 
 
-@click.command(cls=PartCommand, needs=("accelerate", "pyarrow", "tensorboard"), install=INSTALL)
+@click.command(cls=PartCommand, needs=("accelerate", "pyarrow", "pydantic", "tensorboard"), install=INSTALL)
 @click.option("--recipe", "recipe_name", required=True, help="A shipped recipe's name, or a TOML file.")
 @click.option(
     "--data",
@@ -115,7 +115,13 @@ def prepare(
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder.")
 @click.option("--init", help="Continue from this checkpoint's weights: a path, address or name.")
-@click.option("--teacher", help="M2D-X: the frozen network.  [default: that of --init]")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="Set any field of the recipe, such as optimizer.base_lr=1e-3 or compile=true; may be repeated.",
+)
 @click.option(
     "--noise",
     "noise_dir",
@@ -127,7 +133,6 @@ def prepare(
     type=click.Path(path_type=Path),
     help="M2D-S: a folder with NAME.npy for each file of the data.",
 )
-@click.option("--noise-ratio", type=click.FloatRange(0, 1, max_open=True), help="Share of the noise.")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train about this long here.")
 @click.option(
     "--steps", type=click.IntRange(min=0), help="Train this many steps; 0 writes the untrained network."
@@ -137,16 +142,12 @@ def prepare(
 )
 @click.option("--batch-size", type=click.IntRange(min=1), help="Clips per step.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of weights, crops and masks.")
-@click.option(
-    "--precision", type=click.Choice(["auto", "float32", "bfloat16", "float64"]), help="Of the network."
-)
-@click.option("--compile", "compile_blocks", is_flag=True, help="Have torch compile the networks.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, …")
 @click.option(
-    "--at-once",
+    "--micro-batch-size",
     type=click.IntRange(min=0),
     default=0,
-    help="Most clips in one forward pass, where memory is short.  [default: a process's share of the batch]",
+    help="Clips in one forward pass, at most.  [default: on a GPU as many as fit, on a CPU all]",
 )
 @click.option(
     "--workers",
@@ -190,19 +191,16 @@ def pretrain(
     data_dir: Path | None,
     out: Path | None,
     init: str | None,
-    teacher: str | None,
+    assignments: tuple[str, ...],
     noise_dir: Path | None,
     features: Path | None,
-    noise_ratio: float | None,
     minutes: float | None,
     steps: int | None,
     epochs: int | None,
     batch_size: int | None,
     seed: int | None,
-    precision: str | None,
-    compile_blocks: bool,
     device: str,
-    at_once: int,
+    micro_batch_size: int,
     workers: int | None,
     log_every: int,
     save_every: int,
@@ -219,20 +217,16 @@ def pretrain(
     """Pretrain a network and write OUT/checkpoint.safetensors.
 
     The same command continues a run that was interrupted. Options override the recipe's fields. Under
-    torchrun, accelerate launch or srun its processes share each batch.
+    torchrun or accelerate launch its processes share each batch.
     """
     from hear_m2d.pretrain.recipe import load_recipe
 
     if sum(length is not None for length in (minutes, steps, epochs)) > 1:
         raise click.UsageError("give one of --minutes, --steps and --epochs")
-    recipe = load_recipe(recipe_name)
-    given: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "precision": precision}
-    given |= {"init": init, "teacher": teacher, "noise_ratio": noise_ratio}
-    given["compile"] = compile_blocks or None
-    changed = {name: value for name, value in given.items() if value is not None}
-    if steps is not None or epochs is not None:
-        changed |= {"steps": steps, "epochs": epochs}
-    recipe = dataclasses.replace(recipe, **changed)
+    overrides: dict[str, Any] = dict(map(_assignment, assignments))
+    options = {"init": init, "batch_size": batch_size, "seed": seed, "steps": steps, "epochs": epochs}
+    overrides |= {name: value for name, value in options.items() if value is not None}
+    recipe = load_recipe(recipe_name, overrides)
     if dry_run and minutes is not None:
         raise click.UsageError("--minutes times real steps; with --dry-run give --steps or --epochs")
     if dry_run:
@@ -249,40 +243,40 @@ def pretrain(
         STOPPED,
         OtherProcessFailedError,
         StoppedError,
-        join,
-        leave,
+        end_distributed,
+        init_distributed,
     )
     from hear_m2d.pretrain.training.loop import train
     from hear_m2d.pretrain.training.probes import check_probes
     from hear_m2d.pretrain.training.run_folder import RunFolder
     from hear_m2d.pretrain.training.trackers import check_trackers
 
-    processes = join()
+    processes = init_distributed()
     try:
-        with processes.one_fate():
+        with processes.abort_all_on_error():
             # What cannot train is refused before any audio is prepared, which may take days.
-            begun = processes.on_main(RunFolder(out).known)
+            begun = processes.run_on_main(RunFolder(out).known)
             check_given(recipe, noise=noise_dir, features=features)
             if begun is None:  # else the checkpoint that it began from need not be there any more
-                processes.on_main(lambda: check_start(recipe))
+                processes.run_on_main(lambda: check_start(recipe))
             check_trackers(track)
-            probes = processes.on_main(
+            probes = processes.run_on_main(
                 lambda: check_probes(
                     probe_places, every=probe_every, clips=probe_clips, sample_rate=recipe.sample_rate
                 )
             )
-            processes.on_main(lambda: _check_data(recipe, data_dir, noise_dir))
-            noisy = processes.on_main(
+            processes.run_on_main(lambda: _check_data(recipe, data_dir, noise_dir))
+            noisy = processes.run_on_main(
                 lambda: noise_dir and _prepared(noise_dir, out / "noise", recipe.sample_rate, verify=verify)
             )
-            prepared = processes.on_main(
+            prepared = processes.run_on_main(
                 lambda: _prepared(data_dir, out / "data", recipe.sample_rate, verify=verify)
             )
             checkpoint = train(
                 recipe,
-                processes.together(lambda: LogMelData(prepared)),
+                processes.run_everywhere(lambda: LogMelData(prepared)),
                 out,
-                noise=processes.together(lambda: None if noisy is None else LogMelData(noisy)),
+                noise=processes.run_everywhere(lambda: None if noisy is None else LogMelData(noisy)),
                 features=features,
                 minutes=minutes,
                 force=force,
@@ -292,12 +286,12 @@ def pretrain(
                 keep_last=keep_last,
                 keep_every=keep_every,
                 workers=workers,
-                at_once=at_once,
+                micro_batch_size=micro_batch_size,
                 progress=True,
                 probes=probes,
                 track=track,
             )
-        leave()
+        end_distributed()
     except OtherProcessFailedError:
         raise SystemExit(1) from None  # that process says why
     except StoppedError as stopped:
@@ -308,12 +302,24 @@ def pretrain(
         click.echo(f"checkpoint: {checkpoint}")
 
 
+def _assignment(text: str) -> tuple[str, Any]:
+    """Read FIELD=VALUE; the value is TOML, or else a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"--set {text}: write FIELD=VALUE, such as optimizer.base_lr=1e-3")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
+
+
 def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str]:
     """Yield what a run would take; of audio that is not prepared nobody knows how many clips it gives."""
     from glob import glob
 
     from hear_m2d.pretrain.data.prepared import SetInfo, is_prepared, require_frontend
     from hear_m2d.pretrain.data.sources import address_of
+    from hear_m2d.pretrain.recipe import replace_fields
     from hear_m2d.pretrain.training.estimate import describe_plan, make_plan
     from hear_m2d.utils.device import pick_device
 
@@ -321,10 +327,10 @@ def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str
     if data_dir is not None:
         if is_prepared(data_dir):
             data = SetInfo(data_dir)
-            require_frontend(data, recipe.frontend_config)
+            require_frontend(data, recipe.frontend)
             clips = data.clips
-            if recipe.offline == "labels" and not recipe.offline_features:
-                recipe = dataclasses.replace(recipe, offline_features=len(data.labels))
+            if recipe.offline.source == "labels" and not recipe.offline.features:
+                recipe = replace_fields(recipe, {"offline.features": len(data.labels)})
         elif not (data_dir.exists() or address_of(data_dir) or glob(str(data_dir))):  # noqa: PTH207
             raise click.UsageError(f"{data_dir} does not exist")
     place = pick_device(device)
@@ -336,16 +342,16 @@ def _check_data(recipe: Recipe, data: Path, noise: Path | None) -> None:
     from hear_m2d.pretrain.data.prepared import SetInfo, is_prepared, require_frontend, require_labels
     from hear_m2d.pretrain.data.sources import open_source
 
-    labels = recipe.offline == "labels"
+    labels = recipe.offline.source == "labels"
     if is_prepared(data):
         prepared = SetInfo(data)
-        require_frontend(prepared, recipe.frontend_config)
+        require_frontend(prepared, recipe.frontend)
         if labels:
             require_labels(prepared.labels, data)
     elif labels and open_source(data).kind == "folder":
         require_labels((), data)
     if noise is not None and is_prepared(noise):
-        require_frontend(SetInfo(noise), recipe.frontend_config)
+        require_frontend(SetInfo(noise), recipe.frontend)
 
 
 def _prepared(place: Path, into: Path, sample_rate: int, *, verify: bool) -> Path:

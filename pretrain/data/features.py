@@ -36,16 +36,16 @@ def training_items(
     """
     check_given(recipe, noise=None if noise is None else noise.folder, features=features)
     if features is None:
-        labels = recipe.offline == "labels"
-        crops = Crops(data, frames=recipe.input_frames, seed=recipe.seed, labels=labels)
+        labels = recipe.offline.source == "labels"
+        crops = Crops(data, frames=recipe.frames, seed=recipe.seed, labels=labels)
     else:
         crops = FeatureCrops(
             data,
             features,
-            frames=recipe.input_frames,
+            frames=recipe.frames,
             seed=recipe.seed,
-            column_frames=recipe.patch_size[1],
-            feature_frames=recipe.feature_frames,
+            column_frames=recipe.encoder.patch_size[1],
+            feature_frames=recipe.offline.feature_frames,
         )
     return crops if noise is None else MixedCrops(crops, noise, ratio=recipe.noise_ratio)
 
@@ -63,13 +63,15 @@ def check_given(recipe: Recipe, *, noise: Path | None, features: Path | None) ->
     """
     ratio = recipe.noise_ratio
     if noise is None and ratio:
-        raise InputError(f"noise_ratio = {ratio} needs noise: give --noise FOLDER, or --noise-ratio 0")
+        raise InputError(f"noise_ratio = {ratio} needs noise: give --noise FOLDER, or --set noise_ratio=0")
     if noise is not None and not ratio:
-        raise InputError(f"noise_ratio = 0 leaves the noise {noise} out: give --noise-ratio too")
-    if features is None and recipe.offline == "features":
-        raise InputError('offline = "features" needs the folder of the features: give --features FOLDER')
-    if features is not None and recipe.offline != "features":
-        raise InputError(f'the features {features} are used only with offline = "features"')
+        raise InputError(f"noise_ratio = 0 leaves the noise {noise} out: give --set noise_ratio=SHARE too")
+    if features is None and recipe.offline.source == "features":
+        raise InputError(
+            'offline.source = "features" needs the folder of the features: give --features FOLDER'
+        )
+    if features is not None and recipe.offline.source != "features":
+        raise InputError(f'the features {features} are used only with offline.source = "features"')
     if features is not None and not features.is_dir():
         raise InputError(f"{features} is not a folder of features")
 

@@ -11,7 +11,7 @@ from hear_m2d.model.encoder import SpectrogramEncoder
 from hear_m2d.pretrain.objectives.decoder import Decoder
 
 
-class Outcome(NamedTuple):
+class ObjectiveOutput(NamedTuple):
     """One forward pass of an objective.
 
     Attributes:
@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
 
 
 class Objective(nn.Module):
-    """An encoder with what trains it: ``objective(x, noise, target)`` returns an :class:`Outcome`."""
+    """An encoder with what trains it: ``objective(x, noise, target)`` returns an :class:`ObjectiveOutput`."""
 
     encoder: SpectrogramEncoder
     decoder: Decoder
@@ -52,7 +52,7 @@ class Objective(nn.Module):
         return {name: t for name, t in self.state_dict().items() if not name.startswith("encoder.")}
 
 
-def standardise_tokens(x: Tensor) -> Tensor:
+def standardize_tokens(x: Tensor) -> Tensor:
     """Standardise over the last axis, unbiased variance plus 1e-6, as published (``norm_pix_loss``)."""
     return (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-6)
 

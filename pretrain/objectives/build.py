@@ -30,9 +30,9 @@ def build_objective(recipe: Recipe) -> Objective:
         ValueError: An M2D-X whose ``offline_features`` nobody filled in (``teacher.with_offline`` does).
     """
     common: dict[str, Any] = {"mask_ratio": recipe.mask_ratio, "norm_pix_loss": recipe.norm_pix_loss}
-    sizes = recipe.encoder_config, recipe.decoder_config
+    sizes = recipe.encoder, recipe.decoder
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)  # the GPUs' generators stay as they are
         if recipe.objective == "msm_mae":
             return MSMMAE(*sizes, **common)
         common |= {
@@ -40,16 +40,16 @@ def build_objective(recipe: Recipe) -> Objective:
             "target_init": recipe.target_init,
             "target_input": recipe.target_input,
         }
-        if not recipe.offline:
+        if not recipe.offline.source:
             return M2D(*sizes, **common)
-        if not recipe.offline_features:
-            raise InputError("offline_features = 0: the teacher or the data must say how many there are")
+        if not recipe.offline.features:
+            raise InputError("offline.features = 0: the teacher or the data must say how many there are")
         return M2DX(
             *sizes,
-            offline=recipe.offline,
-            offline_features=recipe.offline_features,
-            online_weight=recipe.online_weight,
-            offline_weight=recipe.offline_weight,
+            offline=recipe.offline.source,
+            offline_features=recipe.offline.features,
+            online_weight=recipe.offline.online_weight,
+            offline_weight=recipe.offline.offline_weight,
             **common,
         )
 
@@ -97,7 +97,7 @@ def check_start(recipe: Recipe) -> None:
     """
     from hear_m2d.pretrain.training.warm_start import read_init
 
-    if recipe.offline == "teacher":
+    if recipe.offline.source == "teacher":
         read_teacher(recipe)
     if recipe.init:
         read_init(recipe)
@@ -110,9 +110,9 @@ def hear_model(
     with torch.device("meta"):
         model = HearModel(
             ModelConfig(
-                kind=KINDS[recipe.offline] if recipe.objective == "m2d" else recipe.objective,
-                encoder=recipe.encoder_config,
-                frontend=recipe.frontend_config,
+                kind=KINDS[recipe.offline.source] if recipe.objective == "m2d" else recipe.objective,
+                encoder=recipe.encoder,
+                frontend=recipe.frontend,
                 mean=mean,
                 std=std,
                 training={"recipe": _told(recipe), "hear_m2d": version("hear-m2d"), **training},
@@ -126,7 +126,7 @@ def hear_model(
 def _told(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe's fields for a file that may be given away: of a path, the file and its folder."""
     fields = recipe.to_json()
-    for name in ("init", "teacher"):
-        if "://" not in fields[name]:
-            fields[name] = "/".join(Path(fields[name]).parts[-2:])
+    for table, name in (fields, "init"), (fields["offline"], "teacher"):
+        if "://" not in table[name]:
+            table[name] = "/".join(Path(table[name]).parts[-2:])
     return fields

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,10 +30,19 @@ class DecoderConfig:
         positions: ``2d`` as the encoder's, or ``1d``: interleaved sinusoids over the flattened grid.
     """
 
-    width: int
-    depth: int
-    heads: int
-    positions: str = "2d"
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+    positions: Literal["2d", "1d"] = "2d"
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"decoder.{name} = {getattr(self, name)} must be at least 1")
+        if self.width % 4 or self.width % self.heads:
+            raise ValueError(
+                f"decoder.width = {self.width} must be a multiple of 4 and of decoder.heads, {self.heads}"
+            )
 
 
 def sinusoid_positions(width: int, count: int) -> Tensor:

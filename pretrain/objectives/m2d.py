@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from hear_m2d.model.encoder import EncoderConfig, SpectrogramEncoder, initialise, transformer_blocks
-from hear_m2d.pretrain.objectives.base import Objective, Outcome, at_least_float32, standardise_tokens
+from hear_m2d.pretrain.objectives.base import Objective, ObjectiveOutput, at_least_float32, standardize_tokens
 from hear_m2d.pretrain.objectives.decoder import Decoder, DecoderConfig
 from hear_m2d.pretrain.objectives.masking import Mask, random_mask, take
 
@@ -75,7 +75,7 @@ class M2D(Objective):
         self.loss = loss
         self.target_input = target_input
 
-    def forward(self, x: Tensor, noise: Tensor, target: Tensor | None = None) -> Outcome:
+    def forward(self, x: Tensor, noise: Tensor, target: Tensor | None = None) -> ObjectiveOutput:
         """Run one step.
 
         Args:
@@ -88,7 +88,7 @@ class M2D(Objective):
         seen = self.targets(tokens.detach(), mask)  # (batch, masked, width)
         # 8. and 9. Standardise each target token, compare directions.
         loss = self.compare(predicted, seen)
-        return Outcome(loss=loss, predicted=predicted, target=seen, latent=z, meters=token_meters(seen))
+        return ObjectiveOutput(loss=loss, predicted=predicted, target=seen, latent=z, meters={})
 
     def online(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Mask, Tensor, Tensor]:
         """Run the part that learns, steps 1 to 6, and return the result of each step.
@@ -119,7 +119,7 @@ class M2D(Objective):
         """Return the mean loss over masked tokens, in float32."""
         predicted, target = at_least_float32(predicted), at_least_float32(target)
         if self.norm_pix_loss:
-            target = standardise_tokens(target)
+            target = standardize_tokens(target)
         if self.loss == "mse":
             return nn.functional.mse_loss(predicted, target)
         cosine = (nn.functional.normalize(predicted, dim=-1) * nn.functional.normalize(target, dim=-1)).sum(
@@ -134,21 +134,3 @@ class M2D(Objective):
         target = [*self.target.blocks.parameters(), *self.target.norm.parameters()]
         update: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         update(target, online, torch.empty(0))
-
-
-@torch.no_grad()
-def token_meters(target: Tensor) -> dict[str, Tensor]:
-    """Return what tells a collapsed target (std → 0, cosine → 1) from a learning one.
-
-    Args:
-        target: (batch, masked, width).
-
-    Returns:
-        ``target_std``: standard deviation over tokens, mean over features. ``target_cosine``: mean cosine
-        between two tokens of the batch.
-    """
-    tokens = at_least_float32(target).flatten(0, 1)
-    mean = nn.functional.normalize(tokens, dim=-1).mean(0)
-    n = len(tokens)
-    cosine = (mean.square().sum() * n - 1) / max(n - 1, 1)  # without a token's cosine to itself
-    return {"target_std": tokens.std(0).mean(), "target_cosine": cosine}

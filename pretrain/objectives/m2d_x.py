@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hear_m2d.model.encoder import EncoderConfig, initialise
-from hear_m2d.pretrain.objectives.base import Outcome, at_least_float32
+from hear_m2d.pretrain.objectives.base import ObjectiveOutput, at_least_float32
 from hear_m2d.pretrain.objectives.decoder import DecoderConfig
-from hear_m2d.pretrain.objectives.m2d import M2D, token_meters
+from hear_m2d.pretrain.objectives.m2d import M2D
 from hear_m2d.pretrain.objectives.masking import Mask, take
 from hear_m2d.pretrain.objectives.teacher import Teacher, to_columns
 from hear_m2d.utils.errors import InputError
@@ -82,7 +82,7 @@ class M2DX(M2D):
             raise InputError("this M2D-X has no teacher: set objective.teacher")
         return self.teacher.columns(batch.get("clean", batch["x"]))
 
-    def forward(self, x: Tensor, noise: Tensor, target: Tensor | None = None) -> Outcome:
+    def forward(self, x: Tensor, noise: Tensor, target: Tensor | None = None) -> ObjectiveOutput:
         """Run one step.
 
         Args:
@@ -105,8 +105,8 @@ class M2DX(M2D):
         # 12. The offline loss, over all columns, and the sum of both.
         offline = self.compare_offline(answer, target)
         loss = self.online_weight * online + self.offline_weight * offline
-        meters = {"loss_online": online.detach(), "loss_offline": offline.detach(), **token_meters(seen)}
-        return Outcome(loss=loss, predicted=predicted, target=seen, latent=z, meters=meters)
+        meters = {"loss_online": online.detach(), "loss_offline": offline.detach()}
+        return ObjectiveOutput(loss=loss, predicted=predicted, target=seen, latent=z, meters=meters)
 
     def student_columns(self, z: Tensor, predicted: Tensor, mask: Mask) -> Tensor:
         """Put visible and masked patches back into grid order, and stack the rows of each column.

@@ -49,7 +49,7 @@ def random_mask(noise: Tensor, ratio: float) -> Mask:
         noise: Uniform, (batch, patches).
         ratio: Share of the patches to mask.
     """
-    order = torch.argsort(noise, dim=1)
+    order = torch.argsort(noise, dim=1, stable=True)  # equal numbers: the same order on every device
     keep = visible_count(noise.shape[1], ratio)
     return Mask(visible=order[:, :keep], masked=order[:, keep:])
 

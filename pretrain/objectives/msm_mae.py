@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hear_m2d.model.encoder import EncoderConfig, SpectrogramEncoder, patchify
-from hear_m2d.pretrain.objectives.base import Objective, Outcome, at_least_float32, standardise_tokens
+from hear_m2d.pretrain.objectives.base import Objective, ObjectiveOutput, at_least_float32, standardize_tokens
 from hear_m2d.pretrain.objectives.decoder import Decoder, DecoderConfig
 from hear_m2d.pretrain.objectives.masking import Mask, random_mask, take
 
@@ -40,7 +40,7 @@ class MSMMAE(Objective):
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
 
-    def forward(self, x: Tensor, noise: Tensor, target: Tensor | None = None) -> Outcome:
+    def forward(self, x: Tensor, noise: Tensor, target: Tensor | None = None) -> ObjectiveOutput:
         """Run one step.
 
         Args:
@@ -57,9 +57,9 @@ class MSMMAE(Objective):
         painted = take(pixels, mask.masked)
         # Every masked patch has the same number of pixels, so one mean is the mean over patches.
         goal = at_least_float32(painted)
-        goal = standardise_tokens(goal) if self.norm_pix_loss else goal
+        goal = standardize_tokens(goal) if self.norm_pix_loss else goal
         loss = (at_least_float32(predicted) - goal).square().mean()
-        return Outcome(loss=loss, predicted=predicted, target=painted, latent=z, meters={})
+        return ObjectiveOutput(loss=loss, predicted=predicted, target=painted, latent=z, meters={})
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Mask]:

@@ -5,7 +5,6 @@ Source: M2D-X (see ``m2d_x.py``), whose published code hands the teacher the stu
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from hear_m2d.checkpoint.format import Checkpoint
 from hear_m2d.checkpoint.resolve import read_weights
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.hear_model import HearModel
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.recipe import Recipe, replace_fields
 from hear_m2d.utils.errors import InputError
 
 
@@ -78,11 +77,11 @@ def teacher_name(recipe: Recipe) -> str:
     Raises:
         ValueError: The recipe names neither.
     """
-    if name := recipe.teacher or recipe.init:
+    if name := recipe.offline.teacher or recipe.init:
         return name
     raise InputError(
-        'offline = "teacher" needs a frozen network: give --teacher CHECKPOINT, or --init CHECKPOINT, which '
-        "then teaches too"
+        'offline.source = "teacher" needs a frozen network: give --set offline.teacher=CHECKPOINT, or '
+        "--init CHECKPOINT, which is then the teacher too"
     )
 
 
@@ -103,20 +102,21 @@ def with_offline(
     Raises:
         ValueError: What there is does not fit the recipe: front end, time grid, number of features.
     """
-    if not recipe.offline:
+    if not recipe.offline.source:
         return recipe, None
-    if recipe.offline == "teacher":
+    if recipe.offline.source == "teacher":
         recipe, checkpoint = read_teacher(recipe)
         model = build_model(checkpoint)
-        return recipe, Teacher(model, mean=mean, std=std, statistics=recipe.teacher_statistics)
-    columns = recipe.encoder_config.grid[1]
-    wanted = "one number a class" if recipe.offline == "labels" else f"{columns} columns of features"
-    if target_shape is None or len(target_shape) != (1 if recipe.offline == "labels" else 2):
+        return recipe, Teacher(model, mean=mean, std=std, statistics=recipe.offline.teacher_statistics)
+    columns = recipe.encoder.grid[1]
+    wanted = "one number a class" if recipe.offline.source == "labels" else f"{columns} columns of features"
+    if target_shape is None or len(target_shape) != (1 if recipe.offline.source == "labels" else 2):
         carries = "nothing" if target_shape is None else f"targets of shape {list(target_shape)}"
         raise InputError(
-            f'offline = "{recipe.offline}" needs {wanted} with each clip; the data carries {carries}'
+            f"offline.source = '{recipe.offline.source}' needs {wanted} with each clip; "
+            f"the data has {carries}"
         )
-    if recipe.offline == "features" and target_shape[0] != columns:
+    if recipe.offline.source == "features" and target_shape[0] != columns:
         raise InputError(
             f"a crop of the data has {target_shape[0]} columns of features, the recipe {columns}"
         )
@@ -137,7 +137,7 @@ def read_teacher(recipe: Recipe) -> tuple[Recipe, Checkpoint]:
     checkpoint = read_weights(name)
     check_teacher(recipe, checkpoint.config.encoder, name)
     if (
-        checkpoint.config.frontend != recipe.frontend_config
+        checkpoint.config.frontend != recipe.frontend
         and checkpoint.provenance.get("sample_rate") != "default"
     ):
         raise InputError(
@@ -154,18 +154,18 @@ def check_teacher(recipe: Recipe, teacher: EncoderConfig, name: str) -> None:
     Raises:
         ValueError: It makes another number of columns of a crop, or reads other mel bins.
     """
-    student = recipe.encoder_config
+    student = recipe.encoder
     if teacher.input_size[0] != student.input_size[0]:
         raise InputError(
             f"the teacher {name} reads {teacher.input_size[0]} mel bins, the recipe has "
             f"{student.input_size[0]}"
         )
     step = teacher.grid[1] * teacher.patch_size[1]
-    full, rest = divmod(recipe.input_frames, step)
+    full, rest = divmod(recipe.frames, step)
     columns = full * teacher.grid[1] + -(-rest // teacher.patch_size[1])
     if columns != student.grid[1]:
         raise InputError(
-            f"the teacher {name} makes {columns} columns of {recipe.input_frames} frames (its patches are "
+            f"the teacher {name} makes {columns} columns of {recipe.frames} frames (its patches are "
             f"{teacher.patch_size[1]} frames wide), the student {student.grid[1]} (patch_size = "
             f"{list(student.patch_size)}): give a teacher whose patches are as wide, and whole patches in "
             f"input_frames"
@@ -173,9 +173,9 @@ def check_teacher(recipe: Recipe, teacher: EncoderConfig, name: str) -> None:
 
 
 def _with_features(recipe: Recipe, features: int, whose: str) -> Recipe:
-    if recipe.offline_features not in (0, features):
+    if recipe.offline.features not in (0, features):
         raise InputError(
-            f"offline_features = {recipe.offline_features}, but {whose} has {features}: "
+            f"offline.features = {recipe.offline.features}, but {whose} has {features}: "
             f"set it to {features}, or to 0 for as many as there are"
         )
-    return dataclasses.replace(recipe, offline_features=features)
+    return replace_fields(recipe, {"offline.features": features})

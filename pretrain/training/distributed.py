@@ -1,6 +1,6 @@
-"""One run in several processes: who is who, who does what alone, and how all of them end together.
+"""One run in several processes: ranks, work of the main process alone, and how all of them end together.
 
-The launcher's environment decides (torchrun, accelerate launch, srun); without one there is a single process.
+The launcher's environment decides (torchrun or accelerate launch); without one there is a single process.
 Weights are the same everywhere, so only the main process writes.
 """
 
@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,7 +35,7 @@ STOPPED = 128 + signal.SIGTERM  # the exit code of a run that SIGTERM stopped
 
 
 class OtherProcessFailedError(RuntimeError):
-    """Another process of this run failed, and has said why: nothing more is to be said here."""
+    """Another process of this run failed and reports the error."""
 
 
 class StoppedError(RuntimeError):
@@ -65,7 +65,7 @@ class Processes:
         """Whether this is the process that writes, logs and holds the folder."""
         return self.rank == 0
 
-    def say(self, message: str, *values: object) -> None:
+    def log_once(self, message: str, *values: object) -> None:
         """Log a line, once for the run."""
         logger.log(logging.INFO if self.is_main else logging.DEBUG, message, *values)
 
@@ -83,7 +83,7 @@ class Processes:
         part = batch // self.count
         return slice(self.rank * part, (self.rank + 1) * part)
 
-    def together(self, work: Callable[[], T]) -> T:
+    def run_everywhere(self, work: Callable[[], T]) -> T:
         """Do something in every process; an error in one of them is an error in all.
 
         Raises:
@@ -104,15 +104,26 @@ class Processes:
             raise OtherProcessFailedError(f"process {failed.index(True)} failed") from error
         return done
 
-    def on_main(self, work: Callable[[], T]) -> T:
+    def run_on_main(self, work: Callable[[], T]) -> T:
         """Do something in the main process alone, and return its result everywhere."""
         if self.count == 1:
             return work()
-        done = self.together(lambda: work() if self.is_main else None)
+        done = self.run_everywhere(lambda: work() if self.is_main else None)
         results: list[Any] = [done]
         dist.broadcast_object_list(results, src=0, group=self.group)
-        found: T = results[0]
-        return found
+        result: T = results[0]
+        return result
+
+    def broadcast(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the main process's tensors in every process; they lie on the CPU."""
+        if self.count == 1:
+            return tensors
+        kinds = self.run_on_main(lambda: {name: (t.shape, t.dtype) for name, t in tensors.items()})
+        received = {}
+        for name, (shape, dtype) in kinds.items():
+            received[name] = tensors[name] if self.is_main else torch.empty(shape, dtype=dtype)
+            dist.broadcast(received[name], src=0, group=self.group)
+        return received
 
     def mean(self, values: list[Tensor]) -> list[float]:
         """Return the means of scalars over all processes; the device is waited for here."""
@@ -123,7 +134,7 @@ class Processes:
         return means
 
     @contextmanager
-    def one_fate(self) -> Iterator[None]:
+    def abort_all_on_error(self) -> Iterator[None]:
         """End every process when one fails, with one sentence between them."""
         if self.count == 1:
             yield
@@ -153,70 +164,81 @@ class Processes:
             raise OtherProcessFailedError("another process of the run failed") from error
         except (dist.DistStoreError, dist.DistNetworkError):
             pass  # nobody said anything, or the process that kept the store is gone
+        # gloo raises a plain RuntimeError.
         if isinstance(error, dist.DistError) or re.search("gloo|nccl|connection", str(error), re.IGNORECASE):
             if not self.is_main:
                 raise OtherProcessFailedError("another process of the run ended") from error
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise WorkFailedError(
-                "another process of the run ended without a word (out of memory, or killed?): the same "
-                "command continues from the last saved state"
+                f"another process of the run ended without an error message (out of memory, or killed?): the "
+                f"same command continues from the last saved state. torch says: {first_line}"
             ) from error
 
 
-def join() -> Processes:
-    """Return the processes that the launcher started; they meet on the first call.
+def init_distributed() -> Processes:
+    """Return the processes that torchrun or accelerate launch started; they meet on the first call.
 
     Raises:
-        ValueError: The launcher's environment is incomplete, or not made of numbers.
+        InputError: The launcher's environment is incomplete.
     """
     environment = os.environ
-    if "WORLD_SIZE" not in environment and _number(environment, "SLURM_STEP_NUM_TASKS", 1, least=1) > 1:
-        environment.update(_slurm(dict(environment)))
-    count = _number(environment, "WORLD_SIZE", 1, least=1)
-    if count == 1:
+    if environment.get("WORLD_SIZE", "1") == "1":
         return Processes()
-    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]:
-        raise InputError(
-            f"WORLD_SIZE is {count} and {missing[0]} is not set: start the command with torchrun, "
-            f"accelerate launch or srun"
-        )
-    local = _number(environment, "LOCAL_RANK", _number(environment, "RANK"))
-    environment.setdefault("LOCAL_RANK", str(local))
-    _number(environment, "MASTER_PORT")  # torch reads it, and would not name it
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        value = environment.get(name, "")
+        if not value or (name != "MASTER_ADDR" and not value.isdecimal()):
+            raise InputError(
+                f"{name} is {value!r}, but WORLD_SIZE is set: start the command with torchrun or accelerate "
+                f"launch, or unset WORLD_SIZE"
+            )
     if not _JOINED:
-        store, rank, _ = next(iter(rendezvous("env://")))
+        store, rank, count = next(iter(rendezvous("env://")))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=PrefixStore("run", store), rank=rank, world_size=count)
+        # Not accelerate's gather_object: its group is that of the gradients, which times out after minutes.
         group = dist.new_group(backend="gloo", timeout=LONG)
+        local = int(environment["LOCAL_RANK"])
         _JOINED.append(Processes(rank=rank, count=count, local=local, store=store, group=group))
     return _JOINED[0]
 
 
-def leave() -> None:
-    """Part from the other processes, at the end of a run that went well."""
+def end_distributed() -> None:
+    """Leave the group of processes, at the end of a run that went well."""
     if _JOINED:
         dist.destroy_process_group()
         _JOINED.clear()
 
 
-_JOINED: list[Processes] = []  # torch.distributed's own state is the process's, and so is this
+_JOINED: list[Processes] = []  # torch.distributed's own state is global in the process, and so is this
 
 
 def process_device(processes: Processes, name: str) -> torch.device:
-    """Return this process's device: where there are several, each has a GPU of its own.
+    """Return this process's device: where there are several processes, each has a GPU of its own.
 
     Raises:
-        ValueError: No such device, one device for several processes, or fewer GPUs than processes.
+        InputError: There is no such device, or fewer GPUs than processes.
     """
     device = pick_device(name)
     if processes.count == 1 or device.type != "cuda":
         return device
     if device.index is not None:
         raise InputError(f"{processes.count} processes cannot share {name}: give --device cuda")
-    here = _number(os.environ, "LOCAL_WORLD_SIZE", processes.local + 1, least=1)
     gpus = torch.cuda.device_count()
-    if gpus not in (1, here) and gpus <= processes.local:
-        raise InputError(f"{here} processes on a machine with {gpus} GPUs: start one for each GPU")
-    return torch.device("cuda", processes.local % gpus)  # srun may show each process its own GPU only
+    if processes.local >= gpus:
+        raise InputError(
+            f"process {processes.local} of this machine has no GPU of its own: torch sees {gpus}. Start as "
+            f"many processes as there are GPUs, with torchrun --nproc-per-node {gpus}"
+        )
+    device = torch.device("cuda", processes.local)
+    taken: list[Any] = [None] * processes.count  # one GPU for two processes is a deadlock in NCCL
+    dist.all_gather_object(taken, str(torch.cuda.get_device_properties(device).uuid), group=processes.group)
+    if taken.count(taken[processes.rank]) > 1:
+        raise InputError("two processes have the same GPU: let each process see all GPUs of its machine")
+    return device
+
+
+class _InterruptedWork(BaseException):  # raised by the signal's handler, caught by `run_interruptible`
+    """SIGTERM came during work that can be abandoned."""
 
 
 class StopRequest:
@@ -229,11 +251,25 @@ class StopRequest:
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
         self._asked = False
-        self._told = torch.zeros(1, dtype=torch.int32)
+        self._interrupts = False
+        self._flag = torch.zeros(1, dtype=torch.int32)
         self._work: Any = None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+        if self._interrupts:
+            raise _InterruptedWork
+
+    def run_interruptible(self, work: Callable[[], None]) -> None:
+        """Do work that SIGTERM ends at once, because a continued run does it again."""
+        self._interrupts = True
+        try:
+            if not self._asked:
+                work()
+        except _InterruptedWork:
+            logger.info("SIGTERM: the probe is interrupted; the run makes it when it continues")
+        finally:
+            self._interrupts = False
 
     @contextmanager
     def heard(self) -> Iterator[StopRequest]:
@@ -254,43 +290,10 @@ class StopRequest:
             return self._asked
         if self._work is not None:
             self._work.wait()
-            if int(self._told):
+            if int(self._flag):
                 return True
-        self._told = torch.tensor([int(self._asked)], dtype=torch.int32)
+        self._flag = torch.tensor([int(self._asked)], dtype=torch.int32)
         self._work = dist.all_reduce(
-            self._told, op=dist.ReduceOp.MAX, group=self._processes.group, async_op=True
+            self._flag, op=dist.ReduceOp.MAX, group=self._processes.group, async_op=True
         )
         return False
-
-
-def _number(environment: Mapping[str, str], name: str, default: int = 0, *, least: int = 0) -> int:
-    """Return a variable of the launcher's environment.
-
-    Raises:
-        ValueError: It is no whole number, or a smaller one.
-    """
-    value = environment.get(name, str(default))
-    if not value.isascii() or not value.isdecimal() or int(value) < least:
-        raise InputError(
-            f"{name} is {value!r}; it is a whole number, at least {least}, which torchrun, accelerate launch "
-            f"or srun sets: start the command with one of them, or unset it"
-        )
-    return int(value)
-
-
-def _slurm(environment: dict[str, str]) -> dict[str, str]:
-    """Return torch's variables for a process that srun started without torchrun."""
-    nodes = environment.get("SLURM_STEP_NODELIST", "")
-    # "node[03-07,12],other" → "node03"
-    first = re.match(r"([^\[,]+)(?:\[(\w+))?", nodes)
-    if not first and "MASTER_ADDR" not in environment:
-        raise InputError("SLURM does not say on which node the first process runs: set MASTER_ADDR")
-    address = (first[1] + (first[2] or "")) if first else ""
-    job = _number(environment, "SLURM_JOB_ID")
-    return {
-        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-        "RANK": environment["SLURM_PROCID"],
-        "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "MASTER_ADDR": environment.get("MASTER_ADDR", address),
-        "MASTER_PORT": environment.get("MASTER_PORT", str(20000 + job % 20000)),
-    }

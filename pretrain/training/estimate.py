@@ -10,23 +10,26 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from hear_m2d.checkpoint.resolve import read_weights
-from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.model.encoder import EncoderConfig, block_operations, encoder_operations
+from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.objectives.build import build_objective
 from hear_m2d.pretrain.objectives.masking import visible_count
 from hear_m2d.pretrain.objectives.teacher import check_teacher
-from hear_m2d.pretrain.recipe import Recipe
-from hear_m2d.pretrain.training.operations import operations_per_clip
-from hear_m2d.utils.device import native_bfloat16
+from hear_m2d.pretrain.recipe import TABLES, OfflineConfig, Recipe, replace_fields
+from hear_m2d.utils.device import free_memory, native_bfloat16
 from hear_m2d.utils.flops import matrix_rate
 
 # Shares of the matrix rate that a step is taken to reach: on two CPU cores about what was measured
 # (docs/performance.md), on a GPU the aim of this project.
 ASSUMED_SHARE = {"cpu": 0.65, "cuda": 0.40}
-QUICK_SIZES = (1024, 2048)  # of the matrices that tell a machine's rate well enough for an estimate
+MEMORY_SHARE = 0.8  # of a GPU's free memory that a step may take: the estimate leaves out passing buffers
+# Sizes of the matrices whose products measure a machine's rate well enough for an estimate.
+QUICK_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 
 
 @dataclass(frozen=True)
@@ -82,14 +85,14 @@ def make_plan(
     precision = recipe.precision
     if precision == "auto":
         precision = "bfloat16" if native_bfloat16(device) else "float32"
-    if recipe.offline != "teacher":
+    if recipe.offline.source != "teacher":
         teacher = None
-    elif name := recipe.teacher or recipe.init:
+    elif name := recipe.offline.teacher or recipe.init:
         teacher = read_weights(name).config.encoder
         check_teacher(recipe, teacher, name)
-    if recipe.offline == "teacher" and teacher is not None and not recipe.offline_features:
-        recipe = dataclasses.replace(recipe, offline_features=teacher.column_width)
-    clips = clips or recipe.published_clips or None
+    if recipe.offline.source == "teacher" and teacher is not None and not recipe.offline.features:
+        recipe = replace_fields(recipe, {"offline.features": teacher.column_width})
+    clips = clips or recipe.published.clips or None
     steps = recipe.steps
     if steps is None and clips is not None:
         steps = clips // recipe.batch_size * (recipe.epochs or 0)
@@ -104,8 +107,8 @@ def parameters(recipe: Recipe) -> tuple[int, int, int]:
 
     An offline predictor counts only where ``offline_features`` is known.
     """
-    if recipe.offline and not recipe.offline_features:
-        recipe = dataclasses.replace(recipe, offline="", teacher="")
+    if recipe.offline.source and not recipe.offline.features:
+        recipe = dataclasses.replace(recipe, offline=OfflineConfig())
     with torch.device("meta"):  # shapes without storage
         objective = build_objective(recipe)
     counts = {"encoder": 0, "target": 0, "predictor": 0}
@@ -130,23 +133,36 @@ def memory(recipe: Recipe, *, precision: str, teacher: EncoderConfig | None = No
     # Weights, gradients and two moments; the averaged network; in bfloat16 a copy of what is multiplied.
     state = exact * (4 * learned + target) + (value * (learned + target) if value < exact else 0)
 
-    config = recipe.encoder_config
+    config = recipe.encoder
     patches, extra = math.prod(config.grid), int(config.class_token)
     visible = visible_count(patches, recipe.mask_ratio)
     masked = patches - visible
     clip = config.depth * _block(config.width, extra + visible, config.mlp_ratio, value)
-    clip += recipe.decoder_depth * _block(recipe.decoder_width, extra + patches, 4.0, value)
+    clip += recipe.decoder.depth * _block(recipe.decoder.width, extra + patches, 4.0, value)
     clip += (exact + value) * math.prod(config.input_size)  # the clip, and its patches
     clip += value * config.width * patches * 2  # tokens with positions, and those gathered
     # Predictions and targets: of M2D standardised and normed, of MSM-MAE their difference.
     clip += (
         exact * masked * (3 * config.width if recipe.objective == "m2d" else 2 * math.prod(config.patch_size))
     )
-    if recipe.offline:
-        clip += exact * config.grid[1] * (2 * config.column_width + 3 * recipe.offline_features)
+    if recipe.offline.source:
+        clip += exact * config.grid[1] * (2 * config.column_width + 3 * recipe.offline.features)
     if teacher is not None:
         state += 4 * (12 * teacher.width**2 * teacher.depth)
     return state, clip
+
+
+def fitting_clips(recipe: Recipe, *, precision: str, device: torch.device) -> int:
+    """Return how many clips one forward pass may have, so that a step takes 0.8 of a GPU's free memory.
+
+    Args:
+        recipe: What is trained.
+        precision: What the network computes in.
+        device: A GPU.
+    """
+    free = free_memory(device)
+    state, clip = memory(recipe, precision=precision)
+    return recipe.batch_size if free is None else max(1, int((MEMORY_SHARE * free - state) / clip))
 
 
 def _block(width: int, tokens: int, mlp_ratio: float, value: int) -> float:
@@ -154,6 +170,42 @@ def _block(width: int, tokens: int, mlp_ratio: float, value: int) -> float:
     # Its input, both norms' outputs, q, k and v, the attention's output, the sum after it (8 widths); the
     # MLP's hidden features before and after GELU.
     return tokens * width * value * (8 + 2 * mlp_ratio)
+
+
+def operations_per_clip(recipe: Recipe, teacher: EncoderConfig | None = None) -> float:
+    """Count the matrix products of one clip's step: the forward pass, and twice its part that learns.
+
+    A closed form: torch's FlopCounterMode gives the same numbers (a test), but takes seconds.
+
+    Args:
+        recipe: What is trained.
+        teacher: Sizes of M2D-X's teacher; what it computes is counted too.
+    """
+    encoder, decoder = recipe.encoder, recipe.decoder
+    patches, pixels = math.prod(encoder.grid), math.prod(encoder.patch_size)
+    visible = visible_count(patches, recipe.mask_ratio)
+    masked = patches - visible
+    width, extra = encoder.width, int(encoder.class_token)
+    online: float = 2 * patches * pixels * width
+    online += block_operations(width, extra + visible, depth=encoder.depth, mlp_ratio=encoder.mlp_ratio)
+    online += 2 * (extra + visible) * width * decoder.width
+    online += block_operations(decoder.width, extra + patches, depth=decoder.depth)
+    online += 2 * masked * decoder.width * (width if recipe.objective == "m2d" else pixels)
+    frozen = 0.0
+    if recipe.objective == "m2d":
+        seen = masked if recipe.target_input == "masked" else patches
+        frozen += block_operations(width, extra + seen, depth=encoder.depth, mlp_ratio=encoder.mlp_ratio)
+    if recipe.offline.source:
+        online += 2 * encoder.grid[1] * encoder.column_width * recipe.offline.features
+    if recipe.offline.source == "teacher" and teacher is not None:
+        frozen += encoder_operations(teacher, -(-recipe.frames // teacher.patch_size[1]))
+    return 3 * online + frozen
+
+
+def step_operations(recipe: Recipe, objective: Objective) -> float:
+    """Return the operations of one clip's step, those of a teacher included."""
+    teacher = getattr(objective, "teacher", None)
+    return operations_per_clip(recipe, None if teacher is None else teacher.encoder.config)
 
 
 def describe_plan(
@@ -167,14 +219,11 @@ def describe_plan(
         device: Where the time is estimated for.
         rate: Operations per second of the device's matrix products; measured here, in a second, if not given.
     """
-    for name, value in dataclasses.asdict(recipe).items():
-        if isinstance(value, tuple) and name != "patch_size":
-            yield f"{name} = [" + ("" if value else "]")
-            yield from (f"    {json.dumps(text, ensure_ascii=False)}," for text in value)
-            if value:
-                yield "]"
-        elif value is not None:
-            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
+    fields = dataclasses.asdict(recipe)
+    tables = {name: fields.pop(name) for name in TABLES}
+    yield from _toml_lines(fields)
+    for name, table in tables.items():
+        yield from ("", f"[{name}]", *_toml_lines(table))
     yield ""
     yield f"peak learning rate: {recipe.learning_rate:g}"
     yield (
@@ -183,10 +232,12 @@ def describe_plan(
     )
     if plan.target:
         yield f"target network: {plan.target:,} parameters, averaged"
-    if recipe.offline == "labels" and not recipe.offline_features:
+    if recipe.offline.source == "labels" and not recipe.offline.features:
         yield "not counted: the offline predictor; --data says how many labels there are"
-    elif recipe.offline and not recipe.offline_features and not (recipe.teacher or recipe.init):
-        yield "not counted: the teacher and the offline predictor; no teacher is named (--teacher or --init)"
+    elif (
+        recipe.offline.source and not recipe.offline.features and not (recipe.offline.teacher or recipe.init)
+    ):
+        yield "not counted: the teacher and the offline predictor; name one by --init or offline.teacher"
     step = plan.operations * recipe.batch_size
     yield f"operations: {plan.operations / 1e9:.2f} GFLOP a clip, {step / 1e12:.4g} TFLOP a step"
     yield from _length(recipe, plan)
@@ -194,15 +245,25 @@ def describe_plan(
     yield (
         f"memory, estimated in {plan.precision}: {plan.state_bytes / 2**30:.2f} GiB and "
         f"{plan.clip_bytes / 2**20:.1f} MiB a clip: {total / 2**30:.1f} GiB for {recipe.batch_size} clips "
-        f"on one device; --at-once N needs that of N clips"
+        f"on one device; --micro-batch-size N needs that of N clips"
     )
     measured = rate is None
-    rate = matrix_rate(_dtype(plan.precision), device, QUICK_SIZES) if rate is None else rate
+    rate = matrix_rate(_dtype(plan.precision), device, QUICK_SIZES.get(device.type)) if rate is None else rate
     share = ASSUMED_SHARE.get(device.type, ASSUMED_SHARE["cuda"])
     told = f"{rate / 1e9:,.0f} GFLOP/s ({'measured just now' if measured else 'given'}, {device})"
     line = f"time, estimated at a share of {share:.2f} of {told}: {step / (rate * share):.3g} s a step"
     hours = plan.hours(rate * share, recipe.batch_size)
     yield line if hours is None else f"{line}, {_duration(hours)} in all"
+
+
+def _toml_lines(fields: dict[str, Any]) -> Iterator[str]:
+    for name, value in fields.items():
+        if isinstance(value, tuple) and value and isinstance(value[0], str):
+            yield f"{name} = ["
+            yield from (f"    {json.dumps(text, ensure_ascii=False)}," for text in value)
+            yield "]"
+        elif value is not None:
+            yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
 
 
 def _length(recipe: Recipe, plan: Plan) -> Iterator[str]:
@@ -213,7 +274,7 @@ def _length(recipe: Recipe, plan: Plan) -> Iterator[str]:
     if plan.clips is None:
         yield line
         return
-    whose = "as published" if plan.clips == recipe.published_clips else "of the data"
+    whose = "as published" if plan.clips == recipe.published.clips else "of the data"
     if recipe.epochs is not None and not plan.steps:
         yield f"{line}: {plan.clips:,} clips ({whose}) are fewer than one batch"
     elif recipe.epochs is not None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hear_m2d.checkpoint.format import save_checkpoint
 from hear_m2d.pretrain.data.features import training_items
@@ -28,8 +29,15 @@ from hear_m2d.pretrain.data.sampling import StepBatches
 from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.objectives.build import begin_objective, hear_model
 from hear_m2d.pretrain.recipe import Recipe
-from hear_m2d.pretrain.training.distributed import Processes, StoppedError, StopRequest, join, process_device
-from hear_m2d.pretrain.training.metrics import device_rate, step_operations
+from hear_m2d.pretrain.training.distributed import (
+    Processes,
+    StoppedError,
+    StopRequest,
+    init_distributed,
+    process_device,
+)
+from hear_m2d.pretrain.training.estimate import step_operations
+from hear_m2d.pretrain.training.metrics import MatrixRate
 from hear_m2d.pretrain.training.pace import steps_of_epochs, steps_within
 from hear_m2d.pretrain.training.probes import Probes, ProbeSettings
 from hear_m2d.pretrain.training.run_folder import RunFolder
@@ -45,11 +53,12 @@ from hear_m2d.utils.progress import ProgressBar
 logger = logging.getLogger(__name__)
 
 DIVERGED = 10.0  # times the first loss of the log
+RATE_MOVED = 0.2  # share by which the matrix rate must change to be logged
 
 
 @dataclass(frozen=True)
-class Habits:
-    """How a run behaves here; nothing of it changes what is learned.
+class TrainOptions:
+    """How a run behaves on this machine; nothing of it changes what is learned.
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda``, …
@@ -59,9 +68,9 @@ class Habits:
         keep_every: States at multiples of so many steps are kept for good; 0 keeps none of them.
         workers: Processes that load crops beside the training, for each training process; None: four for a
             GPU, none for a CPU.
-        at_once: Most clips in one forward pass of a process; 0 takes its whole share of a batch.
+        micro_batch_size: Most clips in one forward pass; 0: on a GPU as many as fit, on a CPU all.
         progress: Show a progress bar.
-        probes: Labelled sets that are asked now and then.
+        probes: Labeled sets that are probed now and then.
         track: Trackers besides TensorBoard: accelerate's names, or instances of its ``GeneralTracker``.
     """
 
@@ -71,7 +80,7 @@ class Habits:
     keep_last: int = 2
     keep_every: int = 0
     workers: int | None = None
-    at_once: int = 0
+    micro_batch_size: int = 0
     progress: bool = False
     probes: ProbeSettings = field(default_factory=ProbeSettings)
     track: tuple[Any, ...] = ()
@@ -86,7 +95,7 @@ def train(
     features: Path | None = None,
     minutes: float | None = None,
     force: bool = False,
-    **habits: Any,
+    **options: Any,
 ) -> Path:
     """Train a network, or continue the run that lies in ``out``; alone, or as one of a launcher's processes.
 
@@ -99,7 +108,7 @@ def train(
         minutes: Choose the number of steps so that the run takes about this long here; the recipe's
             length is then ignored.
         force: Continue the run in ``out`` although it was begun with other settings.
-        **habits: Those of :class:`Habits`.
+        **options: Those of :class:`TrainOptions`.
 
     Returns:
         The checkpoint's path.
@@ -111,12 +120,12 @@ def train(
             the device's memory; a state could not be written; or the data could no longer be read.
         StoppedError: SIGTERM came; the state is saved.
     """
-    processes, settings, run = join(), Habits(**habits), RunFolder(out)
+    processes, settings, run = init_distributed(), TrainOptions(**options), RunFolder(out)
     with (
-        processes.one_fate(),
+        processes.abort_all_on_error(),
         StopRequest(processes).heard() as stop,
-        _held(run, processes),
-        _full_disk_told(out),
+        _lock(run, processes),
+        _report_io_errors(out),
     ):
         return _train(
             run, recipe, data, noise, features, processes, stop, settings, minutes=minutes, force=force
@@ -124,8 +133,8 @@ def train(
 
 
 @contextmanager
-def _full_disk_told(out: Path) -> Iterator[None]:
-    """Say of any file that does not fit what :class:`States` says of its own."""
+def _report_io_errors(out: Path) -> Iterator[None]:
+    """Report I/O errors during training as runtime failures, not as bad input."""
     try:
         yield
     except OSError as error:
@@ -138,8 +147,8 @@ def _full_disk_told(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _failure_told(out: Path) -> Iterator[None]:
-    """Say of a network or a disk that fails under a run that no setting was at fault."""
+def _report_data_errors(out: Path) -> Iterator[None]:
+    """Report data that can no longer be read as a runtime failure."""
     try:
         yield
     except OSError as error:
@@ -151,18 +160,18 @@ def _failure_told(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _held(run: RunFolder, processes: Processes) -> Iterator[None]:
-    """Have the main process hold the folder; one of something else is refused untouched."""
-    processes.on_main(run.known)
-    held = hold_folder(run.folder)
-    processes.on_main(held.__enter__)
+def _lock(run: RunFolder, processes: Processes) -> Iterator[None]:
+    """Lock the folder in the main process; a folder of something else is refused untouched."""
+    processes.run_on_main(run.known)
+    lock = hold_folder(run.folder)
+    processes.run_on_main(lock.__enter__)
     try:
         if processes.is_main:
             remove_leftovers(run.folder)
         yield
     finally:
         if processes.is_main:
-            held.__exit__(None, None, None)
+            lock.__exit__(None, None, None)
 
 
 def _train(
@@ -173,27 +182,27 @@ def _train(
     features: Path | None,
     processes: Processes,
     stop: StopRequest,
-    settings: Habits,
+    settings: TrainOptions,
     *,
     minutes: float | None,
     force: bool,
 ) -> Path:
     out = run.folder
-    require_frontend(data, recipe.frontend_config)
+    require_frontend(data, recipe.frontend)
 
     # The device, and what it computes in.
     share = processes.share(recipe.batch_size)
-    place = processes.together(lambda: process_device(processes, settings.device))
+    device = processes.run_everywhere(lambda: process_device(processes, settings.device))
     precision = recipe.precision
     if precision == "auto":
-        precision = "bfloat16" if native_bfloat16(place) else "float32"
+        precision = "bfloat16" if native_bfloat16(device) else "float32"
     dtype = torch.float64 if precision == "float64" else torch.float32
 
-    # What it hears.
+    # The data.
     items = training_items(recipe, data, noise=noise, features=features)
-    target = items[0, 0].get("target") if recipe.offline in ("labels", "features") else None
+    target = items[0, 0].get("target") if recipe.offline.source in ("labels", "features") else None
 
-    probes = processes.together(
+    probes = processes.run_everywhere(
         lambda: Probes(
             settings.probes,
             sample_rate=recipe.sample_rate,
@@ -205,13 +214,17 @@ def _train(
 
     # Where it was.
     states = States(out, keep_last=settings.keep_last, keep_every=settings.keep_every)
-    first = processes.on_main(states.newest)
+    newest: list[tuple[int, dict[str, Tensor]]] = []
+    processes.run_on_main(lambda: newest.append(states.newest()))
+    first = processes.run_on_main(lambda: newest[0][0])
 
     # The network and its optimiser.
     def trainer(objective: Objective) -> Trainer:
-        return Trainer(objective, recipe, device=place, precision=precision, at_once=settings.at_once)
+        return Trainer(
+            objective, recipe, device=device, precision=precision, micro_batch_size=settings.micro_batch_size
+        )
 
-    recipe, objective, start = processes.together(
+    recipe, objective, start = processes.run_everywhere(
         lambda: begin_objective(
             recipe,
             mean=data.mean,
@@ -220,10 +233,10 @@ def _train(
             resumed=bool(first),
         )
     )
-    objective.to(place, dtype)
+    objective.to(device, dtype)
 
     # How long: a run that is resumed keeps the number of steps that its minutes came to.
-    known = processes.on_main(run.known)
+    known = processes.run_on_main(run.known)
     record = {
         "recipe": recipe.to_json(),
         "minutes": minutes,
@@ -237,40 +250,67 @@ def _train(
     elif known and known.get("minutes") == minutes:
         steps = int(known["steps"])
     else:
-        processes.on_main(lambda: run.changed(record, step=first, force=force))  # before minutes of timing
+        processes.run_on_main(
+            lambda: run.changed(record, step=first, force=force)
+        )  # before minutes of timing
         # Nothing here may hold the copy, so that it is gone when training begins: it is a second network.
         steps = steps_within(minutes * 60, trainer(copy.deepcopy(objective)), recipe, processes)
         gc.collect()  # compiled blocks refer to themselves
     record["steps"] = steps
-    changed = processes.on_main(lambda: run.changed(record, step=first, force=force))
-    if not changed and processes.on_main(run.checkpoint.exists):
-        processes.say("%s is already trained for %d steps", out, steps)
+    changed = processes.run_on_main(lambda: run.changed(record, step=first, force=force))
+    if not changed and processes.run_on_main(run.checkpoint.exists):
+        processes.log_once("%s is already trained for %d steps", out, steps)
         return run.checkpoint
     training = trainer(objective)
     if first:
-        processes.together(lambda: states.load(objective, training.optimizer, first))
-        processes.say("continuing %s at step %d of %d", out, first, steps)
+        tensors = processes.broadcast(newest.pop()[1] if newest else {})
+        processes.run_everywhere(lambda: states.load(objective, training.optimizer, first, tensors))
+        del tensors
+        processes.log_once("continuing %s at step %d of %d", out, first, steps)
     for name, (before, now) in changed.items():
-        processes.say("%s was %r, and is %r from here on", name, before, now)
-    processes.on_main(lambda: run.begin(record, changed, step=first, start=start))
-    first_loss = processes.on_main(lambda: run.cut_log(first or -1))
-    processes.say(
+        processes.log_once("%s was %r, and is %r from here on", name, before, now)
+    if first and first < steps and "steps" in changed:
+        before = int(changed["steps"][0])
+        processes.log_once(
+            "the schedules now stretch over %d steps: after step %d the learning rate goes from %.3g to %.3g",
+            steps, first, _rate(recipe, min(first, before), before), _rate(recipe, first, steps),
+        )  # fmt: skip
+    processes.run_on_main(lambda: run.begin(record, changed, step=first, start=start))
+    first_loss, probed = processes.run_on_main(lambda: run.cut_log(first or -1))
+    processes.log_once(
         "%s: %d clips (%.2f h), %d steps of %d clips, %s on %s, %d processes, learning rate %.3g",
-        recipe.objective, len(data), data.hours, steps, recipe.batch_size, precision, place.type,
+        recipe.objective, len(data), data.hours, steps, recipe.batch_size, precision, device.type,
         processes.count, recipe.learning_rate,
     )  # fmt: skip
-    if short := data.count_shorter(recipe.input_frames):
-        processes.say("%d clips are shorter than a crop and are padded with the mean", short)
+    if short := data.count_shorter(recipe.frames):
+        processes.log_once("%d clips are shorter than a crop and are padded with the mean", short)
 
-    # What is looked at meanwhile.
+    if recipe.offline.source == "labels" and (bare := data.count_unlabeled()):
+        processes.log_once("%d clips have no label and count as clips of none of the classes", bare)
+
+    # Meters, trackers and probes.
     trackers = None
     if processes.is_main:
         trackers = Trackers(out, settings.track, recipe.to_json(), step=first)
     if probes.wanted and processes.is_main:
         logger.info(probes.describe())
     operations = step_operations(recipe, objective)
-    measured = processes.together(lambda: device_rate(place, precision))
-    machine_rate = processes.mean([torch.tensor(measured)])[0] * processes.count
+    matrix_rate = MatrixRate(device, precision)
+
+    def matrix_share(clips_per_s: float) -> float | None:
+        """Return the share of the matrix rate, or None where a measurement contradicts it."""
+        best = processes.mean([torch.tensor(matrix_rate.best)])[0] * processes.count
+        value = clips_per_s * operations / best
+        return value if value <= 1 else None
+
+    def measure_rate() -> None:
+        before, now = processes.run_everywhere(matrix_rate.measure)
+        if before and abs(now / before - 1) > RATE_MOVED:
+            processes.log_once(
+                "the matrix rate went from %.0f to %.0f GFLOP/s (other work on this machine, or another "
+                "clock speed); shares refer to the highest rate of the run, %.0f GFLOP/s",
+                before / 1e9, now / 1e9, matrix_rate.best / 1e9,
+            )  # fmt: skip
 
     def log(line: dict[str, Any]) -> None:
         run.log(line)
@@ -281,14 +321,17 @@ def _train(
         """Probe after so many steps, and return the seconds that it took."""
         start = time.perf_counter()
         if probes.due(step, steps):
-            processes.on_main(
-                lambda: log(probes.ask(objective, recipe, mean=data.mean, std=data.std, step=step))
-            )
+            processes.run_on_main(lambda: probe(step))
         return time.perf_counter() - start
 
+    def probe(step: int) -> None:
+        stop.run_interruptible(
+            lambda: log(probes.ask(objective, recipe, mean=data.mean, std=data.std, step=step))
+        )
+
     def save(step: int) -> None:
-        processes.on_main(run.sync_log)  # a run continued from this state has the lines before it
-        processes.on_main(lambda: states.save(objective, training.optimizer, step))
+        processes.run_on_main(run.sync_log)  # a run continued from this state has the lines before it
+        processes.run_on_main(lambda: states.save(objective, training.optimizer, step))
 
     def steps_from(begin: int, end: int) -> StepBatches:
         return StepBatches(begin, end, batch_size=recipe.batch_size, n_clips=len(data), seed=recipe.seed)
@@ -297,14 +340,14 @@ def _train(
         items,
         steps_from(first, steps),
         share=share,
-        patches=math.prod(recipe.encoder_config.grid),
-        device=place,
+        patches=math.prod(recipe.encoder.grid),
+        device=device,
         dtype=dtype,
-        workers=(4 if place.type == "cuda" else 0) if settings.workers is None else settings.workers,
+        workers=(4 if device.type == "cuda" else 0) if settings.workers is None else settings.workers,
     )
     objective.train()
-    if not first:
-        ask(0)
+    if first not in probed:  # the start of a run, or a probe that SIGTERM interrupted
+        ask(first)
     clock, waited, logged, ready = time.perf_counter(), 0.0, first, time.perf_counter()
     checked = first  # the loss of the steps before was finite
     bar = ProgressBar(
@@ -314,11 +357,11 @@ def _train(
         disable=not (settings.progress and processes.is_main),
     )
     # What loads ahead ends with the steps, not with the program.
-    with bar, _failure_told(out), closing(stream):
+    with bar, _report_data_errors(out), closing(stream):
         for step in range(first, steps):
             if stop.asked():
                 stream.close()
-                if step > first:
+                if step > first and step not in states.steps():
                     save(step)
                 raise StoppedError(
                     f"stopped by SIGTERM after {step} of {steps} steps: the same command continues {out}"
@@ -328,7 +371,7 @@ def _train(
             rate = _rate(recipe, step, steps)
             done = step + 1
             logs = done % settings.log_every == 0 or done == steps
-            result = training.step(batch, rate=rate, watch=logs)
+            result = training.step(batch, rate=rate, with_metrics=logs)
             # After the optimiser, so that the target follows the updated network.
             decay = momentum_decay(step, total=steps, start=recipe.momentum_start, end=recipe.momentum_end)
             objective.momentum_update(decay)
@@ -345,15 +388,18 @@ def _train(
                     line["momentum"] = decay
                 seconds = time.perf_counter() - clock
                 line["clips_per_s"] = (done - logged) * recipe.batch_size / seconds
-                line["share"] = line["clips_per_s"] * operations / machine_rate
                 line["data_wait"] = waited / seconds
+                if processes.run_on_main(matrix_rate.due):  # after a step: a GPU's clocks are up
+                    measure_rate()
+                if (value := matrix_share(line["clips_per_s"])) is not None:
+                    line["share"] = value
                 if processes.is_main:
                     log(line)
                 bar.note(f"loss={line['loss']:.4f}, {line['clips_per_s']:.0f} clips/s")
                 clock, waited, logged = time.perf_counter(), 0.0, done
-            clock += ask(done)  # before it is saved: a resumed run has asked what the saved one had
             if saves:
                 save(done)
+            clock += ask(done)
             ready = time.perf_counter()
     if trackers is not None:
         trackers.finish()
@@ -366,7 +412,7 @@ def _train(
         model = hear_model(objective, recipe, mean=data.mean, std=data.std, training=summary)
         save_checkpoint(run.checkpoint, model)
 
-    processes.on_main(finish)
+    processes.run_on_main(finish)
     return run.checkpoint
 
 
@@ -379,20 +425,24 @@ def _read(result: Step, processes: Processes) -> dict[str, Any]:
 def _check(
     line: dict[str, Any], first_loss: float | None, states: States, bad_clip: Callable[[], str]
 ) -> None:
-    """Stop a run whose loss is no longer a number, or far from where it began."""
+    """Stop a run whose loss is not finite, or far above its first one."""
     loss, norm = line["loss"], line["grad_norm"]
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite and loss <= DIVERGED * (first_loss or math.inf):
         return
+    # A cosine loss is at most 4 and cannot diverge: its collapse shows in the meters of the target.
     if not finite and (clip := bad_clip()):
         raise WorkFailedError(f"{clip} has values that are not finite: copy or prepare the data again")
     began = f", {first_loss:.3g} at the first line of the log" if first_loss else ""
     raise WorkFailedError(
         f"the loss is {loss:.3g} and the gradient {norm:.3g} at step {line['step']}{began}: the run stopped; "
-        f"{states.kept()}. Try a smaller base_lr"
+        f"{states.kept()}. Try a smaller optimizer.base_lr"
     )
 
 
 def _rate(recipe: Recipe, step: int, steps: int) -> float:
-    peak, warmup = recipe.learning_rate, recipe.warmup * steps
-    return cosine_rate(step, peak=peak, warmup=warmup, total=steps, minimum=recipe.min_lr)
+    peak = recipe.learning_rate
+    if steps == 1:  # a rate of 0 would train nothing
+        return peak
+    warmup, minimum = recipe.optimizer.warmup * steps, recipe.optimizer.min_lr
+    return cosine_rate(step, peak=peak, warmup=warmup, total=steps, minimum=minimum)

@@ -5,21 +5,37 @@ The meters of the encoder's output are computed in steps that are logged, on the
 
 from __future__ import annotations
 
-import functools
+import time
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hear_m2d.pretrain.objectives.base import Objective, at_least_float32
-from hear_m2d.pretrain.objectives.m2d import token_meters
-from hear_m2d.pretrain.recipe import Recipe
-from hear_m2d.pretrain.training.operations import operations_per_clip
+from hear_m2d.pretrain.objectives.base import at_least_float32
 from hear_m2d.utils.flops import matrix_rate
 
 MOST_CLIPS = 1024  # that RankMe looks at
 EPSILON = 1e-7  # RankMe's own
 # Of matrices large enough to reach a device's rate, and small enough to be multiplied in a moment.
 RATE_SIZES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
+
+
+@torch.no_grad()
+def token_meters(target: Tensor) -> dict[str, Tensor]:
+    """Return what tells a collapsed target (std → 0, cosine → 1) from a learning one.
+
+    Args:
+        target: (batch, masked, width).
+
+    Returns:
+        ``target_std``: standard deviation over tokens, mean over features. ``target_cosine``: mean cosine
+        between two tokens of the batch.
+    """
+    tokens = at_least_float32(target).flatten(0, 1)
+    mean = nn.functional.normalize(tokens, dim=-1).mean(0)
+    n = len(tokens)
+    cosine = (mean.square().sum() * n - 1) / max(n - 1, 1)  # without a token's cosine to itself
+    return {"target_std": tokens.std(0).mean(), "target_cosine": cosine}
 
 
 @torch.no_grad()
@@ -70,25 +86,41 @@ def rankme(x: Tensor) -> Tensor:
     return torch.where(finite, torch.exp(-(shares * shares.log()).sum()), torch.nan)
 
 
-def step_operations(recipe: Recipe, objective: Objective) -> float:
-    """Return the operations of one clip's step, a teacher's included."""
-    teacher = getattr(objective, "teacher", None)
-    return operations_per_clip(recipe, None if teacher is None else teacher.encoder.config)
+class MatrixRate:
+    """The matrix rate of the run's device, measured again every few minutes.
 
-
-def device_rate(device: torch.device, precision: str) -> float:
-    """Return the device's matrix rate, operations per second, measured in a moment.
+    Other work on the machine slows a measurement down, and a share of too low a rate would be too large.
+    The rate is therefore the highest one of the process.
 
     Args:
         device: Where.
         precision: What the network computes in.
+        every: Seconds between two measurements.
     """
-    dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(precision, torch.float32)
-    return _rate(dtype, device, torch.get_num_threads())
 
+    # By type, device and threads: the highest rate, the last one, and when that was measured.
+    measured: ClassVar[dict[tuple[torch.dtype, torch.device, int], tuple[float, float, float]]] = {}
 
-@functools.cache
-def _rate(dtype: torch.dtype, device: torch.device, threads: int) -> float:
-    gpu = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=gpu):  # the caller's random state is not ours to use
-        return matrix_rate(dtype, device, RATE_SIZES.get(device.type, RATE_SIZES["cuda"]))
+    def __init__(self, device: torch.device, precision: str, *, every: float = 180.0) -> None:
+        self.device, self.every = device, every
+        self.dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(precision, torch.float32)
+        self._key = self.dtype, device, torch.get_num_threads()
+
+    @property
+    def best(self) -> float:
+        """The highest rate, operations per second; 0 before the first measurement."""
+        return self.measured.get(self._key, (0.0,))[0]
+
+    def due(self) -> bool:
+        """Return whether the last measurement is some minutes old."""
+        return self._key not in self.measured or time.monotonic() - self.measured[self._key][2] > self.every
+
+    def measure(self) -> tuple[float, float]:
+        """Measure for a moment; return the rate before (0: none) and the rate now, operations per second."""
+        best, before, _ = self.measured.get(self._key, (0.0, 0.0, 0.0))
+        gpu = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=gpu):  # the caller's random state stays as it is
+            sizes = RATE_SIZES.get(self.device.type, RATE_SIZES["cuda"])
+            now = matrix_rate(self.dtype, self.device, sizes)
+        self.measured[self._key] = max(best, now), now, time.monotonic()
+        return before, now

@@ -15,6 +15,7 @@ from hear_m2d.pretrain.training.step import Trainer
 from hear_m2d.utils.errors import InputError
 
 TIMED_STEPS, TIMED_S = 5, 10.0  # at least so many steps, at most so long
+TIMED_SHARE = 0.2  # of the time asked for, at most, unless one step takes longer
 
 
 def steps_of_epochs(recipe: Recipe, clips: int) -> int:
@@ -46,7 +47,7 @@ def steps_within(seconds: float, trial: Trainer, recipe: Recipe, processes: Proc
     """
     if not 0 < seconds < math.inf:
         raise InputError(f"minutes = {seconds / 60:g}: give a number above 0")
-    encoder, objective = recipe.encoder_config, trial.objective
+    encoder, objective = recipe.encoder, trial.objective
     weight = next(objective.parameters())
     clips = recipe.batch_size // processes.count
     generator = torch.Generator().manual_seed(0)
@@ -60,17 +61,23 @@ def steps_within(seconds: float, trial: Trainer, recipe: Recipe, processes: Proc
     took: list[float] = []
 
     def enough() -> bool:
-        # Some steps are no measure on a machine that does other things: a twentieth of the time is.
-        return len(took) >= 2 + TIMED_STEPS and sum(took) >= min(seconds / 20, TIMED_S)
+        spent = sum(took)
+        if took and spent >= TIMED_SHARE * seconds:
+            return True
+        # On a busy machine a few steps measure too little: a twentieth of the time is enough.
+        return len(took) > TIMED_STEPS and spent >= min(seconds / 20, TIMED_S)
 
-    while not processes.on_main(enough):
+    while not processes.run_on_main(enough):
         start = time.perf_counter()
         result = trial.step(batch, rate=recipe.learning_rate)
         objective.momentum_update(recipe.momentum_end)
         float(result.loss)  # waits for the device
         took.append(time.perf_counter() - start)
     trial.accelerator.free_memory()
-    step_s = float(np.mean(took[2:]))  # the first two warm up
-    steps = processes.on_main(lambda: max(1, int(seconds / step_s)))
-    processes.say("%.2f s a step: %d steps in %.3g minutes", step_s, steps, seconds / 60)
+    step_s = float(np.median(took[1:] or took))  # the first step warms up
+    steps = processes.run_on_main(lambda: max(1, int((seconds - sum(took)) / step_s)))
+    processes.log_once(
+        "%d steps fit into %.3g minutes: %.3g s a step, the median of %d after one to warm up",
+        steps, seconds / 60, step_s, max(len(took) - 1, 1),
+    )  # fmt: skip
     return steps

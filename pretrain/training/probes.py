@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from hear_m2d.model.frontend import LogMelSpectrogram
 from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.objectives.build import hear_model
 from hear_m2d.pretrain.recipe import Recipe
@@ -105,7 +104,9 @@ class Probes:
     def ask(
         self, objective: Objective, recipe: Recipe, *, mean: float, std: float, step: int
     ) -> dict[str, Any]:
-        """Return a line for the log: ``probe/<set>/knn``, ``probe/<set>/linear`` and the seconds it took.
+        """Return a line for the log: ``probe/<set>/knn``, ``…/linear``, ``…/majority``, and the seconds.
+
+        ``majority`` is the score of always answering with the largest class.
 
         A set that can no longer be read is left out with a warning: the run goes on.
 
@@ -123,7 +124,7 @@ class Probes:
         # A model of its own around the same weights: the objective stays in training mode.
         model = hear_model(objective, recipe, mean=mean, std=std, training={})
         place = next(objective.encoder.parameters()).device
-        model.frontend = LogMelSpectrogram(model.config.frontend).to(place)
+        model.frontend.to(place)
         for labelled in self.sets:
             try:
                 result = probe(embed_task(model, labelled), labelled)
@@ -132,6 +133,11 @@ class Probes:
                 continue
             line[f"probe/{labelled.name}/knn"] = result.knn
             line[f"probe/{labelled.name}/linear"] = result.linear
+            line[f"probe/{labelled.name}/majority"] = result.majority
+            logger.info(
+                "step %d, %s: %s of nearest neighbors %.3f, linear %.3f; of the largest class alone %.3f",
+                step, labelled.name, result.metric, result.knn, result.linear, result.majority,
+            )  # fmt: skip
         return {**line, "probe_s": time.perf_counter() - start}
 
 

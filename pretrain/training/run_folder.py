@@ -18,6 +18,7 @@ from typing import Any
 
 from hear_m2d.checkpoint.format import write_tensors
 from hear_m2d.pretrain.objectives.base import Objective
+from hear_m2d.pretrain.recipe import recipe_of_record
 from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write_text, visible_names
 
@@ -60,8 +61,13 @@ class RunFolder:
             record = json.loads(self.record.read_text())
         except ValueError as error:
             raise InputError(f"{self.record} is damaged: {error}") from error
-        if not isinstance(record, dict) or not {"recipe", "steps", "data"} <= record.keys():
+        if (
+            not isinstance(record, dict)
+            or not {"recipe", "steps", "data"} <= record.keys()
+            or not isinstance(record["recipe"], dict)
+        ):
             raise InputError(f"{self.record} is not of a pretraining run: give an empty --out")
+        record["recipe"] = recipe_of_record(record["recipe"], str(self.record)).to_json()
         return record
 
     def changed(
@@ -134,10 +140,14 @@ class RunFolder:
             with self.metrics.open("rb") as file:
                 os.fsync(file.fileno())
 
-    def cut_log(self, step: int) -> float | None:
-        """Drop the lines after a step, which a resumed run writes again; return the first line's loss."""
+    def cut_log(self, step: int) -> tuple[float | None, list[int]]:
+        """Drop the lines after a step, which a resumed run writes again.
+
+        Returns:
+            The loss of the first line, if there is one, and the steps that were probed.
+        """
         if not self.metrics.exists():
-            return None
+            return None, []
         kept: list[dict[str, Any]] = []
         for line in self.metrics.read_text().splitlines():
             try:
@@ -146,7 +156,8 @@ class RunFolder:
             except ValueError:
                 continue  # a line cut short when the process was killed
         atomic_write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
-        return next((float(entry["loss"]) for entry in kept if "loss" in entry), None)  # probes have none
+        losses = (float(entry["loss"]) for entry in kept if "loss" in entry)  # lines of probes have none
+        return next(losses, None), [entry["step"] for entry in kept if "probe_s" in entry]
 
     def save_objective(self, objective: Objective, record: dict[str, Any]) -> None:
         """Write what the checkpoint leaves out."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hear_m2d.checkpoint.format import read_tensors, write_tensors
 from hear_m2d.pretrain.objectives.base import Objective
@@ -70,13 +72,26 @@ class States:
             ) from error
         self._remove_old(step)
 
-    def load(self, objective: Objective, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def load(
+        self,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Restore :meth:`save`.
 
+        Args:
+            objective: Receives the weights.
+            optimizer: Receives its moments.
+            step: Of the state.
+            tensors: Those of the file, where they were read already.
+
         Raises:
-            ValueError: The file is damaged, or of a network of other sizes.
+            InputError: The file is damaged, or of a network of other sizes.
         """
-        tensors, _ = read_tensors(self.path(step), STATE_KEY)
+        if tensors is None:
+            tensors, _ = read_tensors(self.path(step), STATE_KEY)
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         try:
             objective.load_state_dict(weights)
@@ -92,8 +107,8 @@ class States:
                 # The number of steps too: the fused AdamW has it on the device.
                 optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
 
-    def newest(self) -> int:
-        """Return the step of the newest state that can be read; 0 where none was written.
+    def newest(self) -> tuple[int, dict[str, Tensor]]:
+        """Return the newest state that can be read: its step and its tensors; 0 where none was written.
 
         Raises:
             ValueError: There are states, and none can be read.
@@ -101,15 +116,15 @@ class States:
         error: ValueError | None = None
         for step in reversed(self.steps()):
             try:
-                read_tensors(self.path(step), STATE_KEY)
+                tensors, _ = read_tensors(self.path(step), STATE_KEY)
             except ValueError as damage:
                 logger.warning("%s: going back to the state before it", damage)
                 error = error or damage
             else:
-                return step
+                return step, tensors
         if error is not None:
             raise InputError(f"{error}. Remove it to begin the run anew") from error
-        return 0
+        return 0, {}
 
     def kept(self) -> str:
         """Return a sentence on what there is to go back to."""

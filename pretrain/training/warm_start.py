@@ -77,8 +77,8 @@ def warm_start(objective: Objective, recipe: Recipe) -> list[str]:
             notes.append(f'its {part} {why}: it starts at random (target_init = "random")')
         else:
             notes.append(f"its {part} {why}: it starts anew")
-    if checkpoint.config.code_base == "msm_mae" and rest and recipe.decoder_pos == "2d":
-        notes.append('its decoder was trained with 1-D positions: decoder_pos = "1d" keeps them')
+    if checkpoint.config.code_base == "msm_mae" and rest and recipe.decoder.positions == "2d":
+        notes.append('its decoder was trained with 1-D positions: decoder.positions = "1d" keeps them')
     for note in notes:
         logger.info("%s: %s", recipe.init, note)
     return notes
@@ -92,7 +92,7 @@ def read_init(recipe: Recipe) -> Checkpoint:
         ValueError: Not a checkpoint, or one of other sizes: each that differs is named.
     """
     checkpoint = read_weights(recipe.init)
-    there, here = checkpoint.config.encoder, recipe.encoder_config
+    there, here = checkpoint.config.encoder, recipe.encoder
     differing = [name for name in SIZES if getattr(there, name) != getattr(here, name)]
     found = {name: (getattr(there, name), getattr(here, name)) for name in differing}
     rates = (checkpoint.config.frontend.sample_rate, recipe.sample_rate)

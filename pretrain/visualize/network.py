@@ -17,9 +17,9 @@ from hear_m2d.model.hear_model import HearModel
 from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.objectives.build import build_objective, hear_model
 from hear_m2d.pretrain.objectives.msm_mae import MSMMAE
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.recipe import Recipe, recipe_of_record
 from hear_m2d.pretrain.training.run_folder import OBJECTIVE_KEY, RunFolder
-from hear_m2d.pretrain.training.state import STATE_KEY, States
+from hear_m2d.pretrain.training.state import States
 from hear_m2d.utils.errors import InputError
 
 METHODS = {
@@ -81,7 +81,7 @@ def _open_run(folder: RunFolder) -> Network:
     record = folder.known()
     assert record is not None
     try:
-        recipe = Recipe(**record["recipe"])
+        recipe = recipe_of_record(record["recipe"], str(folder.record))
     except (TypeError, ValueError) as error:
         raise InputError(f"{folder.record} has a recipe that this version does not know: {error}") from error
     name = folder.folder.resolve().name
@@ -95,12 +95,12 @@ def _open_run(folder: RunFolder) -> Network:
             objective = _load(recipe, {**encoder, **tensors}, folder.objective)
     else:  # not finished: as it was when its state was last saved
         states = States(folder.folder)
-        if not (step := states.newest()):
+        step, tensors = states.newest()
+        if not step:
             raise InputError(
                 f"{folder.folder} is a run that has saved nothing yet: wait for its first save "
                 f"(--save-every), or let it finish"
             )
-        tensors, _ = read_tensors(states.path(step), STATE_KEY)
         weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         objective = _load(recipe, weights, states.path(step))
         data = record["data"]

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hear_m2d.model.encoder import EncoderConfig, SpectrogramEncoder, encoder_operations
 from hear_m2d.pretrain.objectives.build import build_objective
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.objectives.masking import mask_noise
 from hear_m2d.pretrain.recipe import Recipe
-from hear_m2d.pretrain.training.operations import operations_per_clip
+from hear_m2d.pretrain.training.estimate import operations_per_clip
 
 
 @pytest.fixture
@@ -45,17 +46,12 @@ def test_embedding_operations_equal_those_that_torch_counts():
 def test_training_operations_equal_those_that_torch_counts(objective):
     recipe = Recipe(
         objective=objective,
-        width=64,
-        depth=2,
-        heads=2,
-        input_frames=96,
-        decoder_width=32,
-        decoder_depth=1,
-        decoder_heads=2,
+        decoder=DecoderConfig(width=32, depth=1, heads=2),
+        encoder=EncoderConfig(width=64, depth=2, heads=2, input_size=(80, 96)),
         steps=1,
     )
     network = build_objective(recipe)
-    patches = math.prod(recipe.encoder_config.grid)
+    patches = math.prod(recipe.encoder.grid)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         network(torch.randn(1, 1, 80, 96), mask_noise(0, 0, 1, patches)).loss.backward()
     # The input needs no gradient, so torch leaves out one product that "twice the forward" counts.

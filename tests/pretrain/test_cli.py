@@ -11,18 +11,13 @@ from hear_m2d.cli import main
 
 RECIPE = """
 objective = "msm_mae"
-width = 32
-depth = 1
-heads = 2
-input_frames = 64
-decoder_width = 32
-decoder_depth = 1
-decoder_heads = 2
 mask_ratio = 0.75
 norm_pix_loss = false
 batch_size = 4
-base_lr = 0.03
 steps = 3
+encoder = { width = 32, depth = 1, heads = 2, input_size = [80, 64] }
+decoder = { width = 32, depth = 1, heads = 2 }
+optimizer = { base_lr = 0.03 }
 """
 
 
@@ -127,7 +122,9 @@ def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_a
     run("pretrain", "--recipe", recipe, "--data", audio_folder, "--out", first)
     run("prepare", audio_folder, noise)
     further = tmp_path / "further.toml"
-    further.write_text('base = "mine.toml"\noffline = "teacher"\nnoise_ratio = 0.3\nbase_lr = 1e-9\n')
+    further.write_text(
+        'base = "mine.toml"\nnoise_ratio = 0.3\noffline.source = "teacher"\noptimizer.base_lr = 1e-9\n'
+    )
     command = ["pretrain", "--recipe", further, "--data", audio_folder, "--out", second]
     checkpoint = first / "checkpoint.safetensors"
     code, _, said = run(*command, "--init", checkpoint)
@@ -147,7 +144,7 @@ def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_a
     command = ["pretrain", "--recipe", further, "--data", audio_folder, "--out", tmp_path / "third"]
     code, _, said = run(*command, "--noise", noise)
     assert code == 2
-    assert "give --teacher CHECKPOINT, or --init CHECKPOINT" in said
+    assert "give --set offline.teacher=CHECKPOINT, or --init CHECKPOINT" in said
     assert not (tmp_path / "third").exists()
     code, _, said = run(*command, "--noise", audio_folder, "--init", checkpoint)  # not prepared yet
     assert code == 0, said
@@ -160,14 +157,18 @@ def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_a
     [
         ("", {"--init": "first/checkpoint.safetensors"}, "width 32 (the recipe 64)"),
         ("", {"--init": "gone.pth"}, "gone.pth"),
-        ('offline = "teacher"', {"--teacher": "first/checkpoint.safetensors"}, "columns of 64 frames"),
-        ('offline = "features"', {}, "give --features FOLDER"),
+        (
+            'offline.source = "teacher"',
+            {"--set": "offline.teacher=first/checkpoint.safetensors"},
+            "columns of 64 frames",
+        ),
+        ('offline.source = "features"', {}, "give --features FOLDER"),
         (
             "noise_ratio = 0.1",
             {"--noise": "http://127.0.0.1:9/noise"},
             "noise is an address: audio and prepared data are read from a local folder",
         ),
-        ('offline = "labels"', {}, "audio has no labels"),
+        ('offline.source = "labels"', {}, "audio has no labels"),
         (
             "noise_ratio = 0.1\nsample_rate = 32000",
             {"--noise": "first/data"},
@@ -181,7 +182,9 @@ def test_what_cannot_train_is_refused_before_any_audio_is_prepared(
     monkeypatch.chdir(tmp_path)
     recipe.write_text(recipe.read_text().replace("msm_mae", "m2d"))
     run("pretrain", "--recipe", recipe, "--data", audio_folder, "--out", "first", "--steps", 0)
-    (tmp_path / "other.toml").write_text(f'base = "mine.toml"\nwidth = 64\npatch_size = [16, 8]\n{fields}\n')
+    (tmp_path / "other.toml").write_text(
+        f'base = "mine.toml"\n{fields}\n[encoder]\nwidth = 64\npatch_size = [16, 8]\n'
+    )
     command = ["pretrain", "--recipe", "other.toml", "--data", audio_folder, "--out", "second"]
     code, _, error = run(*command, *[word for pair in given.items() for word in pair])
     assert code == 2
@@ -200,10 +203,10 @@ def test_one_command_learns_from_labels_and_one_from_stored_features(run, audio_
     recipe.write_text(recipe.read_text().replace("msm_mae", "m2d"))
     for offline, given in [("labels", []), ("features", ["--features", tmp_path / "features"])]:
         mine, out = tmp_path / f"{offline}.toml", tmp_path / f"run-{offline}"
-        mine.write_text(f'base = "mine.toml"\noffline = "{offline}"\n')
+        mine.write_text(f'base = "mine.toml"\noffline.source = "{offline}"\n')
         code, _, said = run("pretrain", "--recipe", mine, "--data", tmp_path / "data", "--out", out, *given)
         assert code == 0, said
-        features = json.loads((out / "run.json").read_text())["recipe"]["offline_features"]
+        features = json.loads((out / "run.json").read_text())["recipe"]["offline"]["features"]
         assert features == {"labels": 2, "features": 8}[offline]
     code, _, said = run("pretrain", "--recipe", mine, "--data", tmp_path / "data", "--out", tmp_path / "x")
     assert code == 2
@@ -218,6 +221,34 @@ def test_options_override_the_recipe(run, audio_folder, recipe, tmp_path):
     assert code == 0
     record = json.loads((out / "run.json").read_text())
     assert (record["steps"], record["recipe"]["batch_size"]) == (2, 2)
+
+
+def test_set_gives_any_field_a_value(run, recipe):
+    given = ["optimizer.base_lr=1e-3", "encoder.patch_size=[16, 8]", "precision=bfloat16", "compile=true"]
+    words = [word for text in given for word in ("--set", text)]
+    code, printed, _ = run("pretrain", "--recipe", recipe, "--dry-run", *words)
+    assert code == 0
+    for line in ("base_lr = 0.001", "patch_size = [16, 8]", 'precision = "bfloat16"', "compile = true"):
+        assert line in printed.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("optimizer.base_lrr=1", "unknown field of [optimizer] 'base_lrr'. Did you mean base_lr"),
+        ("optimiser.base_lr=1", "unknown table 'optimiser'. Did you mean optimizer?"),
+        (
+            "base_lr=1",
+            "base_lr is now in a table, since version 0.2: write [optimizer], and below it base_lr = 1",
+        ),
+        ("batch_size=many", "batch_size = 'many': it must be a valid integer"),
+        ("compile", "--set compile: write FIELD=VALUE"),
+    ],
+)
+def test_a_wrong_set_is_one_line(run, recipe, text, says):
+    code, _, error = run("pretrain", "--recipe", recipe, "--dry-run", "--set", text)
+    assert code == 2
+    assert says in error
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from hear_m2d.pretrain.data.crops import Crops
 from hear_m2d.pretrain.data.features import FeatureCrops, training_items
 from hear_m2d.pretrain.data.prepare import prepare
 from hear_m2d.pretrain.data.prepared import LogMelData
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.recipe import recipe_of_record
 
 SMALL = {
     "objective": "m2d", "width": 64, "depth": 1, "heads": 1, "input_frames": 40, "patch_size": (80, 4),
@@ -53,7 +53,7 @@ def features(data, tmp_path):
 
 
 def recipe_of(**fields):
-    return Recipe(**{**SMALL, **fields})
+    return recipe_of_record({**SMALL, **fields}, "test")
 
 
 def test_features_are_those_of_the_columns_of_the_crop(data, features):
@@ -100,8 +100,8 @@ def test_noise_and_features_go_together(data, features):
     ("fields", "given", "said"),
     [
         ({"offline": "features"}, {}, "give --features FOLDER"),
-        ({}, {"features": True}, 'used only with offline = "features"'),
-        ({"noise_ratio": 0.2}, {}, "needs noise: give --noise FOLDER, or --noise-ratio 0"),
+        ({}, {"features": True}, 'used only with offline.source = "features"'),
+        ({"noise_ratio": 0.2}, {}, "needs noise: give --noise FOLDER, or --set noise_ratio=0"),
         ({}, {"noise": True}, "noise_ratio = 0 leaves the noise"),
     ],
 )

@@ -8,8 +8,9 @@ import torch
 
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.pretrain.objectives.decoder import DecoderConfig
-from hear_m2d.pretrain.objectives.m2d import M2D, token_meters
+from hear_m2d.pretrain.objectives.m2d import M2D
 from hear_m2d.pretrain.objectives.masking import random_mask
+from hear_m2d.pretrain.training.metrics import token_meters
 from hear_m2d.pretrain.training.schedules import decay_groups
 
 FIXTURES = ["m2d_objective", "m2d_objective_mse"]

@@ -21,7 +21,7 @@ from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.objectives.m2d_x import M2DX
 from hear_m2d.pretrain.objectives.masking import random_mask
 from hear_m2d.pretrain.objectives.teacher import Teacher, with_offline
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.recipe import recipe_of_record, replace_fields
 from hear_m2d.pretrain.training.loop import train
 from hear_m2d.pretrain.training.state import STATE_KEY
 
@@ -93,7 +93,7 @@ def recipe_of(**fields):
         "objective": "m2d", "width": 64, "depth": 1, "heads": 1, "input_frames": 48, "patch_size": (16, 8),
         "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "steps": 1,
     }  # fmt: skip
-    return Recipe(**{**given, **fields})
+    return recipe_of_record({**given, **fields}, "test")
 
 
 def save_teacher(path, *, frames=48, patch=(16, 8), rate=16000, std=3.0):
@@ -144,7 +144,7 @@ def test_m2d_as_is_the_cross_entropy_of_the_mean_over_columns():
 def test_the_teacher_hears_the_clean_clip_and_the_student_the_mixture(tmp_path):
     name = save_teacher(tmp_path / "teacher.safetensors")
     recipe, teacher = with_offline(recipe_of(offline="teacher", teacher=name), mean=-7.0, std=4.0)
-    assert recipe.offline_features == 320
+    assert recipe.offline.features == 320
     objective = build_objective(recipe)
     objective.teacher = teacher
     x, clean = torch.randn(2, 1, 80, 48), torch.randn(2, 1, 80, 48)
@@ -217,9 +217,9 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path, teacher, said):
 @pytest.mark.parametrize(
     ("recipe", "shape", "said"),
     [
-        ({"offline": "teacher"}, None, "give --teacher CHECKPOINT, or --init"),
-        ({"offline": "labels"}, None, "needs one number a class .* carries nothing"),
-        ({"offline": "labels"}, (6, 768), r"carries targets of shape \[6, 768\]"),
+        ({"offline": "teacher"}, None, "give --set offline.teacher=CHECKPOINT, or --init"),
+        ({"offline": "labels"}, None, "needs one number a class .* the data has nothing"),
+        ({"offline": "labels"}, (6, 768), r"the data has targets of shape \[6, 768\]"),
         ({"offline": "labels", "offline_features": 527}, (50,), "527, but the data has 50"),
         ({"offline": "features"}, (12, 768), "12 columns of features, the recipe 6"),
     ],
@@ -233,7 +233,7 @@ def test_data_that_does_not_fit_is_refused(recipe, shape, said):
 def test_the_data_says_how_many_classes_or_features_there_are(offline, shape):
     recipe, teacher = with_offline(recipe_of(offline=offline), mean=0.0, std=1.0, target_shape=shape)
     assert teacher is None
-    assert recipe.offline_features == shape[-1]
+    assert recipe.offline.features == shape[-1]
     assert build_objective(recipe).offline_shape == shape
 
 
@@ -260,7 +260,7 @@ def test_the_weights_that_m2d_shares_do_not_depend_on_the_offline_task():
 
 
 def test_a_student_may_be_taught_by_its_own_recipe_twice_as_wide():
-    model = HearModel(ModelConfig(encoder=dataclasses.replace(recipe_of(width=128).encoder_config)))
+    model = HearModel(ModelConfig(encoder=dataclasses.replace(recipe_of(width=128).encoder)))
     teacher = Teacher(model, mean=0.0, std=1.0)
     assert teacher.features == 640
     assert teacher.columns(torch.randn(1, 1, 80, 48)).shape == (1, 6, 640)
@@ -293,7 +293,7 @@ def test_a_run_with_a_teacher_continues_exactly_and_needs_its_init_no_more(tmp_p
     assert not any("teacher" in name for name in whole)
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     started = (
-        build_objective(dataclasses.replace(recipe, offline_features=320)).encoder.blocks[0].attn.qkv.weight
+        build_objective(replace_fields(recipe, {"offline.features": 320})).encoder.blocks[0].attn.qkv.weight
     )
     assert not torch.allclose(whole["model.encoder.blocks.0.attn.qkv.weight"], started, atol=0.1)
 

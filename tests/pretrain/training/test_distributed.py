@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,26 +16,23 @@ import soundfile
 import torch
 
 from hear_m2d.checkpoint.format import read_tensors
+from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.pretrain.data.prepare import prepare
 from hear_m2d.pretrain.data.prepared import LogMelData
-from hear_m2d.pretrain.recipe import Recipe
-from hear_m2d.pretrain.training.distributed import Processes, StopRequest, _slurm, join
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
+from hear_m2d.pretrain.recipe import OptimizerConfig, Recipe
+from hear_m2d.pretrain.training.distributed import Processes, StopRequest, init_distributed
 from hear_m2d.pretrain.training.loop import train
 from hear_m2d.pretrain.training.state import STATE_KEY, States
 
 TINY = Recipe(
     objective="m2d",
-    width=32,
-    depth=2,
-    heads=2,
-    input_frames=64,
-    decoder_width=32,
-    decoder_depth=1,
-    decoder_heads=2,
+    optimizer=OptimizerConfig(base_lr=0.03),
+    decoder=DecoderConfig(width=32, depth=1, heads=2),
+    encoder=EncoderConfig(width=32, depth=2, heads=2, input_size=(80, 64)),
     momentum_start=0.99,
     momentum_end=0.999,
     batch_size=8,
-    base_lr=0.03,
     steps=20,
     precision="float64",
 )
@@ -51,11 +49,12 @@ SCRIPT = """
 import json, os, signal, sys
 from pathlib import Path
 from hear_m2d.pretrain.data.prepared import LogMelData
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.recipe import recipe_of_record
 from hear_m2d.pretrain.training.loop import train
 data = LogMelData(Path(sys.argv[1]))
-for name, (fields, habits) in json.loads(Path(sys.argv[2]).read_text()).items():
-    train(Recipe(**fields), data, Path(sys.argv[3]) / name, device="cpu", log_every=1, **habits)
+for name, (fields, options) in json.loads(Path(sys.argv[2]).read_text()).items():
+    recipe = recipe_of_record(fields, "test")
+    train(recipe, data, Path(sys.argv[3]) / name, device="cpu", log_every=1, **options)
 """
 
 # So slow that a signal finds it at work.
@@ -78,7 +77,7 @@ from hear_m2d.pretrain.training.step import Trainer
 step, taken = Trainer.step, []
 def broken(self, batch, **how):
     taken.append(1)
-    if os.environ.get("RANK", os.environ.get("SLURM_PROCID")) == "1" and len(taken) == 4:
+    if os.environ["RANK"] == "1" and len(taken) == 4:
         if sys.argv[1] == "raise":
             raise OSError(5, "Input/output error", "shard-00003.arrow")
         os.kill(os.getpid(), signal.SIGKILL)
@@ -105,7 +104,7 @@ def jobs(tmp_path_factory):
     """What SCRIPT runs: every recipe in whole batches, and one in parts of a batch."""
     path = tmp_path_factory.mktemp("jobs") / "jobs.json"
     runs = {name: (recipe.to_json(), {}) for name, recipe in RECIPES.items()}
-    runs["parts"] = (TINY.to_json(), {"at_once": 3})
+    runs["parts"] = (TINY.to_json(), {"micro_batch_size": 3})
     path.write_text(json.dumps(runs))
     return path
 
@@ -164,7 +163,7 @@ def test_any_number_of_processes_gives_the_losses_and_weights_of_one(count, alon
 
 
 def test_parts_of_a_batch_give_the_losses_and_weights_of_the_whole(alone, data, tmp_path):
-    train(TINY, data, tmp_path / "parts", device="cpu", log_every=1, at_once=3)
+    train(TINY, data, tmp_path / "parts", device="cpu", log_every=1, micro_batch_size=3)
     np.testing.assert_allclose(losses(tmp_path / "parts"), losses(alone / "m2d-float64"), rtol=0, atol=1e-9)
     whole, parts = weights(alone / "m2d-float64"), weights(tmp_path / "parts")
     for key, value in whole.items():
@@ -173,28 +172,26 @@ def test_parts_of_a_batch_give_the_losses_and_weights_of_the_whole(alone, data, 
 
 @pytest.fixture
 def start(data, tmp_path):
-    """Start the command in two processes as srun does, without torchrun."""
+    """Start the command in two processes as a launcher does that leaves each one alone."""
 
     def call(how, *options):
         recipe = tmp_path / "recipe.toml"
-        fields = TINY.to_json() | {"description": "", "steps": 400}
-        recipe.write_text(
-            "".join(f"{name} = {json.dumps(v)}\n" for name, v in fields.items() if v is not None)
-        )
+        fields = TINY.to_json() | {"steps": 400}
+        lines = [
+            f"{name} = {json.dumps(v)}" for name, v in fields.items() if isinstance(v, str | int | float)
+        ]
+        for table in ("encoder", "decoder", "optimizer"):
+            lines += [f"[{table}]", *(f"{name} = {json.dumps(v)}" for name, v in fields[table].items())]
+        recipe.write_text("\n".join(lines).replace("True", "true"))
         words = ["pretrain", "--recipe", recipe, "--data", data.folder, "--out", tmp_path / "run"]
         words += ["--device", "cpu", "--log-every", 1, "--save-every", 2, *options]
         script = tmp_path / "failing.py"
         script.write_text(FAILING)
-        slurm = {
-            "SLURM_STEP_NUM_TASKS": "2",
-            "SLURM_STEP_NODELIST": "localhost",
-            "SLURM_JOB_ID": "7",
-            "MASTER_PORT": str(free_port()),
-        }
+        launcher = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
         return [
             subprocess.Popen(
                 [sys.executable, script, how, *map(str, words)],
-                env=environment(**slurm, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank)),
+                env=environment(**launcher, RANK=str(rank), LOCAL_RANK=str(rank)),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -267,56 +264,65 @@ def test_processes_share_a_batch_without_gap_or_overlap():
         Processes(rank=0, count=4).share(6)
 
 
-def test_a_launcher_that_says_too_little_is_told_what_to_type(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ValueError, match="RANK is not set: start the command with torchrun"):
-        join()
-
-
 @pytest.mark.parametrize(
-    ("name", "value", "least"),
+    ("name", "value"),
     [
-        ("WORLD_SIZE", "abc", 1),
-        ("WORLD_SIZE", "0", 1),
-        ("WORLD_SIZE", "", 1),
-        ("RANK", "first", 0),
-        ("LOCAL_RANK", "-1", 0),
-        ("MASTER_PORT", "2950O", 0),
-        ("SLURM_STEP_NUM_TASKS", "2(x3)", 1),
-        ("SLURM_JOB_ID", "41234_1", 0),
+        ("RANK", ""),
+        ("WORLD_SIZE", "abc"),
+        ("LOCAL_RANK", "-1"),
+        ("MASTER_ADDR", ""),
+        ("MASTER_PORT", "2950O"),
     ],
 )
-def test_a_launchers_variable_that_is_no_number_is_named(monkeypatch, name, value, least):
-    told = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
-    if name.startswith("SLURM"):
-        for variable in told:
-            monkeypatch.delenv(variable, raising=False)
-        told = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "n1", "SLURM_JOB_ID": "41234"}
-    for variable, text in {**told, name: value}.items():
+def test_a_launchers_variable_that_cannot_be_used_is_named(monkeypatch, name, value):
+    whole = {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": "1",
+    }
+    for variable, text in {**whole, name: value}.items():
         monkeypatch.setenv(variable, text)
     with pytest.raises(
-        ValueError, match=re.escape(f"{name} is {value!r}; it is a whole number, at least {least}")
+        ValueError, match=re.escape(f"{name} is {value!r}") + ".*start the command with torchrun"
     ):
-        join()
+        init_distributed()
+
+
+def test_sigterm_interrupts_a_probe_and_the_run_is_asked_to_stop():
+    with StopRequest(Processes()).heard() as stop:
+        ended = []
+
+        def probe():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+            ended.append(1)
+
+        stop.run_interruptible(probe)
+        assert not ended
+        assert stop.asked()
+        stop.run_interruptible(lambda: ended.append(2))  # no new work after SIGTERM
+        assert not ended
 
 
 @pytest.mark.parametrize(
-    ("nodes", "first"),
-    [("node[03-07,12],other", "node03"), ("gpu1", "gpu1"), ("a-1,b-2", "a-1"), ("n[7,9]", "n7")],
+    ("name", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("ACCELERATE_DYNAMO_BACKEND", "eager"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16"),
+    ],
 )
-def test_the_first_node_of_a_slurm_step_is_where_processes_meet(nodes, first):
-    told = {"SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "41234"}
-    found = _slurm({**told, "SLURM_STEP_NODELIST": nodes})
-    assert found["MASTER_ADDR"] == first
-    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_RANK"]) == ("9", "16", "1")
-    assert (
-        found["MASTER_PORT"]
-        == _slurm({**told, "SLURM_STEP_NODELIST": "x", "SLURM_PROCID": "0"})["MASTER_PORT"]
-    )
-    with pytest.raises(ValueError, match="MASTER_ADDR"):
-        _slurm(told)
+def test_accelerates_environment_does_not_reach_the_arithmetic(monkeypatch, name, value, data, tmp_path):
+    recipe = dataclasses.replace(TINY, steps=3)
+    train(recipe, data, tmp_path / "plain", device="cpu", log_every=1)
+    monkeypatch.setenv(name, value)
+    train(recipe, data, tmp_path / "run", device="cpu", log_every=1)
+    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
+    whole, other = weights(tmp_path / "plain"), weights(tmp_path / "run")
+    assert all(torch.equal(other[key], value) for key, value in whole.items())
+    assert os.environ[name] == value
 
 
 def test_sigterm_is_heard_and_the_handler_before_is_put_back():

@@ -17,9 +17,14 @@ from hear_m2d.model.hear_model import HearModel
 from hear_m2d.pretrain.objectives.build import build_objective
 from hear_m2d.pretrain.objectives.m2d_x import M2DX
 from hear_m2d.pretrain.objectives.teacher import Teacher
-from hear_m2d.pretrain.recipe import Recipe, load_recipe
-from hear_m2d.pretrain.training.estimate import describe_plan, make_plan, memory, parameters
-from hear_m2d.pretrain.training.operations import operations_per_clip
+from hear_m2d.pretrain.recipe import load_recipe, recipe_of_record, replace_fields
+from hear_m2d.pretrain.training.estimate import (
+    describe_plan,
+    make_plan,
+    memory,
+    operations_per_clip,
+    parameters,
+)
 from hear_m2d.pretrain.training.step import make_optimizer
 
 CPU = torch.device("cpu")
@@ -30,7 +35,7 @@ def recipe_of(objective="m2d", **fields):
         "width": 96, "depth": 4, "heads": 3, "input_frames": 208, "decoder_width": 64, "decoder_depth": 2,
         "decoder_heads": 2, "steps": 10, "batch_size": 8,
     }  # fmt: skip
-    return Recipe(objective=objective, **{**given, **fields})
+    return recipe_of_record({"objective": objective, **given, **fields}, "test")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +50,7 @@ def recipe_of(objective="m2d", **fields):
 def test_parameters_are_those_of_the_published_networks(name, counts):
     recipe = load_recipe(name)
     if recipe.offline == "labels":
-        recipe = dataclasses.replace(recipe, offline_features=527)  # AudioSet's
+        recipe = replace_fields(recipe, {"offline.features": 527})  # AudioSet's
     assert parameters(recipe) == counts
 
 
@@ -63,7 +68,7 @@ def test_operations_of_m2d_x_equal_those_that_torch_counts(offline):
     objective = build_objective(recipe)
     assert isinstance(objective, M2DX)
     objective.teacher = Teacher(HearModel(ModelConfig(encoder=sizes)), mean=0.0, std=1.0)
-    patches = math.prod(recipe.encoder_config.grid)
+    patches = math.prod(recipe.encoder.grid)
     batch = {"x": torch.randn(1, 1, 80, 208), "target": torch.zeros(1, *objective.offline_shape)}
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         target = objective.offline_target(batch)

@@ -18,7 +18,7 @@ import torch
 from hear_m2d.checkpoint.format import read_tensors
 from hear_m2d.pretrain.data.prepare import prepare
 from hear_m2d.pretrain.data.prepared import LogMelData
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.recipe import recipe_of_record
 from hear_m2d.pretrain.training.loop import train
 from hear_m2d.pretrain.training.state import STATE_KEY, States
 
@@ -51,7 +51,7 @@ from hear_m2d.pretrain.training import run_folder as run
 from hear_m2d.pretrain.training import state
 from hear_m2d.pretrain.training import loop
 from hear_m2d.pretrain.data.prepared import LogMelData
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.recipe import recipe_of_record
 from hear_m2d.pretrain.training.step import Trainer
 
 data, out, fields, moment, number, how, workers = sys.argv[1:]
@@ -124,8 +124,9 @@ def counted_save(self, *args):
 state.States.save = counted_save
 
 try:
-    loop.train(Recipe(**json.loads(fields)), LogMelData(Path(data)), Path(out), device="cpu", log_every=1,
-               save_every=4, workers=int(workers))
+    recipe = recipe_of_record(json.loads(fields), "test")
+    loop.train(recipe, LogMelData(Path(data)), Path(out), device="cpu", log_every=1, save_every=4,
+               workers=int(workers))
 except Exception as error:
     print(type(error).__name__, error, file=sys.stderr)
     sys.exit(1)
@@ -149,7 +150,7 @@ def data(tmp_path_factory):
 def whole(data, tmp_path_factory):
     """The run that nothing happens to: its losses and final weights."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    train(Recipe(**FIELDS), data, out, device="cpu", log_every=1, save_every=4)
+    train(recipe_of_record(FIELDS, "test"), data, out, device="cpu", log_every=1, save_every=4)
     return result(out)
 
 
@@ -205,7 +206,15 @@ def test_a_killed_run_continues_bit_for_bit(moment, number, workers, run_until, 
     code, _, _ = run_until(moment, number, workers=workers)
     assert code == -signal.SIGKILL
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
-    train(Recipe(**FIELDS), data, tmp_path / "run", device="cpu", log_every=1, save_every=4, workers=workers)
+    train(
+        recipe_of_record(FIELDS, "test"),
+        data,
+        tmp_path / "run",
+        device="cpu",
+        log_every=1,
+        save_every=4,
+        workers=workers,
+    )
     same(result(tmp_path / "run"), whole)
 
 
@@ -222,7 +231,7 @@ def test_a_run_that_is_killed_at_twenty_moments_ends_as_if_it_had_not_been(run_u
     for moment in TWENTY:
         code, _, _ = run_until(*moment)
         assert code == -signal.SIGKILL, moment
-    train(Recipe(**FIELDS), data, tmp_path / "run", device="cpu", log_every=1, save_every=4)
+    train(recipe_of_record(FIELDS, "test"), data, tmp_path / "run", device="cpu", log_every=1, save_every=4)
     same(result(tmp_path / "run"), whole)
 
 
@@ -234,7 +243,7 @@ def test_a_run_that_is_killed_from_outside_at_any_time_continues(start, whole, d
         time.sleep(delay)
         process.kill()
         process.wait()
-    train(Recipe(**FIELDS), data, tmp_path / "run", device="cpu", log_every=1, save_every=4)
+    train(recipe_of_record(FIELDS, "test"), data, tmp_path / "run", device="cpu", log_every=1, save_every=4)
     same(result(tmp_path / "run"), whole)
 
 
@@ -259,7 +268,7 @@ def test_a_save_that_fails_at_any_operation_keeps_the_state_before_it(
             assert "No space left on device" in error
             assert 4 in States(run).steps()
             assert not list(run.glob(".state*")), said
-        train(Recipe(**FIELDS), data, run, device="cpu", log_every=1, save_every=4)
+        train(recipe_of_record(FIELDS, "test"), data, run, device="cpu", log_every=1, save_every=4)
         same(result(run), whole)
 
 
@@ -268,5 +277,5 @@ def test_sigterm_saves_the_state_first(run_until, whole, data, tmp_path):
     assert code == 1
     assert "StoppedError stopped by SIGTERM after 7 of 24 steps" in error
     assert States(tmp_path / "run").steps() == [4, 7]
-    train(Recipe(**FIELDS), data, tmp_path / "run", device="cpu", log_every=1, save_every=4)
+    train(recipe_of_record(FIELDS, "test"), data, tmp_path / "run", device="cpu", log_every=1, save_every=4)
     same(result(tmp_path / "run"), whole)

@@ -12,11 +12,14 @@ import torch
 
 import hear_m2d
 from hear_m2d.checkpoint.format import read_tensors
-from hear_m2d.pretrain.data.crops import Crops, LogMelData
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.pretrain.data.crops import Crops
 from hear_m2d.pretrain.data.loader import batches
 from hear_m2d.pretrain.data.prepare import prepare
+from hear_m2d.pretrain.data.prepared import LogMelData
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.objectives.masking import mask_noise
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.recipe import OptimizerConfig, Recipe, replace_fields
 from hear_m2d.pretrain.training import loop as module
 from hear_m2d.pretrain.training.loop import train
 from hear_m2d.pretrain.training.pace import steps_within
@@ -28,17 +31,12 @@ from hear_m2d.utils.files import hold_folder
 
 TINY = Recipe(
     objective="m2d",
-    width=32,
-    depth=2,
-    heads=2,
-    input_frames=64,
-    decoder_width=32,
-    decoder_depth=1,
-    decoder_heads=2,
+    optimizer=OptimizerConfig(base_lr=0.03),
+    decoder=DecoderConfig(width=32, depth=1, heads=2),
+    encoder=EncoderConfig(width=32, depth=2, heads=2, input_size=(80, 64)),
     momentum_start=0.99,
     momentum_end=0.999,
     batch_size=8,
-    base_lr=0.03,
     steps=12,
     precision="float32",
 )
@@ -172,7 +170,7 @@ def test_force_continues_with_other_settings_and_records_what_changed(data, tmp_
     out = tmp_path / "run"
     train(TINY, data, out, device="cpu", log_every=1)
     before = losses(out)
-    longer = dataclasses.replace(TINY, steps=16, base_lr=0.01)
+    longer = replace_fields(TINY, {"steps": 16, "optimizer.base_lr": 0.01})
     with pytest.raises(
         ValueError, match=r"base_lr is 0\.03 there, 0\.01 now.*steps is 12 there, 16 now.*--force"
     ):
@@ -182,11 +180,15 @@ def test_force_continues_with_other_settings_and_records_what_changed(data, tmp_
     assert losses(out)[:12] == before
     assert len(losses(out)) == 16
     record = json.loads((out / "run.json").read_text())
-    assert record["recipe"]["base_lr"] == 0.01
+    assert record["recipe"]["optimizer"]["base_lr"] == 0.01
     assert record["history"] == [
         {
             "step": 12,
-            "changed": {"recipe.base_lr": [0.03, 0.01], "recipe.steps": [12, 16], "steps": [12, 16]},
+            "changed": {
+                "recipe.optimizer.base_lr": [0.03, 0.01],
+                "recipe.steps": [12, 16],
+                "steps": [12, 16],
+            },
         }
     ]
     assert hear_m2d.load_model(checkpoint).config.training["steps"] == 16
@@ -211,7 +213,7 @@ def test_a_run_cannot_be_forced_to_end_before_where_it_is_or_into_another_networ
         train(dataclasses.replace(TINY, steps=5), data, tmp_path / "run", device="cpu", force=True)
     record = (tmp_path / "run" / "run.json").read_text()
     with pytest.raises(ValueError, match="network of other sizes"):
-        train(dataclasses.replace(TINY, width=64), data, tmp_path / "run", device="cpu", force=True)
+        train(replace_fields(TINY, {"encoder.width": 64}), data, tmp_path / "run", device="cpu", force=True)
     assert (tmp_path / "run" / "run.json").read_text() == record
     assert (tmp_path / "run" / "checkpoint.safetensors").exists()
 
@@ -307,7 +309,7 @@ def test_epochs_of_fewer_clips_than_a_batch_are_refused(data, tmp_path):
 
 
 def test_a_loss_that_breaks_stops_the_run_and_keeps_the_last_good_state(data, tmp_path):
-    recipe = dataclasses.replace(TINY, base_lr=1e30, clip_grad=0.0, steps=30)
+    recipe = replace_fields(TINY, {"optimizer.base_lr": 1e30, "optimizer.clip_grad": 0.0, "steps": 30})
     with pytest.raises(WorkFailedError, match="smaller base_lr"):
         train(recipe, data, tmp_path / "run", device="cpu", log_every=100, save_every=1)
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
@@ -316,7 +318,10 @@ def test_a_loss_that_breaks_stops_the_run_and_keeps_the_last_good_state(data, tm
 
 
 def test_a_loss_that_diverges_stops_the_run(data, tmp_path):
-    recipe = dataclasses.replace(OBJECTIVES["msm_mae"], base_lr=300.0, clip_grad=0.0, steps=200, warmup=0.0)
+    recipe = replace_fields(
+        OBJECTIVES["msm_mae"],
+        {"optimizer.base_lr": 300.0, "optimizer.clip_grad": 0.0, "steps": 200, "optimizer.warmup": 0.0},
+    )
     with pytest.raises(
         WorkFailedError, match=r"the loss is .* at the first line of the log: the run stopped"
     ):
@@ -325,7 +330,7 @@ def test_a_loss_that_diverges_stops_the_run(data, tmp_path):
 
 
 def test_the_log_says_so_where_no_state_was_saved_before_the_loss_broke(data, tmp_path):
-    recipe = dataclasses.replace(TINY, base_lr=1e30, clip_grad=0.0, steps=30)
+    recipe = replace_fields(TINY, {"optimizer.base_lr": 1e30, "optimizer.clip_grad": 0.0, "steps": 30})
     with pytest.raises(WorkFailedError, match="no state was saved yet"):
         train(recipe, data, tmp_path / "run", device="cpu", log_every=10)
 

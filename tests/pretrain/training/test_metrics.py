@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import logging
 import math
 
 import numpy as np
@@ -11,25 +12,23 @@ import soundfile
 import torch
 
 from hear_m2d.checkpoint.format import read_tensors
+from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.pretrain.data.prepare import prepare
 from hear_m2d.pretrain.data.prepared import LogMelData
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
+from hear_m2d.pretrain.recipe import OptimizerConfig, Recipe
+from hear_m2d.pretrain.training import metrics, step
+from hear_m2d.pretrain.training.estimate import operations_per_clip
 from hear_m2d.pretrain.training.loop import train
-from hear_m2d.pretrain.training.metrics import clip_means, device_rate, latent_meters, rankme
-from hear_m2d.pretrain.training.operations import operations_per_clip
+from hear_m2d.pretrain.training.metrics import MatrixRate, clip_means, latent_meters, rankme
 from hear_m2d.pretrain.training.state import STATE_KEY, States
 
 TINY = Recipe(
     objective="m2d",
-    width=16,
-    depth=1,
-    heads=2,
-    input_frames=64,
-    decoder_width=16,
-    decoder_depth=1,
-    decoder_heads=2,
+    optimizer=OptimizerConfig(base_lr=0.03),
+    decoder=DecoderConfig(width=16, depth=1, heads=2),
+    encoder=EncoderConfig(width=16, depth=1, heads=2, input_size=(80, 64)),
     batch_size=8,
-    base_lr=0.03,
     steps=6,
     precision="float32",
 )
@@ -137,11 +136,35 @@ def test_every_line_of_the_log_has_the_meters(objective, data, tmp_path):
         assert 1 <= line["rankme"] <= 8.01  # clips of a batch
 
 
-def test_the_share_is_operations_by_time_by_the_rate_that_was_measured_once(data, tmp_path):
-    train(TINY, data, tmp_path / "run", device="cpu", log_every=2)
-    rate = device_rate(torch.device("cpu"), "float32")  # measured in the run, remembered since
-    for line in log(tmp_path / "run"):
+def rates(monkeypatch, *values):
+    """Let the measurements of the matrix rate give these values in turn."""
+    left = list(values)
+    monkeypatch.setattr(metrics, "matrix_rate", lambda *args: left.pop(0) if len(left) > 1 else left[0])
+    monkeypatch.setattr(metrics.MatrixRate, "due", lambda self: True)
+    monkeypatch.setattr(metrics.MatrixRate, "measured", {})
+
+
+def test_the_share_refers_to_the_highest_rate_and_a_moved_rate_is_logged(data, tmp_path, monkeypatch, caplog):
+    rates(monkeypatch, 1e15, 2e15, 1e15)
+    with caplog.at_level(logging.INFO):
+        train(TINY, data, tmp_path / "run", device="cpu", log_every=2)
+    for line, rate in zip(log(tmp_path / "run"), (1e15, 2e15, 2e15), strict=True):
         assert line["share"] == pytest.approx(line["clips_per_s"] * operations_per_clip(TINY) / rate)
+    assert "the matrix rate went from 1000000 to 2000000 GFLOP/s" in caplog.text
+
+
+def test_a_share_above_one_is_not_logged(data, tmp_path, monkeypatch):
+    rates(monkeypatch, 1.0)  # as if measured on a machine that was busy with something else
+    train(TINY, data, tmp_path / "run", device="cpu", log_every=2)
+    assert all("share" not in line for line in log(tmp_path / "run"))
+
+
+def test_the_meters_of_tokens_are_computed_in_logged_steps_only(data, tmp_path, monkeypatch):
+    calls = []
+    meters = step.token_meters
+    monkeypatch.setattr(step, "token_meters", lambda tokens: calls.append(1) or meters(tokens))
+    train(TINY, data, tmp_path / "run", device="cpu", log_every=3)
+    assert len(calls) == 2
 
 
 def test_looking_changes_nothing(data, tmp_path):
@@ -154,7 +177,7 @@ def test_looking_changes_nothing(data, tmp_path):
 
 def test_a_batch_in_parts_has_the_rank_of_the_whole(data, tmp_path):
     train(TINY, data, tmp_path / "whole", device="cpu", log_every=1)
-    train(TINY, data, tmp_path / "parts", device="cpu", log_every=1, at_once=3)
+    train(TINY, data, tmp_path / "parts", device="cpu", log_every=1, micro_batch_size=3)
     whole, parts = ([line["rankme"] for line in log(tmp_path / name)] for name in ("whole", "parts"))
     assert max(whole) > 1.5
     np.testing.assert_allclose(parts, whole, rtol=1e-3)
@@ -162,6 +185,5 @@ def test_a_batch_in_parts_has_the_rank_of_the_whole(data, tmp_path):
 
 def test_measuring_the_rate_leaves_the_callers_random_state_alone():
     before = torch.get_rng_state()
-    device_rate.__globals__["_rate"].cache_clear()
-    assert device_rate(torch.device("cpu"), "float32") > 0
+    assert MatrixRate(torch.device("cpu"), "float32").measure()[1] > 0
     assert torch.equal(torch.get_rng_state(), before)

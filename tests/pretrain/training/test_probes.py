@@ -14,9 +14,11 @@ import hear_m2d
 from hear_m2d.checkpoint.format import read_tensors
 from hear_m2d.cli import main
 from hear_m2d.evaluation.linear.probes import embed_task, probe, read_labelled
+from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.pretrain.data.prepare import prepare
 from hear_m2d.pretrain.data.prepared import LogMelData
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
+from hear_m2d.pretrain.recipe import OptimizerConfig, Recipe
 from hear_m2d.pretrain.training.loop import train
 from hear_m2d.pretrain.training.probes import Probes, ProbeSettings
 from hear_m2d.pretrain.training.run_folder import RunFolder
@@ -26,17 +28,12 @@ pytest.importorskip("sklearn")
 
 TINY = Recipe(
     objective="m2d",
-    width=16,
-    depth=1,
-    heads=2,
-    input_frames=64,
-    decoder_width=16,
-    decoder_depth=1,
-    decoder_heads=2,
+    optimizer=OptimizerConfig(base_lr=0.03),
+    decoder=DecoderConfig(width=16, depth=1, heads=2),
+    encoder=EncoderConfig(width=16, depth=1, heads=2, input_size=(80, 64)),
     momentum_start=0.9,
     momentum_end=0.99,
     batch_size=4,
-    base_lr=0.03,
     steps=8,
     precision="float32",
 )
@@ -243,10 +240,11 @@ def test_the_command_probes_and_logs_to_tensorboard(folder, tmp_path, capsys):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recipe = tmp_path / "tiny.toml"
-    fields = dataclasses.asdict(TINY)
-    keys = ("objective", "width", "depth", "heads", "input_frames", "decoder_width", "decoder_depth")
-    keys += ("decoder_heads", "batch_size", "precision")
-    recipe.write_text("\n".join(["epochs = 2", *(f"{key} = {json.dumps(fields[key])}" for key in keys)]))
+    fields = TINY.to_json()
+    lines = [f"{key} = {json.dumps(fields[key])}" for key in ("objective", "batch_size", "precision")]
+    for table in ("encoder", "decoder"):
+        lines += [f"{table}.{key} = {json.dumps(value)}" for key, value in fields[table].items()]
+    recipe.write_text("\n".join(["epochs = 2", *lines]))
     command = ["pretrain", "--recipe", str(recipe), "--data", str(folder), "--out", str(tmp_path / "run")]
     options = ["--probe", str(folder / "tones.csv"), "--probe-every", "1", "--device", "cpu"]
     with pytest.raises(SystemExit) as exit_:

@@ -8,21 +8,18 @@ import sys
 import pytest
 import torch
 
+from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.pretrain.objectives.build import build_objective
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
+from hear_m2d.pretrain.recipe import Recipe, replace_fields
 from hear_m2d.pretrain.training.state import States
 from hear_m2d.pretrain.training.step import make_optimizer
 from hear_m2d.utils.errors import WorkFailedError
 
 TINY = Recipe(
     objective="m2d",
-    width=32,
-    depth=1,
-    heads=2,
-    input_frames=64,
-    decoder_width=32,
-    decoder_depth=1,
-    decoder_heads=2,
+    decoder=DecoderConfig(width=32, depth=1, heads=2),
+    encoder=EncoderConfig(width=32, depth=1, heads=2, input_size=(80, 64)),
     batch_size=4,
     steps=10,
 )
@@ -63,7 +60,7 @@ def test_the_newest_states_are_kept_and_multiples_for_good(trained, tmp_path, la
     for step in (2, 3, 4, 6, 8):
         states.save(*trained, step)
     assert states.steps() == kept
-    assert states.newest() == 8
+    assert states.newest()[0] == 8
 
 
 def test_a_damaged_state_is_passed_over_for_the_one_before_it(trained, tmp_path, caplog):
@@ -73,7 +70,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(trained, tmp_path,
     data = bytearray(states.path(4).read_bytes())
     data[-5] ^= 1
     states.path(4).write_bytes(data)
-    assert states.newest() == 2
+    assert states.newest()[0] == 2
     assert "state-4.safetensors is damaged" in caplog.text
     states.path(2).write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"state-4\.safetensors is damaged.*Remove it"):
@@ -93,7 +90,7 @@ def test_weights_that_are_no_numbers_are_never_saved(trained, tmp_path):
 
 def test_a_state_of_other_sizes_is_refused(trained, tmp_path):
     States(tmp_path).save(*trained, 2)
-    wider = build_objective(dataclasses.replace(TINY, width=64))
+    wider = build_objective(replace_fields(TINY, {"encoder.width": 64}))
     with pytest.raises(ValueError, match="network of other sizes"):
         States(tmp_path).load(wider, make_optimizer(wider, TINY), 2)
 
@@ -102,10 +99,10 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from hear_m2d.pretrain.objectives.build import build_objective
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.recipe import recipe_of_record
 from hear_m2d.pretrain.training.state import States
 from hear_m2d.pretrain.training.step import make_optimizer
-recipe = Recipe(**eval(sys.argv[2]))
+recipe = recipe_of_record(eval(sys.argv[2]), "test")
 objective = build_objective(recipe)
 states = States(Path(sys.argv[1]))
 states.save(objective, make_optimizer(objective, recipe), 2)

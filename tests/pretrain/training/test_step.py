@@ -6,22 +6,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.pretrain.objectives.build import build_objective
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
+from hear_m2d.pretrain.recipe import OptimizerConfig, Recipe, replace_fields
 from hear_m2d.pretrain.training.step import Trainer, compile_blocks
 from hear_m2d.utils.errors import WorkFailedError
 
 TINY = Recipe(
     objective="m2d",
-    width=32,
-    depth=2,
-    heads=2,
-    input_frames=64,
-    decoder_width=32,
-    decoder_depth=1,
-    decoder_heads=2,
+    optimizer=OptimizerConfig(base_lr=0.03),
+    decoder=DecoderConfig(width=32, depth=1, heads=2),
+    encoder=EncoderConfig(width=32, depth=2, heads=2, input_size=(80, 64)),
     batch_size=6,
-    base_lr=0.03,
     steps=10,
 )
 
@@ -51,11 +48,11 @@ def gradients(trained, batch):
     return trained.step(batch, rate=0.0), found
 
 
-@pytest.mark.parametrize("at_once", [1, 4, 6, 100])
-def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole(batch, at_once):
+@pytest.mark.parametrize("micro_batch_size", [1, 4, 6, 100])
+def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole(batch, micro_batch_size):
     batch = {name: tensor.double() for name, tensor in batch.items()}
     whole, expected = gradients(trainer(precision="float64"), batch)
-    parts, found = gradients(trainer(precision="float64", at_once=at_once), batch)
+    parts, found = gradients(trainer(precision="float64", micro_batch_size=micro_batch_size), batch)
     torch.testing.assert_close(parts.loss, whole.loss, rtol=0, atol=1e-12)
     torch.testing.assert_close(parts.norm, whole.norm, rtol=0, atol=1e-12)
     assert found.keys() == expected.keys()
@@ -64,7 +61,7 @@ def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole(batch, at_once
 
 
 def test_the_gradient_is_clipped_to_the_recipes_norm(batch):
-    result, found = gradients(trainer(dataclasses.replace(TINY, clip_grad=0.01)), batch)
+    result, found = gradients(trainer(replace_fields(TINY, {"optimizer.clip_grad": 0.01})), batch)
     total = torch.stack([value.square().sum() for value in found.values()]).sum().sqrt()
     assert float(result.norm) > 0.01  # before clipping
     assert float(total) == pytest.approx(0.01, rel=1e-3)
@@ -89,9 +86,9 @@ def test_a_step_that_does_not_fit_into_memory_is_told_what_to_type(batch, monkey
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    trained = trainer(at_once=4)
+    trained = trainer(micro_batch_size=4)
     monkeypatch.setattr(trained, "_forward", full)
-    with pytest.raises(WorkFailedError, match=r"4 clips at once do not fit .* --at-once, such as 2"):
+    with pytest.raises(WorkFailedError, match=r"3 clips at once do not fit .* --micro-batch-size, such as 1"):
         trained.step(batch, rate=0.0)
 
 
@@ -125,9 +122,9 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("objective", ["m2d", "msm_mae"])
-@pytest.mark.parametrize("at_once", [0, 4])
-def test_nothing_in_a_step_waits_for_the_device(batch, objective, at_once):
-    trained = trainer(dataclasses.replace(TINY, objective=objective), at_once=at_once)
+@pytest.mark.parametrize("micro_batch_size", [0, 4])
+def test_nothing_in_a_step_waits_for_the_device(batch, objective, micro_batch_size):
+    trained = trainer(dataclasses.replace(TINY, objective=objective), micro_batch_size=micro_batch_size)
     trained.step(batch, rate=1e-3)
     with Waits() as waits:
         result = trained.step(batch, rate=1e-3)

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from hear_m2d.checkpoint.format import save_checkpoint, write_tensors
-from hear_m2d.model.encoder import sincos_positions
+from hear_m2d.model.encoder import EncoderConfig, sincos_positions
 from hear_m2d.pretrain.objectives.build import build_objective, hear_model
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
+from hear_m2d.pretrain.recipe import OfflineConfig, Recipe, recipe_of_record
 from hear_m2d.pretrain.training.run_folder import OBJECTIVE_KEY
 from hear_m2d.pretrain.training.warm_start import warm_start
 
@@ -22,7 +23,7 @@ SMALL = {
 
 
 def recipe_of(**fields):
-    return Recipe(**{**SMALL, **fields})
+    return recipe_of_record({**SMALL, **fields}, "test")
 
 
 @pytest.fixture
@@ -161,16 +162,21 @@ def test_a_published_training_file_is_continued_with_all_its_networks(
     high, wide = state["patch_embed.proj.weight"].shape[2:]
     recipe = Recipe(
         objective="m2d",
-        width=64,
-        depth=2,
-        heads=1,
-        input_frames=int(name.split("x")[1].split("p")[0]),
-        patch_size=(high, wide),
-        decoder_width=state["mask_token"].shape[-1],
-        decoder_depth=len({key.split(".")[1] for key in state if key.startswith("decoder_blocks.")}),
-        decoder_heads=2,
-        offline=offline,
-        offline_features=state["offline_predictor.weight"].shape[0] if offline else 0,
+        offline=OfflineConfig(
+            source=offline, features=state["offline_predictor.weight"].shape[0] if offline else 0
+        ),
+        decoder=DecoderConfig(
+            width=state["mask_token"].shape[-1],
+            depth=len({key.split(".")[1] for key in state if key.startswith("decoder_blocks.")}),
+            heads=2,
+        ),
+        encoder=EncoderConfig(
+            width=64,
+            depth=2,
+            heads=1,
+            input_size=(80, int(name.split("x")[1].split("p")[0])),
+            patch_size=(high, wide),
+        ),
         init=str(path),
         steps=1,
     )
@@ -199,7 +205,7 @@ def test_the_first_msm_mae_is_continued_with_its_decoder(fixtures_dir):
         "init": str(path),
         "steps": 1,
     }
-    recipe = Recipe(**fields, decoder_pos="1d")
+    recipe = recipe_of_record({**fields, "decoder_pos": "1d"}, "test")
     objective = build_objective(recipe)
     notes = warm_start(objective, recipe)
     assert notes == ["the encoder is taken", "the decoder is taken too"]
@@ -208,8 +214,8 @@ def test_the_first_msm_mae_is_continued_with_its_decoder(fixtures_dir):
     assert torch.equal(bias[:third], state["decoder_blocks.0.attn.q_bias"])
     assert torch.equal(bias[2 * third :], state["decoder_blocks.0.attn.v_bias"])
     assert not bias[third : 2 * third].any()
-    two = Recipe(**fields)
-    assert any('decoder_pos = "1d"' in note for note in warm_start(build_objective(two), two))
+    two = recipe_of_record(fields, "test")
+    assert any('decoder.positions = "1d"' in note for note in warm_start(build_objective(two), two))
 
 
 def test_a_zip_around_a_training_file_is_to_be_unpacked(fixtures_dir, tmp_path):

@@ -1,6 +1,5 @@
 """`hear-m2d visualize`: pictures, sounds and one page; errors for what cannot be drawn."""
 
-import dataclasses
 import html
 import json
 import re
@@ -16,7 +15,7 @@ from hear_m2d.cli import main
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.frontend import FrontendConfig
 from hear_m2d.pretrain.objectives.build import build_objective, hear_model
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.recipe import recipe_of_record, replace_fields
 from hear_m2d.pretrain.training.run_folder import RunFolder
 from hear_m2d.pretrain.training.state import States
 from hear_m2d.pretrain.visualize.figures import draw_attention
@@ -31,7 +30,8 @@ DATA = {"clips": 9, "hours": 0.5, "mean": -9.0, "std": 4.0}
 
 def recipe(objective):
     extra = {"mask_ratio": 0.75, "norm_pix_loss": False} if objective == "msm_mae" else {}
-    return Recipe(objective=objective, description=f"A small {objective}.", **SMALL, **extra)
+    fields = {"objective": objective, "description": f"A small {objective}.", **SMALL, **extra}
+    return recipe_of_record(fields, "test")
 
 
 @pytest.fixture
@@ -130,8 +130,12 @@ def test_one_page_holds_pictures_and_sounds_and_fetches_nothing(run, make_run, s
 @pytest.mark.parametrize("objective", ["msm_mae", "m2d"])
 def test_what_the_command_pretrain_left_is_drawn(run, sounds, tmp_path, objective):
     chosen = tmp_path / "mine.toml"
-    lines = {"objective": objective, **SMALL, "steps": 2}
-    chosen.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in lines.items()))
+    fields = recipe(objective).to_json()
+    text = f'objective = "{objective}"\nsteps = 2\nbatch_size = {fields["batch_size"]}\n'
+    for table in ("encoder", "decoder"):
+        lines = [f"{name} = {json.dumps(value)}" for name, value in fields[table].items()]
+        text += "\n".join([f"[{table}]", *lines, ""])
+    chosen.write_text(text)
     words = ["--recipe", chosen, "--data", sounds, "--out", tmp_path / "run", "--log-every", 1]
     with pytest.raises(SystemExit) as stop:
         main(["pretrain", *map(str, words)])
@@ -346,7 +350,7 @@ def test_a_run_that_saved_nothing_yet_and_one_whose_parts_differ_say_so(run, mak
     assert "has saved nothing yet" in error
     folder = make_run()
     record = json.loads((folder / "run.json").read_text())
-    record["recipe"]["decoder_width"] = 64
+    record["recipe"]["decoder"]["width"] = 64
     (folder / "run.json").write_text(json.dumps(record))
     code, _, error = run(folder, sounds / "tone0.wav", "--out", tmp_path / "out")
     assert code == 2
@@ -364,7 +368,7 @@ def test_missing_audio_is_refused(run, make_run, tmp_path):
 
 
 def test_a_network_without_class_token_is_drawn(run, sounds, tmp_path):
-    chosen = dataclasses.replace(recipe("m2d"), class_token=False)
+    chosen = replace_fields(recipe("m2d"), {"encoder.class_token": False})
     network = build_objective(chosen)
     save_checkpoint(tmp_path / "a.safetensors", hear_model(network, chosen, mean=-9.0, std=4.0, training={}))
     out = tmp_path / "out"
