@@ -16,8 +16,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from hear_m2d.model.encoder import attention_kernels
 from hear_m2d.pretrain.objectives.base import Objective, ObjectiveOutput
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.estimate import fitting_clips
@@ -25,8 +25,6 @@ from hear_m2d.pretrain.training.metrics import clip_means, latent_meters, rankme
 from hear_m2d.pretrain.training.schedules import decay_groups
 from hear_m2d.utils.errors import WorkFailedError
 
-# torch's own choice on a GPU depends on its version and on that of cuDNN, whose backward pass has had faults.
-GPU_ATTENTION = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 COMPILED_VARIANTS = 64  # one for each network and number of clips; torch's default of 8 falls back to eager
 
 
@@ -70,13 +68,14 @@ class Trainer:
         self.optimizer = make_optimizer(objective, recipe)
         self.accelerator = make_accelerator(device)
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
-        self.on_gpu = device.type == "cuda"
-        if not micro_batch_size and self.on_gpu:
+        self.device = device
+        on_gpu = device.type == "cuda"
+        if not micro_batch_size and on_gpu:
             micro_batch_size = fitting_clips(recipe, precision=precision, device=device)
         self.micro_batch_size = micro_batch_size
         if device.type == "cpu" and precision == "bfloat16":
             unfuse_attention(objective)
-        if recipe.compile is True or (recipe.compile == "auto" and self.on_gpu):
+        if recipe.compile is True or (recipe.compile == "auto" and on_gpu):
             compile_blocks(objective)
         self._stepper: Any = None
 
@@ -139,7 +138,7 @@ class Trainer:
         return Step(loss=torch.stack(losses).sum(), norm=norm, meters=summed)
 
     def _forward(self, part: dict[str, Tensor]) -> ObjectiveOutput:
-        with self.autocast, sdpa_kernel(GPU_ATTENTION) if self.on_gpu else nullcontext():
+        with self.autocast, attention_kernels(self.device):
             # Outside of the synchronized module: a teacher is no part of what is trained.
             with torch.no_grad():
                 target = self.objective.offline_target(part)
