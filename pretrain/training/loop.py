@@ -11,8 +11,8 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,14 +40,13 @@ from hear_m2d.pretrain.training.estimate import step_operations
 from hear_m2d.pretrain.training.metrics import MatrixRate
 from hear_m2d.pretrain.training.pace import steps_of_epochs, steps_within
 from hear_m2d.pretrain.training.probes import Probes, ProbeSettings
-from hear_m2d.pretrain.training.run_folder import RunFolder
-from hear_m2d.pretrain.training.schedules import cosine_rate, momentum_decay
+from hear_m2d.pretrain.training.run_folder import RunFolder, lock_run, report_data_errors, report_io_errors
+from hear_m2d.pretrain.training.schedules import learning_rate, momentum_decay
 from hear_m2d.pretrain.training.state import States
 from hear_m2d.pretrain.training.step import Step, Trainer
 from hear_m2d.pretrain.training.trackers import Trackers, check_trackers
 from hear_m2d.utils.device import native_bfloat16
 from hear_m2d.utils.errors import WorkFailedError
-from hear_m2d.utils.files import disk_is_full, hold_folder, remove_leftovers
 from hear_m2d.utils.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -124,54 +123,12 @@ def train(
     with (
         processes.abort_all_on_error(),
         StopRequest(processes).heard() as stop,
-        _lock(run, processes),
-        _report_io_errors(out),
+        lock_run(run, processes),
+        report_io_errors(out),
     ):
         return _train(
             run, recipe, data, noise, features, processes, stop, settings, minutes=minutes, force=force
         )
-
-
-@contextmanager
-def _report_io_errors(out: Path) -> Iterator[None]:
-    """Report I/O errors during training as runtime failures, not as bad input."""
-    try:
-        yield
-    except OSError as error:
-        if not disk_is_full(error):
-            raise
-        raise WorkFailedError(
-            f"a file in {out} cannot be written ({error.strerror}); the states that were there still are. "
-            f"Make room, then the same command continues"
-        ) from error
-
-
-@contextmanager
-def _report_data_errors(out: Path) -> Iterator[None]:
-    """Report data that can no longer be read as a runtime failure."""
-    try:
-        yield
-    except OSError as error:
-        if disk_is_full(error):
-            raise
-        raise WorkFailedError(
-            f"{str(error).rstrip('.')}. The same command continues {out} from the last saved state"
-        ) from error
-
-
-@contextmanager
-def _lock(run: RunFolder, processes: Processes) -> Iterator[None]:
-    """Lock the folder in the main process; a folder of something else is refused untouched."""
-    processes.run_on_main(run.known)
-    lock = hold_folder(run.folder)
-    processes.run_on_main(lock.__enter__)
-    try:
-        if processes.is_main:
-            remove_leftovers(run.folder)
-        yield
-    finally:
-        if processes.is_main:
-            lock.__exit__(None, None, None)
 
 
 def _train(
@@ -273,7 +230,7 @@ def _train(
         before = int(changed["steps"][0])
         processes.log_once(
             "the schedules now stretch over %d steps: after step %d the learning rate goes from %.3g to %.3g",
-            steps, first, _rate(recipe, min(first, before), before), _rate(recipe, first, steps),
+            steps, first, learning_rate(recipe, first, before), learning_rate(recipe, first, steps),
         )  # fmt: skip
     processes.run_on_main(lambda: run.begin(record, changed, step=first, start=start))
     first_loss, probed = processes.run_on_main(lambda: run.cut_log(first or -1))
@@ -357,7 +314,7 @@ def _train(
         disable=not (settings.progress and processes.is_main),
     )
     # What loads ahead ends with the steps, not with the program.
-    with bar, _report_data_errors(out), closing(stream):
+    with bar, report_data_errors(out), closing(stream):
         for step in range(first, steps):
             if stop.asked():
                 stream.close()
@@ -368,7 +325,7 @@ def _train(
                 )
             batch = next(stream)
             waited += time.perf_counter() - ready
-            rate = _rate(recipe, step, steps)
+            rate = learning_rate(recipe, step, steps)
             done = step + 1
             logs = done % settings.log_every == 0 or done == steps
             result = training.step(batch, rate=rate, with_metrics=logs)
@@ -438,11 +395,3 @@ def _check(
         f"the loss is {loss:.3g} and the gradient {norm:.3g} at step {line['step']}{began}: the run stopped; "
         f"{states.kept()}. Try a smaller optimizer.base_lr"
     )
-
-
-def _rate(recipe: Recipe, step: int, steps: int) -> float:
-    peak = recipe.learning_rate
-    if steps == 1:  # a rate of 0 would train nothing
-        return peak
-    warmup, minimum = recipe.optimizer.warmup * steps, recipe.optimizer.min_lr
-    return cosine_rate(step, peak=peak, warmup=warmup, total=steps, minimum=minimum)

@@ -12,15 +12,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hear_m2d.checkpoint.format import write_tensors
 from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.recipe import recipe_of_record
-from hear_m2d.utils.errors import InputError
-from hear_m2d.utils.files import atomic_write_text, visible_names
+from hear_m2d.pretrain.training.distributed import Processes
+from hear_m2d.utils.errors import InputError, WorkFailedError
+from hear_m2d.utils.files import (
+    atomic_write_text,
+    disk_is_full,
+    lock_folder,
+    remove_leftovers,
+    visible_names,
+)
 
 OBJECTIVE_KEY = "hear_m2d_objective"
 NOT_COMPARED = ("history", "start")  # what happened, not what was asked for
@@ -175,3 +183,45 @@ def changes(known: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> d
         elif here != now and not (prefix == "recipe." and key in TEXTS):
             found[f"{prefix}{key}"] = here, now
     return found
+
+
+@contextmanager
+def report_io_errors(out: Path) -> Iterator[None]:
+    """Report I/O errors during training as runtime failures, not as bad input."""
+    try:
+        yield
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        raise WorkFailedError(
+            f"a file in {out} cannot be written ({error.strerror}); the states that were there still are. "
+            f"Make room, then the same command continues"
+        ) from error
+
+
+@contextmanager
+def report_data_errors(out: Path) -> Iterator[None]:
+    """Report data that can no longer be read as a runtime failure."""
+    try:
+        yield
+    except OSError as error:
+        if disk_is_full(error):
+            raise
+        raise WorkFailedError(
+            f"{str(error).rstrip('.')}. The same command continues {out} from the last saved state"
+        ) from error
+
+
+@contextmanager
+def lock_run(run: RunFolder, processes: Processes) -> Iterator[None]:
+    """Lock the folder in the main process; a folder of something else is refused untouched."""
+    processes.run_on_main(run.known)
+    lock = lock_folder(run.folder)
+    processes.run_on_main(lock.__enter__)
+    try:
+        if processes.is_main:
+            remove_leftovers(run.folder)
+        yield
+    finally:
+        if processes.is_main:
+            lock.__exit__(None, None, None)

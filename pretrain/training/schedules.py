@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from hear_m2d.pretrain.recipe import Recipe
+
 
 def cosine_rate(now: float, *, peak: float, warmup: float, total: float, minimum: float = 0.0) -> float:
     """Return the learning rate: linear warm-up from exactly 0, then half a cosine down to ``minimum``.
@@ -22,6 +24,15 @@ def cosine_rate(now: float, *, peak: float, warmup: float, total: float, minimum
         return peak * now / warmup
     progress = (now - warmup) / (total - warmup) if total > warmup else 1.0
     return minimum + (peak - minimum) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the learning rate of a step of a run of that many steps."""
+    peak = recipe.learning_rate
+    if steps == 1:  # a rate of 0 would train nothing
+        return peak
+    warmup, minimum = recipe.optimizer.warmup * steps, recipe.optimizer.min_lr
+    return cosine_rate(step, peak=peak, warmup=warmup, total=steps, minimum=minimum)
 
 
 def momentum_decay(step: int, *, total: int, start: float, end: float) -> float:

@@ -27,7 +27,7 @@ from hear_m2d.pretrain.training.run_folder import RunFolder
 from hear_m2d.pretrain.training.state import STATE_KEY, States
 from hear_m2d.pretrain.training.trackers import Trackers
 from hear_m2d.utils.errors import WorkFailedError
-from hear_m2d.utils.files import hold_folder
+from hear_m2d.utils.files import lock_folder
 
 TINY = Recipe(
     objective="m2d",
@@ -374,7 +374,7 @@ def test_training_leaves_the_callers_random_state_alone(data, tmp_path):
 
 
 def test_a_second_run_at_work_in_the_same_folder_is_refused(data, tmp_path):
-    with hold_folder(tmp_path / "run"), pytest.raises(ValueError, match="another process is at work"):
+    with lock_folder(tmp_path / "run"), pytest.raises(ValueError, match="another process is at work"):
         train(TINY, data, tmp_path / "run", device="cpu")
 
 
