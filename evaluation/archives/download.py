@@ -145,7 +145,8 @@ def _run_all(jobs: Sequence[Callable[[], None]]) -> None:
         try:
             job()
         except (InputError, WorkFailedError) as error:
-            logger.error("%s", error)
+            if len(jobs) > 1:
+                logger.error("%s", error)
             failures.append(error)
     if len(failures) == 1:
         raise failures[0]

@@ -7,6 +7,7 @@ from hear_m2d.evaluation.archives.check import check_tasks
 from hear_m2d.evaluation.archives.download import import_archives
 from hear_m2d.evaluation.archives.resample import resample_tasks
 from hear_m2d.utils.errors import InputError, WorkFailedError
+from hear_m2d.utils.files import lock_folder
 
 
 @pytest.mark.parametrize("rate", [22050, 32000, 44100, 48000])
@@ -95,3 +96,8 @@ def test_the_official_archive_at_16_khz(data_dir, tmp_path) -> None:
     (done,) = resample_tasks(tmp_path, 16000)
     assert (done.source_rate, done.files, done.audio_s) == (44100, 100, 100.0)
     assert check_tasks(tmp_path, rate=16000) == []
+
+
+def test_two_runs_in_one_task_are_refused(small_task) -> None:
+    with lock_folder(small_task), pytest.raises(InputError, match="another process is at work"):
+        resample_tasks(small_task, 32000)
