@@ -80,7 +80,12 @@ def chart(runs: Sequence[Run], rows: Sequence[Row]) -> dict[str, Any]:
         "hovermode": "closest",
         "hoverlabel": {"bgcolor": "#1d2433", "font": {"color": "#ffffff"}, "align": "left"},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom"},
-        "xaxis": {"title": {"text": "score, %"}, "zeroline": False, "fixedrange": True},
+        "xaxis": {
+            "title": {"text": "score, %"},
+            "range": [-3, max([103.0, *(score + 3 for trace in traces for score in trace["x"])])],
+            "zeroline": False,
+            "fixedrange": True,
+        },
         "yaxis": {
             "tickvals": list(heights.values()),
             "ticktext": [escape(title) for title in titles],

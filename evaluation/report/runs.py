@@ -51,7 +51,7 @@ class Run:
         """Return how the harness's settings differ from those of the published scores."""
         grid, points = self.harness["grid"], self.harness["grid_points"]
         marks = [] if grid == GRID else [f"grid {grid!r}"]
-        return (*marks, *([] if points == GRID_POINTS else [f"{points} grid points, not {GRID_POINTS}"]))
+        return (*marks, *([] if points == GRID_POINTS else [f"grid points: {points}, not {GRID_POINTS}"]))
 
 
 def read_runs(arguments: Sequence[str]) -> list[Run]:

@@ -29,7 +29,7 @@ def test_the_spread_that_the_harness_printed_is_kept(write_run):
 
 def test_other_settings_of_the_harness_are_marked(write_run):
     (run,) = read_runs([str(write_run("mine", ("esc50-v2.0.0-full", 0.8), grid="faster", points=2))])
-    assert run.marks == ("grid 'faster'", "2 grid points, not 8")
+    assert run.marks == ("grid 'faster'", "grid points: 2, not 8")
 
 
 def test_a_null_score_and_a_failed_task_have_no_score_but_a_reason(write_run):
