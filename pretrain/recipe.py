@@ -86,12 +86,13 @@ def load_recipe(name: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
     return parse_recipe(fields, str(path))
 
 
-def parse_recipe(fields: Mapping[str, Any], where: str) -> Recipe:
+def parse_recipe(fields: Mapping[str, Any], where: str, *, allow_unused: bool = False) -> Recipe:
     """Build a recipe from nested tables, as a TOML file holds them.
 
     Args:
         fields: Values by name; tables are dictionaries.
         where: The file, for messages.
+        allow_unused: Accept fields of M2D in a recipe of MSM-MAE.
 
     Raises:
         ValueError: A field is unknown (the nearest name is shown), missing or out of range.
@@ -105,7 +106,8 @@ def parse_recipe(fields: Mapping[str, Any], where: str) -> Recipe:
         if name in TABLES and not isinstance(value, dict):
             raise InputError(f"{where}: {name} must be a table: write [{name}], and its fields below it")
     if fields.get("objective") == "msm_mae":
-        if unused := [name for name in M2D_ONLY if name in fields]:
+        unused = [name for name in M2D_ONLY if name in fields]
+        if unused and not allow_unused:
             raise InputError(f"{where}: {unused[0]} is only used by M2D, and this recipe trains MSM-MAE")
         fields = _merge(MSM_MAE_DEFAULTS, fields, where)
     built = {name: _table(name, value, where) for name, value in fields.items() if name in TABLES}
@@ -133,9 +135,7 @@ def recipe_of_record(fields: Mapping[str, Any], where: str) -> Recipe:
             nested[name] = value or "auto"
         else:
             nested[name] = value
-    if nested.get("objective") == "msm_mae":
-        nested = {name: value for name, value in nested.items() if name not in M2D_ONLY}
-    return parse_recipe(nested, where)
+    return parse_recipe(nested, where, allow_unused=True)
 
 
 def _moved(name: str, value: Any) -> str:
