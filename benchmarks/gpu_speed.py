@@ -245,7 +245,7 @@ def embed_speed(place: Place) -> None:
     import torch
 
     from hear_m2d.checkpoint.format import save_checkpoint
-    from hear_m2d.utils.flops import encoder_operations
+    from hear_m2d.model.encoder import encoder_operations
 
     rates = {}
     for name, dtype, products in (

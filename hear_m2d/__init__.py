@@ -1,4 +1,4 @@
-"""Audio embeddings from masked spectrogram modelling, through the HEAR API.
+"""Audio embeddings from masked spectrogram modeling, through the HEAR API.
 
     model = hear_m2d.load_model("checkpoint.safetensors")
     scene = hear_m2d.get_scene_embeddings(audio, model)
@@ -130,7 +130,7 @@ def get_timestamp_embeddings(audio: Audio, model: HearModel) -> tuple[Tensor, Te
         model: From :func:`load_model`.
 
     Returns:
-        Embeddings (batch, n, model.timestamp_embedding_size), and the centre of each in milliseconds,
+        Embeddings (batch, n, model.timestamp_embedding_size), and the center of each in milliseconds,
         (batch, n); both float32. For a list of clips, two lists with a tensor each: (n, size) and (n,).
 
     Raises:

@@ -27,7 +27,7 @@ class ModelConfig:
         kind: ``m2d``, ``m2d_as``, ``m2d_s``, ``m2d_x``, ``m2d_clap``, ``msm_mae``, …
         encoder: Sizes of the encoder.
         frontend: Every number of the log-mel.
-        mean: Mean of the training log-mels; an input is standardised as (x - mean) / std.
+        mean: Mean of the training log-mels; an input is standardized as (x - mean) / std.
         std: Their standard deviation.
         labels: Class names, if the checkpoint classifies.
         head_width: Features that the classifier reads: the encoder's width (mean over tokens) or that of
@@ -127,7 +127,7 @@ class Options:
 
     Attributes:
         sample_rate: Hertz, where the file does not say (published files say it in their name only).
-        input_frames: Frames of one window, where that is no multiple of the patch.
+        input_frames: Frames of one window, where that is not a multiple of the patch.
         mean: Mean of the log-mel.
         std: Standard deviation of the log-mel.
         windows: ``whole``: no frame is lost between windows; ``published``: as the authors' code of the

@@ -163,7 +163,7 @@ def compile_blocks(blocks: nn.ModuleList) -> None:
 
 
 def initialise(module: nn.Module) -> None:
-    """Initialise as published: Xavier-uniform weights with zero biases, LayerNorm one and zero."""
+    """Initialize as published: Xavier-uniform weights with zero biases, LayerNorm one and zero."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -239,7 +239,7 @@ class SpectrogramEncoder(nn.Module):
         """Return patch tokens with their positions.
 
         Args:
-            x: Standardised log-mel, (batch, 1, mels, frames); at most the input's length.
+            x: Standardized log-mel, (batch, 1, mels, frames); at most the input's length.
 
         Returns:
             (batch, rows * columns, width).
@@ -275,7 +275,7 @@ class SpectrogramEncoder(nn.Module):
         """Return the patch tokens after the final norm, without the class token.
 
         Args:
-            x: Standardised log-mel, (batch, 1, mels, frames).
+            x: Standardized log-mel, (batch, 1, mels, frames).
 
         Returns:
             (batch, rows * columns, width), frequency-major.
@@ -287,7 +287,7 @@ class SpectrogramEncoder(nn.Module):
         """Return every block's output without the class token; only the last is normed.
 
         Args:
-            x: Standardised log-mel, (batch, 1, mels, frames).
+            x: Standardized log-mel, (batch, 1, mels, frames).
 
         Returns:
             ``depth`` tensors (batch, rows * columns, width).

@@ -1,7 +1,7 @@
 """The log-mel spectrogram: waveform (batch, samples) → (batch, mels, frames), in plain torch.
 
-25 ms periodic Hann window, 10 ms hop, centred with reflection, power spectrum, Slaney mel scale with
-area-normalised filters, natural logarithm of (mel + float32 epsilon): the front end of M2D and MSM-MAE.
+25 ms periodic Hann window, 10 ms hop, centered with reflection, power spectrum, Slaney mel scale with
+area-normalized filters, natural logarithm of (mel + float32 epsilon): the front end of M2D and MSM-MAE.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def mel_edges(config: FrontendConfig) -> NDArray[np.float64]:
-    """Return hertz, (mels + 2,): bin i rises from edge i, is centred on edge i + 1, falls to i + 2."""
+    """Return hertz, (mels + 2,): bin i rises from edge i, is centered on edge i + 1, falls to i + 2."""
     low, high = _hz_to_mel(np.array([config.f_min, config.f_max]))
     return _mel_to_hz(np.linspace(low, high, config.n_mels + 2))
 
 
 def mel_filters(config: FrontendConfig) -> Tensor:
-    """Return the area-normalised triangular filter bank, (mels, n_fft // 2 + 1), float32."""
+    """Return the area-normalized triangular filter bank, (mels, n_fft // 2 + 1), float32."""
     bins = np.linspace(0.0, config.sample_rate / 2, config.n_fft // 2 + 1)
     edges = mel_edges(config)
     rising = (bins[None, :] - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]

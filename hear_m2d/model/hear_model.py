@@ -1,4 +1,4 @@
-"""HearModel: waveform → log-mel → standardised → windows → encoder → columns → scene, timestamps."""
+"""HearModel: waveform → log-mel → standardized → windows → encoder → columns → scene, timestamps."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class HearModel(nn.Module):
 
     @torch.no_grad()
     def timestamp_embeddings(self, audio: Audio) -> tuple[PerClip, PerClip]:
-        """Return embeddings in time and the centre of each.
+        """Return embeddings in time and the center of each.
 
         Args:
             audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
@@ -193,7 +193,7 @@ class HearModel(nn.Module):
             ValueError: The checkpoint holds no audio projector.
         """
         if self.projector is None:
-            raise InputError("this checkpoint has no audio projector: it is no M2D-CLAP")
+            raise InputError("this checkpoint has no audio projector: it is not an M2D-CLAP model")
         width = self.config.encoder.width
         clips = self._last_columns(check_audio(audio))  # each (time_patches, freq_patches * width)
         dtype = next(self.projector.parameters()).dtype

@@ -1,7 +1,7 @@
 """When each embedding happens: the closed form of the timestamps, and columns read at those times.
 
-Frame k of the log-mel is centred on k hops, a column is p frames; timestamps are q frames apart, q the
-largest divisor of p with at most 50 ms. Timestamp i is the centre of frames i·q … i·q + q - 1.
+Frame k of the log-mel is centered on k hops, a column is p frames; timestamps are q frames apart, q the
+largest divisor of p with at most 50 ms. Timestamp i is the center of frames i·q … i·q + q - 1.
 Source: the HEAR API (timestamps are the centres of the embeddings, at most 50 ms apart).
 """
 
@@ -23,7 +23,7 @@ def frame_step(patch_frames: int, hop_ms: float) -> int:
 
 def timestamp_count(samples: int, *, step: int, hop_length: int) -> int:
     """Return how many timestamps are not past the end of the audio; at least 1."""
-    # (i·q + (q - 1) / 2) · hop ≤ samples, in whole numbers.
+    # (i·q + (q - 1) / 2) · hop ≤ samples, in integers.
     return max(1, (2 * samples - (step - 1) * hop_length) // (2 * step * hop_length) + 1)
 
 
@@ -45,7 +45,7 @@ def interpolate_columns(columns: Tensor, centres: Tensor, frames: Tensor) -> Ten
 
     Args:
         columns: (n, features).
-        centres: Centre of each column, in frames, ascending, (n,), float64.
+        centres: Center of each column, in frames, ascending, (n,), float64.
         frames: When to read, in frames, (count,), float64.
 
     Returns:

@@ -158,7 +158,7 @@ def cut_log_mel(
     statistics: tuple[float, float],
     device: torch.device,
 ) -> Tensor:
-    """Return the standardised log-mel of windows of one length, (windows, mels, frames).
+    """Return the standardized log-mel of windows of one length, (windows, mels, frames).
 
     Each is computed from the samples under it alone. Frames outside the clip are zeros, the mean.
     """

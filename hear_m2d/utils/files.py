@@ -121,33 +121,6 @@ def remove_leftovers(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextmanager
-def hold_folder(folder: Path) -> Iterator[int]:
-    """Use :func:`lock_folder` in new code; this one yields a file descriptor for child processes.
-
-    Args:
-        folder: Made if it is not there.
-
-    Yields:
-        A file descriptor; the lock lasts until the last process that inherited it ends.
-
-    Raises:
-        ValueError: Another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            import fcntl
-        except ImportError:  # no such locks on this system
-            pass
-        else:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(f"another process is at work in {folder}") from error
-        yield file.fileno()
-
-
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a UTF-8 text file whole or not at all."""
     with atomic_write(path) as file:
