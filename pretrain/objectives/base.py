@@ -17,7 +17,7 @@ class ObjectiveOutput(NamedTuple):
     Attributes:
         loss: A scalar with gradients.
         predicted: Predictions at the masked patches, (batch, masked, features).
-        target: What they are compared with, before standardisation, likewise.
+        target: What they are compared with, before standardization, likewise.
         latent: Encoder output, (batch, [1 +] visible, width).
         meters: Scalars to log.
     """
@@ -45,7 +45,7 @@ class Objective(nn.Module):
         return None
 
     def momentum_update(self, decay: float) -> None:
-        """Update a momentum network after an optimiser step; nothing where there is none."""
+        """Update a momentum network after an optimizer step; nothing where there is none."""
 
     def beside_encoder(self) -> dict[str, Tensor]:
         """Return the state that a checkpoint of the encoder leaves out."""

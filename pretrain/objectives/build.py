@@ -115,7 +115,7 @@ def hear_model(
                 frontend=recipe.frontend,
                 mean=mean,
                 std=std,
-                training={"recipe": _told(recipe), "hear_m2d": version("hear-m2d"), **training},
+                training={"recipe": _without_folders(recipe), "hear_m2d": version("hear-m2d"), **training},
             )
         )
     model.encoder.load_state_dict(objective.encoder.state_dict(), assign=True)
@@ -123,7 +123,7 @@ def hear_model(
     return model.eval()
 
 
-def _told(recipe: Recipe) -> dict[str, Any]:
+def _without_folders(recipe: Recipe) -> dict[str, Any]:
     """Return the recipe's fields for a file that may be given away: of a path, the file and its folder."""
     fields = recipe.to_json()
     for table, name in (fields, "init"), (fields["offline"], "teacher"):

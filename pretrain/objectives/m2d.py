@@ -79,7 +79,7 @@ class M2D(Objective):
         """Run one step.
 
         Args:
-            x: Standardised log-mel, (batch, 1, mels, frames).
+            x: Standardized log-mel, (batch, 1, mels, frames).
             noise: Uniform, (batch, patches): it chooses the mask.
             target: An offline target; this objective has none.
         """
@@ -94,7 +94,7 @@ class M2D(Objective):
         """Run the part that learns, steps 1 to 6, and return the result of each step.
 
         Args:
-            x: Standardised log-mel, (batch, 1, mels, frames).
+            x: Standardized log-mel, (batch, 1, mels, frames).
             noise: Uniform, (batch, patches).
         """
         # 1. Patches and positions, once for both networks.

@@ -86,13 +86,13 @@ class M2DX(M2D):
         """Run one step.
 
         Args:
-            x: Standardised log-mel, (batch, 1, mels, frames); noise may be mixed in.
+            x: Standardized log-mel, (batch, 1, mels, frames); noise may be mixed in.
             noise: Uniform, (batch, patches): it chooses the mask.
             target: What :meth:`offline_target` returned.
         """
         if target is None or target.shape[1:] != self.offline_shape:
-            found = None if target is None else list(target.shape[1:])
-            raise InputError(f"a clip's offline target has shape {found}, not {list(self.offline_shape)}")
+            shape = None if target is None else list(target.shape[1:])
+            raise InputError(f"a clip's offline target has shape {shape}, not {list(self.offline_shape)}")
         # M2D, steps 1 to 9.
         tokens, mask, z, predicted = self.online(x, noise)
         seen = self.targets(tokens.detach(), mask)  # (batch, masked, width)

@@ -44,7 +44,7 @@ class MSMMAE(Objective):
         """Run one step.
 
         Args:
-            x: Standardised log-mel, (batch, 1, mels, frames).
+            x: Standardized log-mel, (batch, 1, mels, frames).
             noise: Uniform, (batch, patches): it chooses the mask.
             target: An offline target; this objective has none.
         """
@@ -65,7 +65,7 @@ class MSMMAE(Objective):
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Mask]:
         """Return the decoder's patches in grid order, (batch, patches, pixels), and the mask.
 
-        With ``norm_pix_loss`` the decoder paints standardised patches; they get the mean and spread of the
+        With ``norm_pix_loss`` the decoder paints standardized patches; they get the mean and spread of the
         true ones back, which it never predicts.
         """
         mask = random_mask(noise, self.mask_ratio)

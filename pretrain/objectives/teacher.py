@@ -34,7 +34,7 @@ class Teacher:
         model: The network; put into eval mode.
         mean: Of the student's data.
         std: Likewise.
-        statistics: It hears spectrograms standardised as the ``student``'s, or with its ``own`` two numbers.
+        statistics: It hears spectrograms standardized as the ``student``'s, or with its ``own`` two numbers.
     """
 
     def __init__(self, model: HearModel, *, mean: float, std: float, statistics: str = "student") -> None:
@@ -58,7 +58,7 @@ class Teacher:
         """Return the columns of a batch, (batch, columns, rows * width).
 
         Args:
-            clean: Spectrograms standardised with the student's statistics, (batch, 1, mels, frames).
+            clean: Spectrograms standardized with the student's statistics, (batch, 1, mels, frames).
         """
         self.encoder.to(clean.device)
         config = self.encoder.config

@@ -141,7 +141,7 @@ def memory(recipe: Recipe, *, precision: str, teacher: EncoderConfig | None = No
     clip += recipe.decoder.depth * _block(recipe.decoder.width, extra + patches, 4.0, value)
     clip += (exact + value) * math.prod(config.input_size)  # the clip, and its patches
     clip += value * config.width * patches * 2  # tokens with positions, and those gathered
-    # Predictions and targets: of M2D standardised and normed, of MSM-MAE their difference.
+    # Predictions and targets: of M2D standardized and normed, of MSM-MAE their difference.
     clip += (
         exact * masked * (3 * config.width if recipe.objective == "m2d" else 2 * math.prod(config.patch_size))
     )
@@ -250,8 +250,8 @@ def describe_plan(
     measured = rate is None
     rate = matrix_rate(_dtype(plan.precision), device, QUICK_SIZES.get(device.type)) if rate is None else rate
     share = ASSUMED_SHARE.get(device.type, ASSUMED_SHARE["cuda"])
-    told = f"{rate / 1e9:,.0f} GFLOP/s ({'measured just now' if measured else 'given'}, {device})"
-    line = f"time, estimated at a share of {share:.2f} of {told}: {step / (rate * share):.3g} s a step"
+    measurement = f"{rate / 1e9:,.0f} GFLOP/s ({'measured just now' if measured else 'given'}, {device})"
+    line = f"time, estimated at a share of {share:.2f} of {measurement}: {step / (rate * share):.3g} s a step"
     hours = plan.hours(rate * share, recipe.batch_size)
     yield line if hours is None else f"{line}, {_duration(hours)} in all"
 

@@ -1,7 +1,7 @@
 """The life of a pretraining run, from top to bottom.
 
 Weights, crops and masks are functions of (seed, step), so a run that was interrupted continues as if it
-had not been, and needs nothing stored but weights, optimiser moments and the step.
+had not been, and needs nothing stored but weights, optimizer moments and the step.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _train(
     processes.run_on_main(lambda: newest.append(states.newest()))
     first = processes.run_on_main(lambda: newest[0][0])
 
-    # The network and its optimiser.
+    # The network and its optimizer.
     def trainer(objective: Objective) -> Trainer:
         return Trainer(
             objective, recipe, device=device, precision=precision, micro_batch_size=settings.micro_batch_size
@@ -329,7 +329,7 @@ def _train(
             done = step + 1
             logs = done % settings.log_every == 0 or done == steps
             result = training.step(batch, rate=rate, with_metrics=logs)
-            # After the optimiser, so that the target follows the updated network.
+            # After the optimizer, so that the target follows the updated network.
             decay = momentum_decay(step, total=steps, start=recipe.momentum_start, end=recipe.momentum_end)
             objective.momentum_update(decay)
 

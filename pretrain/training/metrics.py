@@ -50,8 +50,8 @@ def latent_meters(latent: Tensor, *, class_token: bool) -> dict[str, Tensor]:
         ``latent_std``: standard deviation over tokens, mean over features (0: collapsed). ``latent_cosine``:
         mean cosine between two tokens of the batch (1: collapsed).
     """
-    found = token_meters(latent[:, int(class_token) :])
-    return {"latent_std": found["target_std"], "latent_cosine": found["target_cosine"]}
+    meters = token_meters(latent[:, int(class_token) :])
+    return {"latent_std": meters["target_std"], "latent_cosine": meters["target_cosine"]}
 
 
 @torch.no_grad()

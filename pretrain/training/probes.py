@@ -1,4 +1,4 @@
-"""Probes of a network in training: how well its frozen embeddings tell labelled clips apart, now and then.
+"""Probes of a network in training: how well its frozen embeddings tell labeled clips apart, now and then.
 
 The main process asks and the others wait. Nothing that the training depends on is touched: not the weights,
 not their modes, not a random state. A run with probes ends with the weights of one without.
@@ -49,18 +49,18 @@ class ProbeSettings:
             epoch: Steps of an epoch.
 
         Raises:
-            ValueError: ``every`` is nothing of the kind.
+            ValueError: ``every`` is neither.
         """
-        found = re.fullmatch(r"\s*(\d+)\s*(epochs?|steps?)?\s*", self.every)
-        if not found or not int(found[1]):
+        match = re.fullmatch(r"\s*(\d+)\s*(epochs?|steps?)?\s*", self.every)
+        if not match or not int(match[1]):
             raise InputError(
                 f"probe-every is {self.every!r}: give epochs or steps, as in 10epochs or 500steps"
             )
-        return int(found[1]) * (1 if (found[2] or "").startswith("step") else max(epoch, 1))
+        return int(match[1]) * (1 if (match[2] or "").startswith("step") else max(epoch, 1))
 
 
 class Probes:
-    """The labelled sets, read once.
+    """The labeled sets, read once.
 
     Args:
         settings: What and when.
@@ -142,7 +142,7 @@ class Probes:
 
 
 def check_probes(places: Sequence[Path], *, every: str, clips: int, sample_rate: int) -> ProbeSettings:
-    """Return the settings, having read each set once: what is wrong is told before any audio is prepared.
+    """Return the settings, having read each set once: errors are reported before any audio is prepared.
 
     Raises:
         As :class:`Probes`.

@@ -3,7 +3,7 @@
 run.json                  what this run is: recipe, data, steps, and its history
 metrics.jsonl             one line per logged step
 tensorboard/              the same, for TensorBoard
-state-<step>.safetensors  weights, optimiser moments and step, to resume from
+state-<step>.safetensors  weights, optimizer moments and step, to resume from
 checkpoint.safetensors    the encoder, for load_model
 objective.safetensors     the rest: predictor or decoder, target network
 """
@@ -96,9 +96,11 @@ class RunFolder:
             return {}
         changed = changes({name: known[name] for name in known if name not in NOT_COMPARED}, record)
         if changed and not force:
-            told = [f"{name} is {before!r} there, {now!r} now" for name, (before, now) in changed.items()]
+            differing = [
+                f"{name} is {before!r} there, {now!r} now" for name, (before, now) in changed.items()
+            ]
             raise InputError(
-                f"{self.folder} holds another run: {'; '.join(told)}. Give another --out, the same "
+                f"{self.folder} holds another run: {'; '.join(differing)}. Give another --out, the same "
                 f"settings, or --force to continue it with these"
             )
         if changed and step > record["steps"]:
@@ -175,14 +177,14 @@ class RunFolder:
 
 def changes(known: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Return the fields that differ, with the value there and the value asked for."""
-    found: dict[str, tuple[Any, Any]] = {}
+    differing: dict[str, tuple[Any, Any]] = {}
     for key in sorted(known.keys() | asked.keys()):
         here, now = known.get(key), asked.get(key)
         if isinstance(here, dict) and isinstance(now, dict):
-            found |= changes(here, now, f"{prefix}{key}.")
+            differing |= changes(here, now, f"{prefix}{key}.")
         elif here != now and not (prefix == "recipe." and key in TEXTS):
-            found[f"{prefix}{key}"] = here, now
-    return found
+            differing[f"{prefix}{key}"] = here, now
+    return differing
 
 
 @contextmanager

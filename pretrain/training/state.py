@@ -1,6 +1,6 @@
 """The training state on disk: everything that the next step depends on, in files that are whole or not there.
 
-state-<step>.safetensors holds weights, optimiser moments and the step; randomness is a function of the step.
+state-<step>.safetensors holds weights, optimizer moments and the step; randomness is a function of the step.
 A state is written before an older one is removed, so that a full disk or a kill at any moment loses nothing.
 """
 
@@ -44,8 +44,8 @@ class States:
 
     def steps(self) -> list[int]:
         """Return the steps whose states are there, in order."""
-        found = (re.fullmatch(r"state-(\d+)\.safetensors", p.name) for p in self.folder.glob("state-*"))
-        return sorted(int(match[1]) for match in found if match)
+        matches = (re.fullmatch(r"state-(\d+)\.safetensors", p.name) for p in self.folder.glob("state-*"))
+        return sorted(int(match[1]) for match in matches if match)
 
     def save(self, objective: Objective, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Write the state after ``step`` steps, then remove those that are not to be kept.
@@ -102,10 +102,12 @@ class States:
             ) from error
         for name, parameter in objective.named_parameters():
             prefix = f"optimizer.{name}."
-            found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-            if found:
+            moments = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            if moments:
                 # The number of steps too: the fused AdamW has it on the device.
-                optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in found.items()}
+                optimizer.state[parameter] = {
+                    key: value.to(parameter.device) for key, value in moments.items()
+                }
 
     def newest(self) -> tuple[int, dict[str, Tensor]]:
         """Return the newest state that can be read: its step and its tensors; 0 where none was written.

@@ -92,7 +92,7 @@ class Trackers:
         self._each(lambda tracker: tracker.log(values, step=line["step"]))
 
     def finish(self) -> None:
-        """Close them; one that fails is told of, like one that fails in between."""
+        """Close them; one that fails is logged, as in :meth:`log`."""
         self._each(lambda tracker: tracker.finish())
 
     def _each(self, work: Callable[[Any], object]) -> None:

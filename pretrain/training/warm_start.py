@@ -94,16 +94,16 @@ def read_init(recipe: Recipe) -> Checkpoint:
     checkpoint = read_weights(recipe.init)
     there, here = checkpoint.config.encoder, recipe.encoder
     differing = [name for name in SIZES if getattr(there, name) != getattr(here, name)]
-    found = {name: (getattr(there, name), getattr(here, name)) for name in differing}
+    pairs = {name: (getattr(there, name), getattr(here, name)) for name in differing}
     rates = (checkpoint.config.frontend.sample_rate, recipe.sample_rate)
     if rates[0] != rates[1] and checkpoint.provenance.get("sample_rate") != "default":
-        found["sample_rate"] = rates
+        pairs["sample_rate"] = rates
     if there.input_size[0] != here.input_size[0]:
-        found["mel bins"] = (there.input_size[0], here.input_size[0])
-    if found:
-        told = ", ".join(f"{name} {_text(a)} (the recipe {_text(b)})" for name, (a, b) in found.items())
+        pairs["mel bins"] = (there.input_size[0], here.input_size[0])
+    if pairs:
+        sizes = ", ".join(f"{name} {_text(a)} (the recipe {_text(b)})" for name, (a, b) in pairs.items())
         raise InputError(
-            f"{recipe.init} cannot be continued with this recipe: it has {told}. Use a recipe of its sizes"
+            f"{recipe.init} cannot be continued with this recipe: it has {sizes}. Use a recipe of its sizes"
         )
     return checkpoint
 
@@ -148,21 +148,21 @@ def _published_beside(path: Path) -> dict[str, Tensor]:
     """Read the predictor, target network and offline predictor of a published training file."""
     if path.suffix == ".safetensors":  # converted: the note is of the file that it was made from
         return {}
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     try:
         content = load_torch_file(str(path))
         state = content.get("model", content)
         for key, value in state.items():
             if (name := _our_name(key)) and isinstance(value, Tensor):
-                found[name] = value.detach().float()
+                weights[name] = value.detach().float()
     except InputError as error:
         raise InputError(f"{path}: {error}; unzip it, and give the .pth in it") from error
     for name in [
-        name for name in found if name.endswith(".q_bias")
+        name for name in weights if name.endswith(".q_bias")
     ]:  # the first MSM-MAE: no bias of the keys
-        q, v = found.pop(name), found.pop(name.replace("q_bias", "v_bias"))
-        found[name.replace("q_bias", "qkv.bias")] = torch.cat([q, torch.zeros_like(q), v])
-    return found
+        q, v = weights.pop(name), weights.pop(name.replace("q_bias", "v_bias"))
+        weights[name.replace("q_bias", "qkv.bias")] = torch.cat([q, torch.zeros_like(q), v])
+    return weights
 
 
 def _our_name(key: str) -> str | None:

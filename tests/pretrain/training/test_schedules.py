@@ -10,7 +10,8 @@ from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.objectives.m2d import M2D
 from hear_m2d.pretrain.objectives.masking import visible_count
 from hear_m2d.pretrain.objectives.msm_mae import MSMMAE
-from hear_m2d.pretrain.training.schedules import cosine_rate, decay_groups, momentum_decay
+from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.training.schedules import cosine_rate, decay_groups, learning_rate, momentum_decay
 
 
 @pytest.fixture
@@ -54,3 +55,10 @@ def test_weight_decay_groups_equal_the_published(kind, published, fixtures_dir, 
     assert {names[id(p)] for p in decayed["params"]} == {name_of(n) for n in expected["decay"]}
     assert {names[id(p)] for p in plain["params"]} == {name_of(n) for n in expected["no_decay"]}
     assert [plain["weight_decay"], decayed["weight_decay"]] == expected["weight_decay"]
+
+
+def test_the_only_step_of_a_run_has_the_peak_rate():
+    recipe = Recipe(objective="m2d", steps=1)
+    assert learning_rate(recipe, 0, 1) == recipe.learning_rate
+    assert learning_rate(recipe, 0, 100) == 0
+    assert learning_rate(recipe, 100, 100) == recipe.optimizer.min_lr

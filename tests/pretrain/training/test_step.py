@@ -10,7 +10,7 @@ from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.pretrain.objectives.build import build_objective
 from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.recipe import OptimizerConfig, Recipe, replace_fields
-from hear_m2d.pretrain.training.step import Trainer, compile_blocks
+from hear_m2d.pretrain.training.step import Trainer, compile_blocks, part_size
 from hear_m2d.utils.errors import WorkFailedError
 
 TINY = Recipe(
@@ -133,3 +133,11 @@ def test_nothing_in_a_step_waits_for_the_device(batch, objective, micro_batch_si
     with waits:
         float(result.loss)
     assert waits.found == ["_local_scalar_dense"]
+
+
+@pytest.mark.parametrize(
+    ("clips", "limit", "size"),
+    [(2048, 300, 256), (2048, 512, 512), (24, 7, 6), (24, 0, 24), (24, 100, 24), (2053, 512, 512), (8, 3, 2)],
+)
+def test_a_batch_is_cut_into_equal_parts_within_the_limit(clips, limit, size):
+    assert part_size(clips, limit) == size
