@@ -25,7 +25,7 @@ def _part(context: click.Context, parameter: click.Parameter, value: str | None)
     try:
         number, count = map(int, value.split("/"))
     except ValueError:
-        raise click.BadParameter(f"{value!r} is no part: give i/n, such as 3/64") from None
+        raise click.BadParameter(f"{value!r} is not a part: give i/n, such as 3/64") from None
     return number, count
 
 
@@ -46,14 +46,12 @@ def _part(context: click.Context, parameter: click.Parameter, value: str | None)
     show_default=True,
     help="Longer files are cut into equal pieces.",
 )
+@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one for each processor]")
 @click.option(
-    "--workers", type=click.IntRange(min=1), help="Processes.  [default: up to 4, 1 for a small set]"
-)
-@click.option(
-    "--shard", metavar="I/N", callback=_part, help="Make the i-th of n parts only, as one job of an array."
+    "--shard", metavar="I/N", callback=_part, help="Make only the i-th of n parts, as one job of an array."
 )
 @click.option("--ray", metavar="ADDRESS", help="Work on a Ray cluster: auto, local or HOST:PORT.")
-@click.option("--dry-run", is_flag=True, help="List the source, say what would be made, and stop.")
+@click.option("--dry-run", is_flag=True, help="List the source, print how many shards it gives, and stop.")
 def prepare(
     source: str,
     out: Path,
@@ -66,9 +64,9 @@ def prepare(
 ) -> None:
     """Turn audio into log-mel shards for pretraining.
 
-    SOURCE is a folder of audio in any format of libsndfile, any rate, mono or not; a CSV list; tar archives;
-    Parquet with the files' bytes; or hf://datasets/owner/name. Files that cannot be used are listed in
-    OUT/skipped.csv. An interrupted run is continued by the same command.
+    SOURCE is a folder of audio files, a CSV list, tar archives, Parquet files with the bytes of audio files,
+    or hf://datasets/owner/name. Files that cannot be used are listed in OUT/skipped.csv. The same command
+    continues an interrupted run.
     """
     from hear_m2d.pretrain.data import prepare as work
 
@@ -87,10 +85,10 @@ def prepare(
             source, out, shard=shard, sample_rate=sample_rate, max_clip_s=max_clip_s, workers=workers,
             progress=True,
         )  # fmt: skip
-        left = f"of the whole set {made.missing} are missing" if made.missing else (
-            "every shard of the set is there: type the command without --shard to finish it"
+        rest = f"{made.missing} of the whole set are missing" if made.missing else (
+            "no shard of the set is missing: type the command without --shard to finish it"
         )  # fmt: skip
-        click.echo(f"{made.shards} shards of part {shard[0]}/{shard[1]} are there; {left}")
+        click.echo(f"part {shard[0]}/{shard[1]}: {made.shards} shards are complete; {rest}")
         return
     summary = work.prepare(
         source, out, sample_rate=sample_rate, max_clip_s=max_clip_s, workers=workers, ray=ray, progress=True
@@ -101,8 +99,8 @@ def prepare(
         f"{out}: {summary.clips} clips, {summary.hours:.2f} h, mean {summary.mean:.4f}, std {summary.std:.4f}"
     )
     if summary.report is not None:
-        told = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.items())
-        click.echo(f"skipped: {told}; listed in {summary.report}")
+        counts = ", ".join(f"{count} {reason}" for reason, count in summary.skipped.items())
+        click.echo(f"skipped: {counts}; listed in {summary.report}")
 
 
 @click.command(cls=PartCommand, needs=("accelerate", "pyarrow", "pydantic", "tensorboard"), install=INSTALL)
@@ -365,6 +363,9 @@ def _prepared(place: Path, into: Path, sample_rate: int, *, verify: bool) -> Pat
     if verify:
         begun = time.perf_counter()
         size = LogMelData(place).verify()
-        click.echo(f"{place}: checksums of {size / 2**30:.1f} GiB compared in "
-                   f"{time.perf_counter() - begun:.0f} s", err=True)  # fmt: skip
+        if size:
+            seconds = time.perf_counter() - begun
+            click.echo(
+                f"{place}: {size / 2**30:.1f} GiB agree with their checksums ({seconds:.0f} s)", err=True
+            )
     return place

@@ -177,7 +177,7 @@ def test_the_command_does_a_part_and_says_what_is_missing(audio_dir, tmp_path, s
     run = CliRunner()
     done = run.invoke(command, [str(audio_dir), str(out), "--shard", "1/2"])
     assert done.exit_code == 0, done.output
-    assert "3 shards of part 1/2 are there; of the whole set 3 are missing" in done.output
+    assert "part 1/2: 3 shards are complete; 3 of the whole set are missing" in done.output
     done = run.invoke(command, [str(audio_dir), str(out), "--shard", "2/2"])
     assert "type the command without --shard" in done.output
     done = run.invoke(command, [str(audio_dir), str(out)])
