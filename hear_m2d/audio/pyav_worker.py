@@ -32,7 +32,9 @@ def decode(source: Any, demuxer: str, states_length: bool, out: IO[bytes]) -> No
         stated = float(stream.duration * stream.time_base) if stream.duration else None
         current, decoded_s = None, 0.0
         for frame in container.decode(stream):
-            # A video's stream that is not decoded passes by.
+            # FFmpeg drops damaged FLAC frames.
+            if demuxer == "flac" and frame.time is not None and abs(frame.time - decoded_s) > 0.001:
+                raise ValueError(f"sound is missing at {decoded_s:.3f} s")
             now = {"rate": frame.sample_rate, "channels": frame.layout.nb_channels}
             if now != current:
                 send(out, now)

@@ -1,0 +1,234 @@
+"""Files of which decoders give only a part without an error: read whole, or refused."""
+
+import io
+import os
+import struct
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import soundfile
+
+from hear_m2d.audio import AudioError, pyav, read_audio, read_sound
+from hear_m2d.audio.mp3 import mp3_links
+from hear_m2d.audio.ogg import _checksum, _page_size
+
+needs_av = pytest.mark.skipif(find_spec("av") is None, reason="PyAV is not installed")
+
+
+def tone(rate=44100, seconds=2.0, hz=440.0, seed=0):
+    noise = 0.02 * np.random.default_rng(seed).standard_normal(int(rate * seconds))
+    return (0.3 * np.sin(2 * np.pi * hz * np.arange(int(rate * seconds)) / rate) + noise).astype(np.float32)
+
+
+def encoded(samples, rate=44100, **kind):
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, **kind)
+    return file.getvalue()
+
+
+@pytest.fixture
+def without_av(monkeypatch):
+    """As if PyAV were not installed."""
+    find = pyav.importlib.util.find_spec
+    monkeypatch.setattr(pyav.importlib.util, "find_spec", lambda n, *a: None if n == "av" else find(n, *a))
+
+
+def variable_mp3():
+    """Noise, then silence: the bit rate of the first frames says little."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(2 * 44100)
+    return encoded(np.concatenate([noise, np.zeros(4 * 44100)]), format="MP3", bitrate_mode="VARIABLE")
+
+
+def without_info(data):
+    """The frames with sound alone, without the one that states their number."""
+    (link,) = mp3_links(data)
+    return b"".join(data[start:stop] for start, stop in link.ranges)
+
+
+@needs_av
+def test_a_variable_rate_mp3_without_a_frame_count_is_read_whole(tmp_path):
+    data = without_info(variable_mp3())
+    (link,) = mp3_links(data)
+    assert len(soundfile.read(io.BytesIO(data))[0]) < 0.9 * link.frames * 1152, "the fault is gone"
+    (tmp_path / "x.mp3").write_bytes(data)
+    assert len(read_audio(tmp_path / "x.mp3", 44100)) == link.frames * 1152
+    np.testing.assert_array_equal(
+        read_audio("x.mp3", 44100, content=data), read_audio(tmp_path / "x.mp3", 44100)
+    )
+
+
+def test_without_pyav_such_a_file_is_refused_with_the_extra_not_cut(tmp_path, without_av):
+    (tmp_path / "x.mp3").write_bytes(without_info(variable_mp3()))
+    with pytest.raises(AudioError, match=r"x\.mp3 is not supported: .*hear-m2d\[decoders\]"):
+        read_audio(tmp_path / "x.mp3", 44100)
+    (tmp_path / "x.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(100))
+    with pytest.raises(AudioError, match=r"MPEG-4.*hear-m2d\[decoders\]"):
+        read_audio(tmp_path / "x.m4a", 44100)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{"format": "MP3"}, {"format": "OGG"}, {"format": "FLAC"}, {"format": "WAV"}, {"format": "AIFF"},
+     {"format": "OGG", "subtype": "OPUS"}],
+    ids=["mp3", "vorbis", "flac", "wav", "aiff", "opus"],
+)  # fmt: skip
+def test_joined_files_give_all_their_parts(tmp_path, without_av, kind):
+    rate = 48000 if kind.get("subtype") else 44100
+    parts = [
+        encoded(tone(rate, s, hz, seed=i), rate, **kind) for i, (s, hz) in enumerate([(2, 440), (3, 880)])
+    ]
+    (tmp_path / "ab").write_bytes(b"".join(parts))
+    joined = read_audio(tmp_path / "ab", rate)
+    each = [read_audio("part", rate, content=part) for part in parts]
+    np.testing.assert_array_equal(joined, np.concatenate(each))
+
+
+@pytest.mark.parametrize("kind", [{"format": "MP3"}, {"format": "OGG"}, {"format": "WAV"}])
+def test_joined_files_of_different_rates_and_channels_give_all_their_parts(tmp_path, without_av, kind):
+    first = encoded(tone(44100, 2), 44100, **kind)
+    second = encoded(np.stack([tone(32000, 3)] * 2, axis=1), 32000, **kind)
+    (tmp_path / "ab").write_bytes(first + second)
+    sound = read_sound(tmp_path / "ab", 16000)
+    assert len(sound.samples) == pytest.approx(5 * 16000, abs=3)
+    assert (sound.file_rate, sound.channels) == (44100, 2)
+
+
+def test_tags_and_other_bytes_around_mp3_frames_are_passed_over(tmp_path, without_av):
+    data = encoded(tone(), format="MP3")
+    id3 = b"ID3\x04\0\0\0\0\x07\x68" + bytes(1000)
+    old_tag = b"TAG" + bytes(125)
+    whole = read_audio("x.mp3", 44100, content=data)
+    for content in (
+        id3 + data,
+        data + old_tag,
+        id3 + data + old_tag,
+        bytes(500) + data,
+        b"junk" * 300 + data,
+    ):
+        np.testing.assert_array_equal(read_audio("x.mp3", 44100, content=content), whole)
+    two = read_audio("x.mp3", 44100, content=data + old_tag + id3 + data)
+    np.testing.assert_array_equal(two, np.concatenate([whole, whole]))
+
+
+@needs_av
+def test_an_mp3_whose_stated_number_of_frames_is_too_small_is_read_whole():
+    data = bytearray(encoded(tone(), format="MP3", bitrate_mode="VARIABLE", compression_level=0.5))
+    whole = read_audio("x.mp3", 44100, content=bytes(data))
+    at = max(data.find(b"Xing"), data.find(b"Info")) + 8
+    data[at : at + 4] = struct.pack(">I", 20)
+    again = read_audio("x.mp3", 44100, content=bytes(data))
+    assert len(again) == pytest.approx(len(whole), abs=1152)
+    np.testing.assert_allclose(again[:60000], whole[:60000], atol=1e-3)
+
+
+def test_an_mp3_cut_in_its_last_frame_is_truncated_even_if_it_states_no_length():
+    data = without_info(encoded(tone(), format="MP3", bitrate_mode="CONSTANT"))
+    for cut in (1, 100):
+        with pytest.raises(AudioError, match="is truncated: its last frame"):
+            read_audio("x.mp3", 44100, content=data[:-cut])
+
+
+def test_bytes_between_mp3_frames_that_are_not_sound_are_corrupt():
+    data = encoded(tone(), format="MP3")
+    (link,) = mp3_links(data)
+    middle = next(
+        i for i in range(len(data) // 2, len(data)) if data[i : i + 2] == data[link.ranges[0][0] :][:2]
+    )
+    with pytest.raises(AudioError, match=r"is corrupt: \d+ bytes before byte \d+ are not MP3 frames"):
+        read_audio("x.mp3", 44100, content=data[:middle] + b"\x55" * 300 + data[middle:])
+
+
+def pages(data):
+    position = 0
+    while position < len(data):
+        size = _page_size(data, position)
+        yield position, size
+        position += size
+
+
+def test_a_damaged_or_missing_ogg_page_is_corrupt_and_a_cut_one_truncated():
+    data = encoded(tone(seconds=10), format="OGG")
+    places = list(pages(data))
+    position, size = places[len(places) // 2]
+    damaged = bytearray(data)
+    damaged[position + size // 2] ^= 0x40
+    with pytest.raises(AudioError, match=f"is corrupt: the Ogg page at byte {position} is damaged"):
+        read_audio("x.ogg", 16000, content=bytes(damaged))
+    with pytest.raises(AudioError, match="is corrupt: Ogg pages are missing at byte"):
+        read_audio("x.ogg", 16000, content=data[:position] + data[position + size :])
+    with pytest.raises(AudioError, match="is truncated: its last page needs"):
+        read_audio("x.ogg", 16000, content=data[:-10])
+
+
+@pytest.mark.parametrize("stated", [0, 8000, 11025])
+def test_opus_keeps_its_high_frequencies_whatever_rate_its_header_states(stated):
+    data = bytearray(encoded(tone(48000, 2, hz=7000), 48000, format="OGG", subtype="OPUS"))
+    at = data.index(b"OpusHead") + 12
+    data[at : at + 4] = struct.pack("<I", stated)
+    size = _page_size(bytes(data), 0)
+    data[22:26] = struct.pack("<I", _checksum(bytes(data[:size])))
+    audio = read_audio("x.opus", 32000, content=bytes(data))
+    spectrum = np.abs(np.fft.rfft(audio * np.hanning(len(audio))))
+    assert np.argmax(spectrum) / len(audio) * 32000 == pytest.approx(7000, abs=2)
+    assert read_sound("x.opus", 32000, content=bytes(data)).file_rate == 48000
+
+
+@needs_av
+@pytest.mark.parametrize("size", [0, 36])
+def test_a_wav_that_was_never_completed_is_read_to_its_end(tmp_path, size):
+    data = bytearray(encoded(tone(), format="WAV", subtype="PCM_16"))
+    at = data.index(b"data") + 4
+    data[at : at + 4] = struct.pack("<I", 0)
+    data[4:8] = struct.pack("<I", size)
+    (tmp_path / "x.wav").write_bytes(data)
+    wanted = soundfile.read(io.BytesIO(encoded(tone(), format="WAV", subtype="PCM_16")), dtype="float32")[0]
+    np.testing.assert_array_equal(read_audio(tmp_path / "x.wav", 44100), wanted)
+
+
+@needs_av
+def test_a_flac_that_was_written_to_a_pipe_is_read_and_a_damaged_one_refused():
+    data = bytearray(encoded(tone(), format="FLAC"))
+    wanted = read_audio("x.flac", 44100, content=bytes(data))
+    field = int.from_bytes(data[18:26], "big")
+    data[18:26] = (field >> 36 << 36).to_bytes(8, "big")  # states 0 samples
+    np.testing.assert_array_equal(read_audio("x.flac", 44100, content=bytes(data)), wanted)
+    data[len(data) // 2] ^= 0x10
+    with pytest.raises(AudioError, match=r"is (corrupt|truncated)"):
+        read_audio("x.flac", 44100, content=bytes(data))
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.wav")
+    with pytest.raises(AudioError, match=r"x\.wav is unreadable: it is not a regular file"):
+        read_audio(tmp_path / "x.wav", 16000)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"<!DOCTYPE html><html>404</html>", "is corrupt: it is an HTML page"), (b"not found", "it is text")],
+)
+def test_a_page_that_is_named_mp3_is_called_what_it_is(tmp_path, content, words):
+    (tmp_path / "x.mp3").write_bytes(content)
+    with pytest.raises(AudioError, match=words):
+        read_audio(tmp_path / "x.mp3", 16000)
+
+
+@needs_av
+def test_a_decoder_that_dies_or_hangs_costs_one_file(tmp_path, monkeypatch):
+    data = without_info(variable_mp3())
+    whole = read_audio("x.mp3", 44100, content=data)
+    (worker,) = pyav._idle[os.getpid()]
+    worker.process.kill()
+    worker.process.wait()
+    np.testing.assert_array_equal(read_audio("x.mp3", 44100, content=data), whole)
+    script = tmp_path / "dies.py"
+    script.write_text("import sys\nsys.stdin.readline()\n")
+    monkeypatch.setattr(pyav, "_WORKER", script)
+    pyav._idle.clear()
+    with pytest.raises(AudioError, match="is crash: the process that decodes it died twice"):
+        read_audio("x.mp3", 44100, content=data)
+    script.write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(pyav, "LIMIT_S", 0.5)
+    with pytest.raises(AudioError, match="is too slow: its decoder was ended after its time limit"):
+        read_audio("x.mp3", 44100, content=data)
