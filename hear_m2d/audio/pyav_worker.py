@@ -39,13 +39,21 @@ def decode(source: Any, demuxer: str, states_length: bool, out: IO[bytes]) -> No
             if now != current:
                 send(out, now)
                 current = now
-            samples = to_float(frame.to_ndarray(), planar=frame.format.is_planar, channels=now["channels"])
+            samples = to_float(to_array(frame), planar=frame.format.is_planar, channels=now["channels"])
             send(out, {"samples": len(samples)})
             out.write(samples.tobytes())
             decoded_s += len(samples) / frame.sample_rate
         slack = 0.001 if stream.codec_context.name.startswith(_LOSSLESS) else _LENGTH_SLACK_S
         if states_length and stated and decoded_s + slack < stated:
             raise EOFError(f"its header promises {stated:.2f} s, {decoded_s:.2f} s decode")
+
+
+def to_array(frame: Any) -> Any:
+    """Return the samples of a frame; PyAV itself does not convert integers of 64 bits."""
+    if not frame.format.name.startswith("s64"):
+        return frame.to_ndarray()
+    count = frame.samples if frame.format.is_planar else frame.samples * frame.layout.nb_channels
+    return np.stack([np.frombuffer(plane, np.int64, count) for plane in frame.planes])
 
 
 def to_float(values: Any, *, planar: bool, channels: int) -> Any:
