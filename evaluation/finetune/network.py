@@ -80,9 +80,7 @@ def make_network(
     Raises:
         ValueError: Not a checkpoint.
     """
-    base = hear_m2d.load_model(
-        model_path, **({"dur_frames": recipe.input_frames} if recipe.input_frames else {})
-    )
+    base = hear_m2d.load_model(model_path, dur_frames=recipe.input_frames or None)
     encoder = base.config.encoder
     width = encoder.width if recipe.patch_drop else encoder.column_width
     model = HearModel(replace(base.config, labels=tuple(labels), head_width=width, projector=None))

@@ -86,7 +86,7 @@ def read_published(
         return _checkpoint(load_torch_file(str(path) if file is None else file), path, names, source)
     except _NotACheckpointError as error:
         raise InputError(f"{shown} is a pickle, but not a checkpoint: {error}") from error
-    except InputError as error:
+    except ValueError as error:
         raise InputError(f"{shown} is not a readable checkpoint: {error}") from error
 
 

@@ -101,7 +101,9 @@ class ModelConfig:
                 labels=tuple(labels),
                 **_known(ModelConfig, rest),
             )
-        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
             raise InputError(f"the checkpoint's config is malformed: {error!r}") from error
 
 

@@ -91,10 +91,10 @@ class InterpolatedColumns:
     def add(self, windows: Sequence[Window], columns: Tensor) -> None:
         """Take one pass; the windows of a clip come in order."""
         # Indices are made where the columns are: nothing is copied to the device.
-        options = {"dtype": _exact_dtype(columns.device), "device": columns.device}
+        dtype = _exact_dtype(columns.device)
         for window, part in zip(windows, columns, strict=True):
             first = window.start + (self._patch - 1) / 2
-            centers = torch.arange(window.columns, **options) * self._patch + first
+            centers = torch.arange(window.columns, dtype=dtype, device=part.device) * self._patch + first
             last = first + (window.columns - 1) * self._patch
             self._add(window.clip, centers, self._arrange(part[: window.columns]), last)
 

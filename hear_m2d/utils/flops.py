@@ -71,10 +71,10 @@ def _seconds_on_gpu(product: Callable[[], Tensor]) -> float:
         torch.cuda.synchronize()
         calls += 1
     calls = max(5, calls)
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-    events[0].record()
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    begin.record()
     for _ in range(calls):
         product()
-    events[1].record()
+    end.record()
     torch.cuda.synchronize()
-    return events[0].elapsed_time(events[1]) / 1000 / calls
+    return float(begin.elapsed_time(end)) / 1000 / calls
