@@ -113,7 +113,7 @@ def visualize(name: str, audio: Sequence[Path], out: Path, options: VisualizeOpt
     silent = why_no_sound() if network.mae else ""
     if silent:
         logger.warning("no sounds: %s", silent)
-    facts = {"network": network, "why_no_sound": silent}
+    shared: dict[str, Any] = {"network": network, "why_no_sound": silent}
     clips: list[Clip] = []
     left_out: dict[Path, str] = {}
     for index, (path, folder) in enumerate(zip(paths, _folders(paths, out), strict=True)):
@@ -129,7 +129,7 @@ def visualize(name: str, audio: Sequence[Path], out: Path, options: VisualizeOpt
         end_s = min(options.start_s + frames * config.hop_ms / 1000, length_s)
         clip = Clip(path.name, folder, options.start_s, end_s, length_s)
         if not clips:  # marks the folder as ours before anything else lies in it
-            write_page(out, [], **facts, done=False)
+            write_page(out, [], **shared, done=False)
         _remove_old(folder)
         if network.mae is not None:
             _draw_reconstruction(clip, network, x, frames, samples, index, sounds=not silent)
@@ -141,7 +141,7 @@ def visualize(name: str, audio: Sequence[Path], out: Path, options: VisualizeOpt
         raise InputError(f"no file could be drawn: {next(iter(left_out.values()))}{more}")
     # The page is made to be handed on, without the folders of this machine.
     public = [sentence.replace(str(path), path.name) for path, sentence in left_out.items()]
-    return Result(write_page(out, clips, **facts, left_out=public), clips, list(left_out.values()))
+    return Result(write_page(out, clips, **shared, left_out=public), clips, list(left_out.values()))
 
 
 def write_page(

@@ -1,6 +1,9 @@
 """Opened sets: checksums, values that are not finite, sets of an earlier version, labels."""
 
 import json
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -115,3 +118,17 @@ def test_labels_with_commas_and_in_two_unicode_forms(folder, tmp_path):
 def test_the_checksum_of_a_file_is_its_crc32(tmp_path):
     (tmp_path / "a").write_bytes(b"123456789")
     assert file_crc32(tmp_path / "a") == "cbf43926"  # the published check value
+
+
+def test_a_run_tells_damaged_data_from_divergence(folder, tmp_path):
+    """With --no-verify they are found when the loss is not finite, otherwise at the start."""
+    put(folder, 1, np.nan)
+    words = ["pretrain", "--recipe", "demo_m2d", "--data", str(folder), "--steps", "2", "--batch-size", "4"]
+    for more, code, told in [
+        (["--no-verify"], 1, rf"clip 1 of {folder / SHARD} .*has values that are not finite"),
+        (["--verify"], 2, rf"{SHARD} is damaged: its checksum is"),
+    ]:
+        command = [sys.executable, "-m", "hear_m2d.cli", *words, "--out", str(tmp_path / "run"), *more]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert re.search(told, done.stderr)
