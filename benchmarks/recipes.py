@@ -79,7 +79,7 @@ def line(cells: list[str]) -> str:
 
 def tables() -> tuple[str, str]:
     """Return both tables: the authors' recipes, and ours."""
-    names = {name: bool(load_recipe(name).published_clips) for name in shipped_recipes()}
+    names = {name: bool(load_recipe(name).published.clips) for name in shipped_recipes()}
     return (
         "\n".join([PUBLISHED, *(published_row(name) for name in names if names[name])]),
         "\n".join([OURS, *(own_row(name) for name in names if not names[name])]),
