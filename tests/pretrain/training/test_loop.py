@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import logging
 import weakref
 
 import numpy as np
@@ -166,7 +167,7 @@ def test_a_description_that_was_reworded_is_no_other_run(data, tmp_path):
     assert train(again, data, tmp_path / "run", device="cpu").exists()
 
 
-def test_force_continues_with_other_settings_and_records_what_changed(data, tmp_path):
+def test_force_continues_with_other_settings_and_records_what_changed(data, tmp_path, caplog):
     out = tmp_path / "run"
     train(TINY, data, out, device="cpu", log_every=1)
     before = losses(out)
@@ -176,7 +177,12 @@ def test_force_continues_with_other_settings_and_records_what_changed(data, tmp_
     ):
         train(longer, data, out, device="cpu", log_every=1)
     assert (out / "checkpoint.safetensors").exists()
-    checkpoint = train(longer, data, out, device="cpu", log_every=1, force=True)
+    with caplog.at_level(logging.INFO):
+        checkpoint = train(longer, data, out, device="cpu", log_every=1, force=True)
+    assert (
+        "the schedules now stretch over 16 steps: after step 12 the learning rate goes from 0 to"
+        in caplog.text
+    )
     assert losses(out)[:12] == before
     assert len(losses(out)) == 16
     record = json.loads((out / "run.json").read_text())
