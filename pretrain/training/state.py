@@ -60,7 +60,7 @@ class States:
         if not bool(torch.stack([value.isfinite().all().cpu() for value in tensors.values()]).all()):
             raise WorkFailedError(
                 f"the weights are no longer finite at step {step}: the run stopped; {self.kept()}. "
-                f"Try a smaller base_lr"
+                f"Try a smaller optimizer.base_lr"
             )
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         try:
