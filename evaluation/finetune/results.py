@@ -78,7 +78,7 @@ def report(results: dict[str, Any], *, compare: bool = False) -> list[str]:
         interval = results[which]["ci95"]
         text = "" if interval is None else f" ±{interval:.4f} (95 %, Student's t)"
         lines.append(f"{which} epoch: test {results['metric']} {results[which]['score']:.4f}{text}")
-    lines.append(f"an answer that never listens: {results['majority']:.4f}")
+    lines.append(f"the majority class alone: {results['majority']:.4f}")
     if results["selected_on"] == "valid":
         lines.append("the best epoch was chosen on the valid split")
     lines += results["notes"]

@@ -47,8 +47,8 @@ class ProbeResult:
         metric: ``accuracy``, or ``mAP``: mean average precision over the classes that the test clips have.
         knn: Score of the nearest neighbors, mean over folds; None where they were not asked for.
         linear: Score of the logistic regression, mean over folds; None where it was not asked for.
-        majority: Score without listening: the test clips' share of the most frequent training class; for mAP
-            the mean share of a class.
+        majority: Score of always answering the most frequent training class; for mAP the mean share of a
+            class among the test clips.
         strength: The C that was chosen.
         clips: Number of clips.
         classes: Number of classes.
@@ -283,7 +283,7 @@ def score(y: Labels, answer: NDArray[Any]) -> float:
 
 
 def majority_score(train: Labels, test: Labels) -> float:
-    """Return the score of an answer that is the same for each clip: what training clips have most often."""
+    """Return the score of the same answer for each clip: the most frequent training class."""
     if train.ndim == 1:
         return float((test == np.bincount(train).argmax()).mean())
     return float(test.mean(0)[test.any(0)].mean()) if test.any() else 0.0

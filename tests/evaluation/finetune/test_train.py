@@ -188,10 +188,13 @@ def test_a_killed_run_continues_bit_for_bit(steps, optimizer, tiny_tasks, our_ch
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
-def test_sigterm_saves_the_state_and_the_run_continues_bit_for_bit(labeled, our_checkpoint, tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
+def test_sigterm_saves_the_state_and_the_run_continues_bit_for_bit(
+    optimizer, labeled, our_checkpoint, tmp_path
+):
     from hear_m2d.pretrain.training.distributed import StoppedError
 
-    recipe = read_recipe("default", SMALL)
+    recipe = read_recipe("default", [*SMALL, f"optimizer={optimizer}"])
     (splits,) = run_splits(labeled)
     done = []
 

@@ -241,7 +241,7 @@ def test_embeddings_that_are_not_finite_or_too_few_are_refused():
         probe(x, labeled)
 
 
-def test_the_majority_is_what_an_answer_without_listening_scores():
+def test_the_majority_is_the_score_of_the_most_frequent_training_class():
     assert majority_score(np.array([0, 1, 1]), np.array([1, 0, 0, 1])) == 0.5
     assert majority_score(np.array([2, 2, 1]), np.array([1, 0])) == 0
     several = np.array([[1, 0, 1], [0, 0, 1]])
