@@ -49,7 +49,7 @@ def recipe_of(objective="m2d", **fields):
 )
 def test_parameters_are_those_of_the_published_networks(name, counts):
     recipe = load_recipe(name)
-    if recipe.offline == "labels":
+    if recipe.offline.source == "labels":
         recipe = replace_fields(recipe, {"offline.features": 527})  # AudioSet's
     assert parameters(recipe) == counts
 
