@@ -35,6 +35,7 @@ def check_integers(*, minimum: int | None = None, **values: Any) -> None:
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
     """Return a sentence that names an unknown ``what``, the nearest known names, and all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    folded = {known_name.casefold(): known_name for known_name in names}
+    near = [folded[key] for key in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
     hint = f" Did you mean {' or '.join(near)}?" if near else ""
     return f"unknown {what} {name!r}.{hint} Known: {', '.join(names)}."
