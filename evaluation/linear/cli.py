@@ -68,11 +68,11 @@ def probe(
     import hear_m2d
     from hear_m2d.evaluation.linear.embeddings import model_embedder
     from hear_m2d.evaluation.linear.probes import probe as run
-    from hear_m2d.evaluation.linear.probes import read_labelled
+    from hear_m2d.evaluation.linear.probes import read_labeled
     from hear_m2d.utils.device import pick_device
 
     network = hear_m2d.load_model(model).to(pick_device(device))
-    sets = [read_labelled(task, network.sample_rate) for task in tasks]  # all, before the first is embedded
+    sets = [read_labeled(task, network.sample_rate) for task in tasks]  # all, before the first is embedded
     sets = [labeled.limited(clips) if clips else labeled for labeled in sets]
     both = knn == linear
     results = []
@@ -147,14 +147,14 @@ def read_set(task: str, split_csvs: dict[str, str], sample_rate: int) -> Labeled
         FileNotFoundError: A file or folder does not exist.
         InputError: It cannot be used.
     """
-    from hear_m2d.evaluation.linear.datasets import read_labelled
+    from hear_m2d.evaluation.linear.datasets import read_labeled
     from hear_m2d.evaluation.linear.named_sets import SETS, read_named
 
     name, _, root = task.partition("=")
     if root and (name in SETS or not Path(task).exists()):
         csv_path = split_csvs.get(name)
         return read_named(name, Path(root), Path(csv_path) if csv_path else None)
-    return read_labelled(Path(task), sample_rate)
+    return read_labeled(Path(task), sample_rate)
 
 
 @click.command(cls=PartCommand, needs=("sklearn", "scipy"), install=INSTALL)

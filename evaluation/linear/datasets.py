@@ -122,7 +122,7 @@ def _shuffled(clip: Clip) -> str:
     return hashlib.sha256(clip.name.encode(errors="surrogateescape")).hexdigest() + clip.name
 
 
-def read_labelled(path: Path, sample_rate: int) -> LabeledSet:
+def read_labeled(path: Path, sample_rate: int) -> LabeledSet:
     """Read a HEAR task folder, or a CSV with columns ``file``, ``label`` and perhaps ``split`` or ``fold``.
 
     Args:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hear_m2d.evaluation.linear.datasets import LabeledSet as LabeledSet
-from hear_m2d.evaluation.linear.datasets import read_labelled as read_labelled
+from hear_m2d.evaluation.linear.datasets import read_labeled as read_labeled
 from hear_m2d.evaluation.linear.datasets import split_by_class
 from hear_m2d.evaluation.linear.embeddings import embed_task as embed_task
 from hear_m2d.utils.errors import InputError

@@ -84,13 +84,13 @@ class Probes:
             return
         if importlib.util.find_spec("sklearn") is None:
             raise MissingPackageError(f"--probe needs scikit-learn. Type: {INSTALL}", name="sklearn")
-        from hear_m2d.evaluation.linear.probes import read_labelled
+        from hear_m2d.evaluation.linear.probes import read_labeled
 
         for place in settings.places:
-            labelled = read_labelled(place, sample_rate).limited(settings.clips)
-            if labelled.name in [known.name for known in self.sets]:
-                raise InputError(f"two probes are called {labelled.name}: rename one of them")
-            self.sets.append(labelled)
+            labeled = read_labeled(place, sample_rate).limited(settings.clips)
+            if labeled.name in [known.name for known in self.sets]:
+                raise InputError(f"two probes are called {labeled.name}: rename one of them")
+            self.sets.append(labeled)
 
     def due(self, step: int, steps: int) -> bool:
         """Return whether to probe after so many of so many steps."""
@@ -125,18 +125,18 @@ class Probes:
         model = hear_model(objective, recipe, mean=mean, std=std, training={})
         place = next(objective.encoder.parameters()).device
         model.frontend.to(place)
-        for labelled in self.sets:
+        for labeled in self.sets:
             try:
-                result = probe(embed_task(model, labelled), labelled)
+                result = probe(embed_task(model, labeled), labeled)
             except (ValueError, OSError, torch.OutOfMemoryError) as error:
-                logger.warning("no probe of %s at step %d: %s", labelled.name, step, error)
+                logger.warning("no probe of %s at step %d: %s", labeled.name, step, error)
                 continue
-            line[f"probe/{labelled.name}/knn"] = result.knn
-            line[f"probe/{labelled.name}/linear"] = result.linear
-            line[f"probe/{labelled.name}/majority"] = result.majority
+            line[f"probe/{labeled.name}/knn"] = result.knn
+            line[f"probe/{labeled.name}/linear"] = result.linear
+            line[f"probe/{labeled.name}/majority"] = result.majority
             logger.info(
                 "step %d, %s: %s of nearest neighbors %.3f, linear %.3f; of the largest class alone %.3f",
-                step, labelled.name, result.metric, result.knn, result.linear, result.majority,
+                step, labeled.name, result.metric, result.knn, result.linear, result.majority,
             )  # fmt: skip
         return {**line, "probe_s": time.perf_counter() - start}
 

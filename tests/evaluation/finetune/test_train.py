@@ -24,7 +24,7 @@ from hear_m2d.evaluation.finetune.train import (
     run_splits,
     soft_loss,
 )
-from hear_m2d.evaluation.linear.datasets import read_labelled
+from hear_m2d.evaluation.linear.datasets import read_labeled
 from hear_m2d.evaluation.linear.protocol import classifier_loss
 
 pytest.importorskip("accelerate")
@@ -36,7 +36,7 @@ SMALL = [
 
 @pytest.fixture
 def labeled(tiny_tasks, tmp_path):
-    return read_labelled(tiny_tasks.scene_multiclass(tmp_path / "tasks"), 16000)
+    return read_labeled(tiny_tasks.scene_multiclass(tmp_path / "tasks"), 16000)
 
 
 def run(out, labeled, checkpoint, recipe=None, seed=43, **settings):
@@ -133,7 +133,7 @@ def test_another_run_in_the_same_folder_is_refused(labeled, our_checkpoint, tmp_
 
 
 def test_several_labels_weighted_drawing_and_log_mel_mixup_train(tiny_tasks, our_checkpoint, tmp_path):
-    labeled = read_labelled(tiny_tasks.scene_multilabel(tmp_path / "tasks"), 16000)
+    labeled = read_labeled(tiny_tasks.scene_multilabel(tmp_path / "tasks"), 16000)
     result = run(
         tmp_path / "run", labeled, our_checkpoint,
         sampler="weighted", epoch_clips=16, mixup_on="log_mel", optimizer="lars", patch_drop_rule="paper",
@@ -161,9 +161,9 @@ torch.set_num_threads(1)
 from pathlib import Path
 from hear_m2d.evaluation.finetune.recipe import read_recipe
 from hear_m2d.evaluation.finetune.train import finetune_run, run_splits
-from hear_m2d.evaluation.linear.datasets import read_labelled
+from hear_m2d.evaluation.linear.datasets import read_labeled
 out, task, checkpoint, *settings = sys.argv[1:]
-labeled = read_labelled(Path(task), 16000)
+labeled = read_labeled(Path(task), 16000)
 finetune_run(Path(out), labeled, run_splits(labeled)[0], read_recipe("default", settings), seed=43,
              model_path=checkpoint, device=torch.device("cpu"), tick=tick)
 """

@@ -10,7 +10,7 @@ import soundfile
 from hear_m2d.evaluation.linear.datasets import (
     Clip,
     LabeledSet,
-    read_labelled,
+    read_labeled,
     split_by_class,
     spread_by_class,
 )
@@ -38,7 +38,7 @@ def rows(**counts):
 
 def test_a_task_of_train_valid_and_test_is_read(tiny_tasks, tmp_path):
     task = tiny_tasks.scene_multiclass(tmp_path)
-    found = read_labelled(task, 16000)
+    found = read_labeled(task, 16000)
     assert (found.name, found.kind, found.metric, found.splits) == (
         task.name,
         "multiclass",
@@ -55,25 +55,25 @@ def test_a_task_of_train_valid_and_test_is_read(tiny_tasks, tmp_path):
 
 
 def test_labels_that_are_numbers_and_folds_are_read(tiny_tasks, tmp_path):
-    found = read_labelled(tiny_tasks.folds(tmp_path), 16000)
+    found = read_labeled(tiny_tasks.folds(tmp_path), 16000)
     assert (found.splits, found.folds) == ("folds", ["fold00", "fold01", "fold02"])
     assert found.classes == ("0", "1", "2")
 
 
 def test_a_multilabel_task_may_have_clips_without_labels(tiny_tasks, tmp_path):
-    found = read_labelled(tiny_tasks.scene_multilabel(tmp_path), 16000)
+    found = read_labeled(tiny_tasks.scene_multilabel(tmp_path), 16000)
     assert found.metric == "mAP"
     assert {len(clip.labels) for clip in found.clips} >= {0, 1, 2, 3}
 
 
 def test_audio_at_another_rate_serves_where_there_is_none_at_the_models(tiny_tasks, tmp_path):
     task = tiny_tasks.scene_multiclass(tmp_path)
-    assert read_labelled(task, 32000).clips[0].path.parts[-3] == "16000"
+    assert read_labeled(task, 32000).clips[0].path.parts[-3] == "16000"
 
 
 def test_event_tasks_are_refused_with_a_sentence(tiny_tasks, tmp_path):
     with pytest.raises(ValueError, match=r"a task of events .* only tasks of whole clips"):
-        read_labelled(tiny_tasks.events(tmp_path), 16000)
+        read_labeled(tiny_tasks.events(tmp_path), 16000)
 
 
 def test_a_label_that_is_not_in_the_vocabulary_is_named_with_its_file(tiny_tasks, tmp_path):
@@ -82,10 +82,10 @@ def test_a_label_that_is_not_in_the_vocabulary_is_named_with_its_file(tiny_tasks
     name = next(iter(listing))
     (task / "test.json").write_text(json.dumps({**listing, name: ["e"]}))
     with pytest.raises(ValueError, match=rf"test\.json: {name}: unknown label 'e'"):
-        read_labelled(task, 16000)
+        read_labeled(task, 16000)
     (task / "test.json").write_text(json.dumps({**listing, name: ["a", "b"]}))
     with pytest.raises(ValueError, match="2 labels; a multiclass clip has one"):
-        read_labelled(task, 16000)
+        read_labeled(task, 16000)
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"a.wav": "a"}'])
@@ -93,26 +93,26 @@ def test_a_listing_of_something_else_is_refused_by_name(text, tiny_tasks, tmp_pa
     task = tiny_tasks.scene_multiclass(tmp_path)
     (task / "train.json").write_text(text)
     with pytest.raises(ValueError, match=r"train\.json is not a HEAR listing"):
-        read_labelled(task, 16000)
+        read_labeled(task, 16000)
 
 
 def test_audio_that_is_not_there_is_counted_and_named(tiny_tasks, tmp_path):
     task = tiny_tasks.scene_multiclass(tmp_path)
-    for clip in read_labelled(task, 16000).clips[:2]:
+    for clip in read_labeled(task, 16000).clips[:2]:
         clip.path.unlink()
     with pytest.raises(FileNotFoundError, match=r"2 files that do not exist, first .*train00\.wav"):
-        read_labelled(task, 16000)
+        read_labeled(task, 16000)
 
 
 def test_a_folder_or_path_that_is_no_set_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"not a HEAR task: it has no task_metadata\.json"):
-        read_labelled(tmp_path, 16000)
+        read_labeled(tmp_path, 16000)
     with pytest.raises(FileNotFoundError, match="there is no"):
-        read_labelled(tmp_path / "nowhere", 16000)
+        read_labeled(tmp_path / "nowhere", 16000)
 
 
 def test_a_csv_with_splits_is_taken_as_it_is(csv_of):
-    found = read_labelled(
+    found = read_labeled(
         csv_of("file,label,split\na.wav,x,train\nb.wav,y,train\nc.wav,x,valid\nd.wav,y,test\n"), 16000
     )
     assert (found.splits, found.kind, found.notes) == ("given", "multiclass", ())
@@ -121,12 +121,12 @@ def test_a_csv_with_splits_is_taken_as_it_is(csv_of):
 
 def test_a_csv_with_folds_is_read(csv_of):
     lines = "\n".join(f"{fold}{i}.wav,{'xy'[i]},{fold}" for fold in "123" for i in range(2))
-    found = read_labelled(csv_of(f"file,label,split\n{lines}\n"), 16000)
+    found = read_labeled(csv_of(f"file,label,split\n{lines}\n"), 16000)
     assert (found.splits, found.folds) == ("folds", ["1", "2", "3"])
 
 
 def test_a_csv_without_splits_is_split_by_class_and_says_so(csv_of):
-    found = read_labelled(csv_of(f"file,label\n{rows(x=10, y=5, z=1)}\n"), 16000)
+    found = read_labeled(csv_of(f"file,label\n{rows(x=10, y=5, z=1)}\n"), 16000)
     assert found.splits == "ours"
     assert "splits are ours" in found.notes[0]
     counts = Counter((clip.labels[0], clip.split) for clip in found.clips)
@@ -143,8 +143,8 @@ def test_a_csv_without_splits_is_split_by_class_and_says_so(csv_of):
 
 def test_our_splits_do_not_depend_on_the_order_of_the_rows(csv_of):
     lines = rows(x=20, y=20).splitlines()
-    first = read_labelled(csv_of("file,label\n" + "\n".join(lines)), 16000)
-    second = read_labelled(csv_of("file,label\n" + "\n".join(lines[::-1]), "other.csv"), 16000)
+    first = read_labeled(csv_of("file,label\n" + "\n".join(lines)), 16000)
+    second = read_labeled(csv_of("file,label\n" + "\n".join(lines[::-1]), "other.csv"), 16000)
     assert {c.name: c.split for c in first.clips} == {c.name: c.split for c in second.clips}
     # Not the first files of a class, which may be of one recording.
     train = [c.name for c in first.clips if c.split == "train" and c.labels == ("x",)]
@@ -153,20 +153,20 @@ def test_our_splits_do_not_depend_on_the_order_of_the_rows(csv_of):
 
 def test_labels_separated_by_commas_make_a_set_multilabel(csv_of):
     text = 'file,labels,split\na.wav,"x,y",train\nb.wav,x,train\nc.wav,,test\nd.wav,y,test\n'
-    found = read_labelled(csv_of(text), 16000)
+    found = read_labeled(csv_of(text), 16000)
     assert found.kind == "multilabel"
     assert [clip.labels for clip in found.clips] == [("x", "y"), ("x",), (), ("y",)]
 
 
 def test_a_label_with_a_comma_among_several_stands_in_quotes(csv_of):
     text = 'file,labels,split\na.wav,"""rain, heavy"", wind",train\nb.wav,wind,train\nc.wav,wind,test\n'
-    labeled = read_labelled(csv_of(text), 16000)
+    labeled = read_labeled(csv_of(text), 16000)
     assert labeled.clips[0].labels == ("rain, heavy", "wind")
 
 
 def test_labels_in_two_unicode_normal_forms_are_the_same_class(csv_of, tiny_tasks, tmp_path):
     text = "file,label,split\na.wav,caf\u00e9,train\nb.wav,x,train\nc.wav,cafe\u0301,test\n"
-    assert read_labelled(csv_of(text), 16000).classes == ("caf\u00e9", "x")
+    assert read_labeled(csv_of(text), 16000).classes == ("caf\u00e9", "x")
 
 
 def test_a_csv_with_file_and_file_name_means_the_same_files_as_for_prepare(csv_of, tmp_path):
@@ -178,12 +178,12 @@ def test_a_csv_with_file_and_file_name_means_the_same_files_as_for_prepare(csv_o
     for name in "bd":
         soundfile.write(tmp_path / f"{name}.wav", np.zeros(800), 16000)
     prepared = [entry.name for entry in open_source(path).part(0, 3)]
-    assert [clip.name for clip in read_labelled(path, 16000).clips] == prepared == ["b.wav", "d.wav", "c.wav"]
+    assert [clip.name for clip in read_labeled(path, 16000).clips] == prepared == ["b.wav", "d.wav", "c.wav"]
 
 
 def test_a_column_fold_makes_folds_of_any_names(csv_of):
     lines = "\n".join(f"{fold}{i}.wav,{'xy'[i]},{fold}" for fold in ("train", "b", "c") for i in range(2))
-    labeled = read_labelled(csv_of(f"file,label,fold\n{lines}\n"), 16000)
+    labeled = read_labeled(csv_of(f"file,label,fold\n{lines}\n"), 16000)
     assert (labeled.splits, labeled.folds) == ("folds", ["b", "c", "train"])
 
 
@@ -205,7 +205,7 @@ def test_a_column_fold_makes_folds_of_any_names(csv_of):
 )
 def test_a_csv_that_cannot_be_probed_with_is_refused_with_a_sentence(text, says, csv_of):
     with pytest.raises(ValueError, match=says):
-        read_labelled(csv_of(text), 16000)
+        read_labeled(csv_of(text), 16000)
 
 
 def clips(**counts):

@@ -10,7 +10,7 @@ import torch
 
 import hear_m2d
 from hear_m2d.audio import read_audio
-from hear_m2d.evaluation.linear.datasets import read_labelled
+from hear_m2d.evaluation.linear.datasets import read_labeled
 from hear_m2d.evaluation.linear.embeddings import (
     Embedder,
     cache_key,
@@ -24,7 +24,7 @@ from hear_m2d.evaluation.linear.embeddings import (
 
 @pytest.fixture
 def labeled(tiny_tasks, tmp_path):
-    return read_labelled(tiny_tasks.scene_multilabel(tmp_path / "tasks"), 16000)  # clips of many lengths
+    return read_labeled(tiny_tasks.scene_multilabel(tmp_path / "tasks"), 16000)  # clips of many lengths
 
 
 @pytest.fixture

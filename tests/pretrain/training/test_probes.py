@@ -13,7 +13,7 @@ import torch
 import hear_m2d
 from hear_m2d.checkpoint.format import read_tensors
 from hear_m2d.cli import main
-from hear_m2d.evaluation.linear.probes import embed_task, probe, read_labelled
+from hear_m2d.evaluation.linear.probes import embed_task, probe, read_labeled
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.pretrain.data.prepare import prepare
 from hear_m2d.pretrain.data.prepared import LogMelData
@@ -139,7 +139,7 @@ def test_a_run_killed_before_its_first_state_begins_its_log_anew(data, settings,
 def test_the_last_probe_is_what_the_checkpoint_gives(precision, data, folder, settings, tmp_path):
     recipe = dataclasses.replace(TINY, precision=precision)
     model = hear_m2d.load_model(train(recipe, data, tmp_path / "run", device="cpu", probes=settings))
-    labelled = read_labelled(folder / "tones.csv", 16000)
+    labelled = read_labeled(folder / "tones.csv", 16000)
     result = probe(embed_task(model, labelled), labelled)
     last = log(tmp_path / "run")[1][-1]
     assert last["probe/tones/knn"] == pytest.approx(result.knn)
