@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hear_m2d.evaluation.archives.estimate import TaskSize
 
 EMBEDDED = "embeddings"
-PROGRAMS_BYTES = 1_500_000_000  # of one process: torch, Lightning, the kit and a base model; measured
+PROGRAMS_BYTES = 1_500_000_000  # of one process: torch, Lightning, the kit and a small model; measured
 
 logger = logging.getLogger(__name__)
 
