@@ -214,7 +214,7 @@ def _last_output(log: Path, begun: int) -> str:
         file.seek(begun)
         lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")
     line = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
-    return f"{line} (log: {log})"
+    return line
 
 
 def _one_line(error: BaseException) -> str:
