@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @click.option(
     "--workers",
     type=click.IntRange(min=0),
-    help="Threads that decode; 0: none, decode and embed in turn.  [default: processors - 1, at least 1]  "
+    help="Threads that decode; 0: decode and embed in turn.  [default: processors - 1; 0 on a CPU with two]  "
     "With --ray: beside each model.  [default: 1]",
 )
 @MODEL_OPTIONS

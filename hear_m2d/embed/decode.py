@@ -22,9 +22,13 @@ class Decoded:
     result: Sound | Failure
 
 
-def default_workers() -> int:
-    """Return the number of decoding threads: one fewer than there are processors, at least one, at most 8."""
-    return min(max(processors() - 1, 1), 8)
+def default_workers(device: str) -> int:
+    """Return the number of decoding threads: one fewer than there are processors, at most 8.
+
+    On a CPU with one or two cores they would take from the model what they spare it: none there.
+    """
+    spare = min(max(processors() - 1, 1), 8)
+    return 0 if device == "cpu" and spare < 2 else spare
 
 
 def decode(clip: Clip, sample_rate: int) -> Decoded:

@@ -90,7 +90,7 @@ class Embedder:
     """
 
     def __init__(self, spec: ModelSpec) -> None:
-        device = pick_device(spec.device)
+        device = self.device = pick_device(spec.device)
         self.spec = spec
         checkpoint = read_weights(spec.name)
         self.path = checkpoint.path

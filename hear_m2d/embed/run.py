@@ -109,7 +109,7 @@ def embed_files(
     embed = _embed_npy if output_format == "npy" else _embed_parquet
     with ProgressBar(total=len(inputs.clips), unit="clip", desc="embed", disable=not progress) as bar:
         loop = Loop(embedder, out, bar)
-        workers = default_workers() if workers is None else workers
+        workers = default_workers(embedder.device.type) if workers is None else workers
         already, failures, report = embed(loop, inputs, workers=workers, force=force)
     return summarize(loop, already, failures, report)
 
