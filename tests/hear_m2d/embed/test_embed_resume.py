@@ -142,7 +142,11 @@ def test_a_full_disk_is_reported_and_the_same_command_continues(
     out = tmp_path / ("out" if kind == "npy" else "out.parquet")
     command = [sounds, "--model", spec.name, "--out", out, "--what", "both", "--workers", 0]
     limit = 40_000 if kind == "npy" else 100_000  # some clips' timestamps fit, the longest do not
-    process = child(command, f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))")
+    first = (
+        "hear_m2d.embed.embedder._BATCH_S = {'cpu': 0.0, 'cuda': 0.0}\n"  # a batch is written whole
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    )
+    process = child(command, first)
     process.join()
     told = process.log.read_text()
     assert process.exitcode == 1, told
