@@ -30,7 +30,7 @@ from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.data.sampling import StepBatches
 
 KINDS = [("wav", 16000, 1), ("wav", 44100, 2), ("flac", 44100, 2), ("ogg", 44100, 2), ("mp3", 44100, 2)]
-NEEDED = 4000  # clips a second that a training step of the base size takes on a current data-centre GPU
+NEEDED = 4000  # clips a second that a training step of the base size takes on a current data-center GPU
 
 
 def write_audio(folder: Path, *, suffix: str, rate: int, channels: int, files: int) -> None:

@@ -31,7 +31,7 @@ class Spread:
 
     @staticmethod
     def of(values: list[float]) -> Spread:
-        """Summarise."""
+        """Summarize."""
         return Spread(statistics.median(values), min(values), max(values))
 
     def __format__(self, spec: str) -> str:

@@ -19,8 +19,8 @@ import table
 from matplotlib.figure import Figure
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
-INK = "#010203"  # stands for the page's own text colour until the SVG is in the page
-COLOURS = {"m2d": "#2f6fde", "msm_mae": "#d9722b"}
+INK = "#010203"  # stands for the page's own text color until the SVG is in the page
+COLORS = {"m2d": "#2f6fde", "msm_mae": "#d9722b"}
 HEALTH = {"target_std": "target: standard deviation", "target_cosine": "target: cosine between tokens"}
 
 
@@ -41,13 +41,13 @@ def series(metrics: Sequence[dict[str, Any]], key: str) -> tuple[list[float], li
     return [float(step) for step, _ in found], [float(value) for _, value in found]
 
 
-def curve(lines: dict[str, tuple[list[float], list[float]]], *, title: str, colour: str) -> str:
-    """Return one small chart as inline SVG in the page's own text colour.
+def curve(lines: dict[str, tuple[list[float], list[float]]], *, title: str, color: str) -> str:
+    """Return one small chart as inline SVG in the page's own text color.
 
     Args:
         lines: Steps and values by label; one without a label needs no legend.
         title: Written above the chart.
-        colour: Of the first line; the second is dashed.
+        color: Of the first line; the second is dashed.
     """
     parts = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor")
     look: dict[Any, Any] = dict.fromkeys(parts, INK)
@@ -56,7 +56,7 @@ def curve(lines: dict[str, tuple[list[float], list[float]]], *, title: str, colo
         figure = Figure(figsize=(4.0, 2.4), layout="constrained")
         axes = figure.add_subplot()
         for (label, (steps, values)), style in zip(lines.items(), ("-", "--"), strict=False):
-            axes.plot(steps, values, style, label=label, color=colour, linewidth=1.6)
+            axes.plot(steps, values, style, label=label, color=color, linewidth=1.6)
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         axes.tick_params(labelsize=8)
@@ -76,15 +76,15 @@ def curve(lines: dict[str, tuple[list[float], list[float]]], *, title: str, colo
 def curves(out: Path) -> list[str]:
     """Return the charts: each run's loss, and what tells whether M2D's target is alive."""
     charts = []
-    for run, colour in COLOURS.items():
+    for run, color in COLORS.items():
         metrics = read_metrics(out / run)
         charts.append(
-            curve({"loss": series(metrics, "loss")}, title=f"{table.MODELS[run]}: loss", colour=colour)
+            curve({"loss": series(metrics, "loss")}, title=f"{table.MODELS[run]}: loss", color=color)
         )
         health = {label: series(metrics, key) for key, label in HEALTH.items()}
         health = {label.removeprefix("target: "): line for label, line in health.items() if line[0]}
         if health:
-            charts.append(curve(health, title=f"{table.MODELS[run]}: target tokens", colour=colour))
+            charts.append(curve(health, title=f"{table.MODELS[run]}: target tokens", color=color))
     return charts
 
 

@@ -57,7 +57,7 @@ class Task:
 
 
 def background(rng: np.random.Generator, seconds: float, rms_db: float) -> Sound:
-    """Return coloured noise at a level."""
+    """Return colored noise at a level."""
     low, high = rng.uniform(30, 300), rng.uniform(2500, 7500)
     return level(synth.shaped_noise(rng, samples(seconds), rng.uniform(0, 1), low, high), rms_db)
 

@@ -81,7 +81,7 @@ def make_model() -> Callable[..., Any]:
             model = HearModel(whole, Options.parse(options or {}))
             with torch.no_grad():
                 for parameter in model.parameters():
-                    if parameter.ndim == 1:  # norms and biases, too regular as initialised
+                    if parameter.ndim == 1:  # norms and biases, too regular as initialized
                         parameter.add_(0.1 * torch.randn_like(parameter))
         return model.eval()
 

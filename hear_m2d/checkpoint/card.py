@@ -14,7 +14,7 @@ from hear_m2d.model.timestamps import frame_step
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
-# Licences by the hub's own short names; any other is "other", with its name beside it.
+# Licenses by the hub's own short names; any other is "other", with its name beside it.
 HUB_LICENCES = (
     "apache-2.0 mit bsd bsd-2-clause bsd-3-clause bsl-1.0 cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 "
     "cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-4.0 "

@@ -47,12 +47,12 @@ def export_onnx(model: HearModel, path: str | os.PathLike[str], *, force: bool =
         ValueError: Options that no file can have, or the file exists.
         WorkFailedError: The check failed; nothing was written.
     """
-    return _export(model, path, force=force, serialise=onnx_bytes, run=run_onnx)
+    return _export(model, path, force=force, serialize=onnx_bytes, run=run_onnx)
 
 
 def export_torch(model: HearModel, path: str | os.PathLike[str], *, force: bool = False) -> Agreement:
     """Write one file for ``torch.export.load`` (.pt2); otherwise as :func:`export_onnx`."""
-    return _export(model, path, force=force, serialise=torch_bytes, run=run_torch)
+    return _export(model, path, force=force, serialize=torch_bytes, run=run_torch)
 
 
 def _export(
@@ -60,13 +60,13 @@ def _export(
     path: str | os.PathLike[str],
     *,
     force: bool,
-    serialise: Callable[[HearModel], bytes],
+    serialize: Callable[[HearModel], bytes],
     run: Callable[[bytes], Runtime],
 ) -> Agreement:
     path = Path(path)
     check_exportable(model)
     check_target(path, force=force)
-    data = serialise(model)
+    data = serialize(model)
     agreement = compare(run(data), model)
     if not agreement.holds:
         raise WorkFailedError(

@@ -162,7 +162,7 @@ def compile_blocks(blocks: nn.ModuleList) -> None:
         block.compile(dynamic=True)
 
 
-def initialise(module: nn.Module) -> None:
+def initialize(module: nn.Module) -> None:
     """Initialize as published: Xavier-uniform weights with zero biases, LayerNorm one and zero."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
@@ -231,7 +231,7 @@ class SpectrogramEncoder(nn.Module):
             width, depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        initialise(self.blocks)
+        initialize(self.blocks)
         if self.cls_token is not None:
             nn.init.normal_(self.cls_token, std=0.02)
 

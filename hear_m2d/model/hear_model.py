@@ -200,7 +200,7 @@ class HearModel(nn.Module):
         vectors = [self.projector(columns.reshape(1, -1, width).to(dtype)) for columns in clips]
         return torch.cat(vectors).float()
 
-    def standardised(self, batch: Tensor) -> Tensor:
+    def standardized(self, batch: Tensor) -> Tensor:
         """Return (log-mel - mean) / std of whole clips, (batch, mels, frames).
 
         The statistics are the checkpoint's own; with ``normalization="batch"`` those of the batch at hand.

@@ -2,7 +2,7 @@
 
 Frame k of the log-mel is centered on k hops, a column is p frames; timestamps are q frames apart, q the
 largest divisor of p with at most 50 ms. Timestamp i is the center of frames i·q … i·q + q - 1.
-Source: the HEAR API (timestamps are the centres of the embeddings, at most 50 ms apart).
+Source: the HEAR API (timestamps are the centers of the embeddings, at most 50 ms apart).
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ def timestamp_frames(first: int, until: int, *, step: int) -> Tensor:
     return torch.arange(first, until, dtype=torch.float64) * step + (step - 1) / 2
 
 
-def interpolate_columns(columns: Tensor, centres: Tensor, frames: Tensor) -> Tensor:
+def interpolate_columns(columns: Tensor, centers: Tensor, frames: Tensor) -> Tensor:
     """Read columns linearly at given times.
 
-    Before the first and after the last column's centre, the end column holds.
+    Before the first and after the last column's center, the end column holds.
 
     Args:
         columns: (n, features).
-        centres: Center of each column, in frames, ascending, (n,), float64.
+        centers: Center of each column, in frames, ascending, (n,), float64.
         frames: When to read, in frames, (count,), float64.
 
     Returns:
         (count, features).
     """
-    frames = frames.clamp(centres[0], centres[-1])
-    right = torch.searchsorted(centres, frames)  # the first centre at or after the timestamp
+    frames = frames.clamp(centers[0], centers[-1])
+    right = torch.searchsorted(centers, frames)  # the first center at or after the timestamp
     left = (right - 1).clamp(min=0)
-    span = (centres[right] - centres[left]).clamp(min=1)
-    weight = ((frames - centres[left]) / span).to(columns)[:, None]
+    span = (centers[right] - centers[left]).clamp(min=1)
+    weight = ((frames - centers[left]) / span).to(columns)[:, None]
     left, right = left.to(columns.device), right.to(columns.device)
     return torch.lerp(columns[left], columns[right], weight)
 

@@ -53,7 +53,7 @@ class Objective(nn.Module):
 
 
 def standardize_tokens(x: Tensor) -> Tensor:
-    """Standardise over the last axis, unbiased variance plus 1e-6, as published (``norm_pix_loss``)."""
+    """Standardize over the last axis, unbiased variance plus 1e-6, as published (``norm_pix_loss``)."""
     return (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-6)
 
 

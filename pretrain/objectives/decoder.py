@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hear_m2d.model.encoder import (
     EncoderConfig,
     attention_kernels,
-    initialise,
+    initialize,
     sincos_positions,
     transformer_blocks,
 )
@@ -77,7 +77,7 @@ class Decoder(nn.Module):
         self.blocks = transformer_blocks(config.width, depth=config.depth, heads=config.heads)
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.pred = nn.Linear(config.width, out_features)
-        initialise(self)
+        initialize(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, z: Tensor, mask: Mask, *, only_masked: bool = True) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from hear_m2d.model.encoder import EncoderConfig, SpectrogramEncoder, initialise, transformer_blocks
+from hear_m2d.model.encoder import EncoderConfig, SpectrogramEncoder, initialize, transformer_blocks
 from hear_m2d.pretrain.objectives.base import Objective, ObjectiveOutput, at_least_float32, standardize_tokens
 from hear_m2d.pretrain.objectives.decoder import Decoder, DecoderConfig
 from hear_m2d.pretrain.objectives.masking import Mask, random_mask, take
@@ -28,7 +28,7 @@ class TargetEncoder(nn.Module):
             config.width, depth=config.depth, heads=config.heads, mlp_ratio=config.mlp_ratio
         )
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        initialise(self)
+        initialize(self)
         self.requires_grad_(False)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class M2D(Objective):
         encoder: Sizes of both encoders.
         predictor: Sizes of the predictor.
         mask_ratio: Share of the patches that are masked.
-        norm_pix_loss: Standardise each target token over its features.
+        norm_pix_loss: Standardize each target token over its features.
         loss: ``cosine``: 2 - 2 cos, or ``mse``.
         target_init: ``random``: an independent draw, as published; ``online``: a copy of the online network.
         target_input: What the target encoder sees: the ``masked`` patches (M2D), or ``all`` (data2vec-like).
@@ -86,7 +86,7 @@ class M2D(Objective):
         tokens, mask, z, predicted = self.online(x, noise)
         # 7. The target encoder sees the masked patches, and nothing of the visible ones.
         seen = self.targets(tokens.detach(), mask)  # (batch, masked, width)
-        # 8. and 9. Standardise each target token, compare directions.
+        # 8. and 9. Standardize each target token, compare directions.
         loss = self.compare(predicted, seen)
         return ObjectiveOutput(loss=loss, predicted=predicted, target=seen, latent=z, meters={})
 
@@ -129,7 +129,7 @@ class M2D(Objective):
 
     @torch.no_grad()
     def momentum_update(self, decay: float) -> None:
-        """Move the target towards the online network: target = decay * target + (1 - decay) * online."""
+        """Move the target toward the online network: target = decay * target + (1 - decay) * online."""
         online = [*self.encoder.blocks.parameters(), *self.encoder.norm.parameters()]
         target = [*self.target.blocks.parameters(), *self.target.norm.parameters()]
         update: Any = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]

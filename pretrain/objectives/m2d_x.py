@@ -1,6 +1,6 @@
 """M2D-X: M2D with a second, offline task on the same pass: a frozen teacher's, the labels', given features'.
 
-Source: Niizumi et al., "Masked Modeling Duo: Towards a Universal Audio Pre-training Framework" (TASLP 2024);
+Source: Niizumi et al., "Masked Modeling Duo: Toward a Universal Audio Pre-training Framework" (TASLP 2024);
 its applications M2D-AS (AudioSet's labels) and M2D-S (features of HuBERT). Numbers as in its published code.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hear_m2d.model.encoder import EncoderConfig, initialise
+from hear_m2d.model.encoder import EncoderConfig, initialize
 from hear_m2d.pretrain.objectives.base import ObjectiveOutput, at_least_float32
 from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.objectives.m2d import M2D
@@ -53,7 +53,7 @@ class M2DX(M2D):
         self.teacher: Teacher | None = None
         self.offline_predictor = nn.Linear(encoder.column_width, offline_features)
         if offline != "features":  # M2D-S leaves PyTorch's default
-            initialise(self.offline_predictor)
+            initialize(self.offline_predictor)
 
     @property
     def offline_shape(self) -> tuple[int, ...]:

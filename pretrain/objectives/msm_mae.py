@@ -22,7 +22,7 @@ class MSMMAE(Objective):
         encoder: Sizes of the encoder.
         decoder: Sizes of the decoder.
         mask_ratio: Share of the patches that are masked.
-        norm_pix_loss: Standardise each target patch over its pixels.
+        norm_pix_loss: Standardize each target patch over its pixels.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ def to_columns(tokens: Tensor, rows: int) -> Tensor:
 class Teacher:
     """A frozen encoder: clean spectrograms in, columns out, one after another of its own windows.
 
-    It is no ``nn.Module``: an objective that holds it neither trains, saves nor synchronises it.
+    It is no ``nn.Module``: an objective that holds it neither trains, saves nor synchronizes it.
 
     Args:
         model: The network; put into eval mode.

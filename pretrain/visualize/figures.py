@@ -76,7 +76,7 @@ def draw_attention(
     """Draw what one query attends to: a row for each layer, a column for each head, over the log-mel in gray.
 
     Args:
-        logmel: Standardised, (mels, frames) in whole patches.
+        logmel: Standardized, (mels, frames) in whole patches.
         maps: Attention over the encoder's tokens, (layers, heads of the encoder, tokens).
         query: The query.
         picture: The PNG.

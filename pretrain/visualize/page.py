@@ -192,7 +192,7 @@ def _read_window(model: HearModel, path: Path, start_s: float) -> tuple[Tensor, 
     # Half a window more than the frames need, so that the last ones hear what follows and no reflection.
     samples = samples[first : first + most * frontend.hop_length + frontend.n_fft]
     with torch.no_grad():
-        x = model.standardised(samples[None])[:, None, :, :most]
+        x = model.standardized(samples[None])[:, None, :, :most]
     return samples[: max(1, (x.shape[-1] - 1) * frontend.hop_length)], x, length_s
 
 

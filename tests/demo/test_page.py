@@ -96,7 +96,7 @@ def test_page_is_well_formed_and_text_is_escaped(out, facts):
     parser.close()
     assert not parser.open
     assert "&lt;fast&gt;" in text
-    assert page.INK not in text, "charts take the page's own text colour"
+    assert page.INK not in text, "charts take the page's own text color"
 
 
 def test_page_names_a_task_without_a_score(out, facts):

@@ -77,7 +77,7 @@ def test_info_describes_a_checkpoint_in_json(run, checkpoint_path):
     assert facts["training"] == {"recipe": "tiny_m2d", "steps": 3}
 
 
-def test_info_describes_a_published_checkpoint_with_its_licence(run, fixtures_dir):
+def test_info_describes_a_published_checkpoint_with_its_license(run, fixtures_dir):
     (path,) = fixtures_dir.glob("*fxc_enconly/*.pth")
     code, out, _ = run("info", path, "--json")
     facts = json.loads(out)

@@ -190,7 +190,7 @@ def test_other_precisions_embed_alike_and_leave_front_end_and_outputs_at_float32
     changed = getattr(copy.deepcopy(model), precision)()
     assert changed.encoder.norm.weight.dtype == getattr(torch, precision)
     assert {b.dtype for b in changed.frontend.buffers()} == {torch.float32}
-    assert torch.equal(changed.standardised(audio), model.standardised(audio))
+    assert torch.equal(changed.standardized(audio), model.standardized(audio))
     found = (*changed.scene_and_timestamp_embeddings(audio), changed.classify(audio).detach())
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == torch.float32

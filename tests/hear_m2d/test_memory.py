@@ -75,7 +75,7 @@ def test_an_hour_equals_its_windows_embedded_by_hand(make_model):
         first, last = 208 * window, min(208 * (window + 1), frames)
         margin = min(first, 2)  # frames before: the piece's own reflected start is cut off with them
         piece = audio[:, (first - margin) * 160 : (last + 2) * 160]
-        x = model.standardised(piece)[:, :, margin : margin + last - first]
+        x = model.standardized(piece)[:, :, margin : margin + last - first]
         x = torch.nn.functional.pad(x, (0, -x.shape[2] % 16))
         tokens = model.encoder(x[:, None])[0].reshape(5, -1, 16)  # rows, columns of the window, width
         expected = tokens.transpose(0, 1).flatten(1)

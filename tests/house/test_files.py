@@ -8,7 +8,7 @@ import pytest
 
 LONGEST = 400  # lines of a Python file
 LARGEST = 30 * 2**20  # bytes of any file
-# Spelt in halves: this file is searched too.
+# Spelled in halves: this file is searched too.
 UNFINISHED = ("TO" + "DO", "FIX" + "ME", "X" + "XX ")
 PARTS = ("hear_m2d", "pretrain", "evaluation")
 

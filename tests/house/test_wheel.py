@@ -28,7 +28,7 @@ def test_wheel_holds_exactly_the_files_of_the_three_parts(wheel):
     assert {name.split("/")[0] for name in packaged} == {"hear_m2d"}
 
 
-def test_wheel_carries_the_licence_and_its_type_marker(wheel):
+def test_wheel_carries_the_license_and_its_type_marker(wheel):
     path, _ = wheel
     names = zipfile.ZipFile(path).namelist()
     assert "hear_m2d/py.typed" in names

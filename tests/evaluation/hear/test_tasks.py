@@ -85,8 +85,8 @@ def test_the_digest_sees_labels_and_audio(tasks: Path) -> None:
     assert task.digest(16000) == before
     labels = json.loads((task.path / "train.json").read_text())
     (task.path / "train.json").write_text(json.dumps({**labels, "train00.wav": ["d"]}))
-    relabelled = task.digest(16000)
-    assert relabelled != before
+    relabeled = task.digest(16000)
+    assert relabeled != before
     with (task.path / "16000/test/test00.wav").open("ab") as file:
         file.write(b"\0\0")
-    assert task.digest(16000) not in {before, relabelled}
+    assert task.digest(16000) not in {before, relabeled}

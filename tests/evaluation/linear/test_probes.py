@@ -36,15 +36,15 @@ def blobs(clips, classes=3, features=8, apart=6.0, seed=0):
     """Embeddings that form one cloud a class, and their labels."""
     rng = np.random.default_rng(seed)
     numbers = np.arange(clips) % classes
-    centres = rng.normal(size=(classes, features)) * apart
-    return centres[numbers] + rng.normal(size=(clips, features)), [("abcdef"[n],) for n in numbers]
+    centers = rng.normal(size=(classes, features)) * apart
+    return centers[numbers] + rng.normal(size=(clips, features)), [("abcdef"[n],) for n in numbers]
 
 
 THIRDS = ["train", "train", "train", "valid", "valid", "valid", "test", "test", "test"]
 
 
-def slow_neighbours(reference, labels, queries, count, leave_out):
-    """One query at a time, one neighbour at a time."""
+def slow_neighbors(reference, labels, queries, count, leave_out):
+    """One query at a time, one neighbor at a time."""
     found = []
     for q, query in enumerate(queries):
         near = []
@@ -73,7 +73,7 @@ def test_neighbors_equal_a_slow_reference(leave_out, kind):
     y = rng.integers(0, 4, 60) if kind == "one label" else (rng.random((60, 4)) < 0.4).astype(int)
     labels = np.eye(4)[y] if kind == "one label" else y
     test_y = y if leave_out else y[:40]
-    slow = slow_neighbours(scale[0], labels, asked, 6, leave_out)
+    slow = slow_neighbors(scale[0], labels, asked, 6, leave_out)
     expected = score(test_y, slow.argmax(1) if kind == "one label" else slow)
     arguments = (train, y) if leave_out else (train, y, test, test_y)
     assert knn_score(*arguments, count=6) == pytest.approx(expected, abs=1e-12)
@@ -106,7 +106,7 @@ def test_classes_that_lie_apart_are_told_apart_and_noise_is_not(splits):
 
 
 @pytest.mark.parametrize("features", [8, 100])  # fewer than clips, and more
-def test_the_regression_is_scikit_learns_on_standardised_features(features):
+def test_the_regression_is_scikit_learns_on_standardized_features(features):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

@@ -128,7 +128,7 @@ def test_a_hub_out_of_reach_is_said_in_a_sentence(hub):
     assert text.startswith("ConnectionError: hf://lab/sounds/a.pth: ")
 
 
-def test_a_push_needs_a_licence_and_a_token(hub, make_model, tmp_path):
+def test_a_push_needs_a_license_and_a_token(hub, make_model, tmp_path):
     path = tmp_path / "silent.safetensors"
     save_checkpoint(path, make_model())
     assert told(path)[0] == "unknown"

@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_in_a_folder_is_not_passed_over(pth):
         read_local(pth.parent)
 
 
-def test_an_unpacked_pth_is_recognised(pth, tmp_path):
+def test_an_unpacked_pth_is_recognized(pth, tmp_path):
     with zipfile.ZipFile(pth) as archive:
         archive.extractall(tmp_path / "unpacked")
     (inner,) = (tmp_path / "unpacked").iterdir()

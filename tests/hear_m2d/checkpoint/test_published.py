@@ -165,7 +165,7 @@ def test_what_pretraining_left_in_the_file_is_named(fixtures_dir):
         assert family in notes
 
 
-def test_licence_of_published_weights_is_said(fixtures_dir):
+def test_license_of_published_weights_is_said(fixtures_dir):
     assert "non-commercial" in read_published(published(fixtures_dir, "a")).config.licence
 
 

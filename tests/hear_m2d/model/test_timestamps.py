@@ -114,9 +114,9 @@ def test_there_is_an_embedding_for_every_timestamp_of_any_length(make_model, noi
 
 def test_interpolation_reads_columns_linearly_and_holds_the_ends():
     columns = torch.tensor([[0.0], [16.0], [48.0]])
-    centres = torch.tensor([7.5, 23.5, 39.5], dtype=torch.float64)
-    found = interpolate_columns(columns, centres, timestamp_frames(0, 12, step=4))[:, 0]
-    # Columns are centred on frames 7.5, 23.5 and 39.5, timestamps on 1.5, 5.5, …
+    centers = torch.tensor([7.5, 23.5, 39.5], dtype=torch.float64)
+    found = interpolate_columns(columns, centers, timestamp_frames(0, 12, step=4))[:, 0]
+    # Columns are centered on frames 7.5, 23.5 and 39.5, timestamps on 1.5, 5.5, …
     expected = np.interp([4 * i + 1.5 for i in range(12)], [7.5, 23.5, 39.5], [0, 16, 48])
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
     assert found[0] == 0
@@ -124,12 +124,12 @@ def test_interpolation_reads_columns_linearly_and_holds_the_ends():
 
 
 @pytest.mark.parametrize("wide", WIDTHS)
-def test_every_dense_pass_centres_a_column_on_its_timestamp(wide):
+def test_every_dense_pass_centers_a_column_on_its_timestamp(wide):
     step = frame_step(wide, 10.0)
     for phase in range(wide // step):
-        centre = dense_offset(phase, step=step, patch_frames=wide) + (wide - 1) / 2
+        center = dense_offset(phase, step=step, patch_frames=wide) + (wide - 1) / 2
         wanted = phase * step + (step - 1) / 2
-        assert wanted - centre == (0.5 if (wide - step) % 2 else 0)
+        assert wanted - center == (0.5 if (wide - step) % 2 else 0)
 
 
 @pytest.mark.parametrize("patch", [(16, 16), (16, 8), (80, 32)])
@@ -139,7 +139,7 @@ def test_dense_equals_a_spectrogram_shifted_by_hand(make_model, noise, patch, sa
     model = make_model(patch=patch, frames=64, options={"timestamps": "dense"})
     audio = noise(2, samples)
     found, times = hear_m2d.get_timestamp_embeddings(audio, model)
-    x = model.standardised(audio)
+    x = model.standardized(audio)
     wide, step = patch[1], 4
     for phase in range(wide // step):
         first = phase * step - (wide - step) // 2
@@ -152,8 +152,8 @@ def test_dense_equals_a_spectrogram_shifted_by_hand(make_model, noise, patch, sa
         columns = torch.cat(columns, dim=1)
         for i in range(phase, found.shape[1], wide // step):
             column = i // (wide // step)
-            centre = (first + column * wide + (wide - 1) / 2) * 10
-            assert times[0, i] == pytest.approx(centre)
+            center = (first + column * wide + (wide - 1) / 2) * 10
+            assert times[0, i] == pytest.approx(center)
             assert (found[:, i] - columns[:, column]).abs().max() <= 1e-5
 
 
@@ -172,7 +172,7 @@ def test_dense_embeds_a_clip_too_short_for_every_pass_beside_a_longer_one(make_m
 def click_times_ms(patch: tuple[int, int], window: int, clip_ms: float) -> list[float]:
     """The first frames, the last, the middle of columns, and both sides of every window border."""
     width = patch[1] * 10.0
-    borders = [k * window * 10.0 - 5.0 for k in (1, 2)]  # half a hop before the frame's centre
+    borders = [k * window * 10.0 - 5.0 for k in (1, 2)]  # half a hop before the frame's center
     times = [0.0, 3.0, 5.0, 20.0, 40.0]
     times += [
         border + d for border in borders for d in (-width / 2, -25.0, -13.0, -2.0, 2.0, 13.0, 25.0, width / 2)
@@ -247,7 +247,7 @@ def an_hour():
 @pytest.mark.parametrize("option", ["interpolate", "dense"])
 def test_after_an_hour_a_click_still_changes_most_the_embedding_next_to_it(make_model, an_hour, option):
     quiet, loud, times = an_hour
-    # Windows shorter than the distance between clicks: each changes its own neighbourhood alone.
+    # Windows shorter than the distance between clicks: each changes its own neighborhood alone.
     model = make_model(frames=48, width=32, depth=1, options={"timestamps": option})
     before, stamps = hear_m2d.get_timestamp_embeddings(quiet, model)
     change = (hear_m2d.get_timestamp_embeddings(loud, model)[0] - before).norm(dim=2)[0]
@@ -282,8 +282,8 @@ def test_timestamps_of_any_length_follow_the_closed_form(patch, option, rate, sa
         for i in {0, count // 2, count - 1}:
             column, phase = divmod(i, phases)
             first = dense_offset(phase, step=step, patch_frames=patch[1])
-            centre = first + column * patch[1] + (patch[1] - 1) / 2
-            assert centre == i * step + (step - 1) / 2
+            center = first + column * patch[1] + (patch[1] - 1) / 2
+            assert center == i * step + (step - 1) / 2
             assert first + column * patch[1] < frontend.frames(samples)
 
 

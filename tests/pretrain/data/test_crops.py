@@ -65,7 +65,7 @@ def test_opened_data_travels_to_a_spawned_process(data):
     np.testing.assert_array_equal(again.logmel(3), data.logmel(3))
 
 
-def test_a_crop_is_standardised():
+def test_a_crop_is_standardized():
     logmel = np.random.default_rng(0).normal(-7, 4, (80, 50)).astype(np.float16)
     out = crop(logmel, 10, 20, mean=-7.0, std=4.0)
     assert out.dtype == np.float32

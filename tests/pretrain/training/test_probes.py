@@ -139,8 +139,8 @@ def test_a_run_killed_before_its_first_state_begins_its_log_anew(data, settings,
 def test_the_last_probe_is_what_the_checkpoint_gives(precision, data, folder, settings, tmp_path):
     recipe = dataclasses.replace(TINY, precision=precision)
     model = hear_m2d.load_model(train(recipe, data, tmp_path / "run", device="cpu", probes=settings))
-    labelled = read_labeled(folder / "tones.csv", 16000)
-    result = probe(embed_task(model, labelled), labelled)
+    labeled = read_labeled(folder / "tones.csv", 16000)
+    result = probe(embed_task(model, labeled), labeled)
     last = log(tmp_path / "run")[1][-1]
     assert last["probe/tones/knn"] == pytest.approx(result.knn)
     assert last["probe/tones/linear"] == pytest.approx(result.linear)
@@ -152,9 +152,9 @@ def test_the_network_is_probed_as_it_is_then_not_as_it_was(data, settings, tmp_p
 
     seen = []
 
-    def remember(embeddings, labelled):
+    def remember(embeddings, labeled):
         seen.append(embeddings)
-        return probe(embeddings, labelled)
+        return probe(embeddings, labeled)
 
     monkeypatch.setattr(linear, "probe", remember)
     train(TINY, data, tmp_path / "run", device="cpu", probes=settings)

@@ -153,7 +153,7 @@ def test_the_sounds_are_those_of_the_part_drawn(run, make_run, sounds, tmp_path)
     assert code == 0
     heard, rate = soundfile.read(out / "tone0" / "original.wav")
     given, _ = soundfile.read(sounds / "tone0.wav")
-    assert (rate, len(heard)) == (16000, 63 * 160)  # 64 frames, from the first one's centre to the last one's
+    assert (rate, len(heard)) == (16000, 63 * 160)  # 64 frames, from the first one's center to the last one's
     np.testing.assert_allclose(heard, given[4000 : 4000 + len(heard)], atol=1e-4)
     again, _ = soundfile.read(out / "tone0" / "round-trip.wav")
     strength = [np.abs(np.fft.rfft(wave)) for wave in (heard, again)]

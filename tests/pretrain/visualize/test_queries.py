@@ -20,7 +20,7 @@ def place(text, *, columns=13, start_s=0.0, encoder=ENCODER):
     [
         ("0,0", 0, 0),
         ("0.154,15", 0, 0),
-        ("0.156,16", 1, 1),  # frame 16 is centred on 160 ms and begins at 155
+        ("0.156,16", 1, 1),  # frame 16 is centered on 160 ms and begins at 155
         ("2.07,79", 4, 12),
         (" 1.0 , 50Hz ", 0, 6),
         ("1.0,8kHz", 4, 6),
