@@ -44,6 +44,7 @@ _FORMATS = (
     (rb"MAC ", Format("Monkey's Audio", "ape", True)),
     (rb"TTA1", Format("True Audio", "tta", True)),
 )
+_W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 _TEXT = re.compile(rb"[\t\n\r\f\x20-\x7e\x80-\xff]+")
 
 
@@ -72,6 +73,54 @@ def cut_chunk(file: IO[bytes], kind: Format | None) -> str:
         if size == 0 and head[:4] == b"data":  # never completed
             break
     return ""
+
+
+def joined_starts(file: IO[bytes]) -> list[int]:
+    """Return where files begin in a WAV, AIFF, W64, AU, CAF or MPEG-4 file: several may be joined."""
+    starts, position = [], 0
+    end = file.seek(0, io.SEEK_END)
+    while position < end:
+        file.seek(position)
+        stop = _end_of_file(file, position, file.read(24))
+        if stop <= position:
+            break
+        starts.append(position)
+        position = stop
+    return starts
+
+
+def _end_of_file(file: IO[bytes], start: int, head: bytes) -> int:
+    """Return where the file that begins at `start` ends; 0 if its header does not say it."""
+    if re.match(rb"RIFF....WAVE|FORM....AIF[FC]", head, re.DOTALL):
+        size = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
+        return start + 8 + size + size % 2
+    if head[:16] == _W64:
+        return start + (int.from_bytes(head[16:24], "little") + 7) // 8 * 8
+    if head[:4] == b".snd":
+        return start + int.from_bytes(head[4:8], "big") + int.from_bytes(head[8:12], "big")
+    if head[:4] == b"caff":
+        return _end_of_chunks(file, start + 8, b"caff", size_first=False)
+    if head[4:8] == b"ftyp":
+        return _end_of_chunks(file, start + int.from_bytes(head[:4], "big"), b"ftyp", size_first=True)
+    return 0
+
+
+def _end_of_chunks(file: IO[bytes], position: int, mark: bytes, *, size_first: bool) -> int:
+    """Return where the chunks of a CAF file, or the boxes of an MPEG-4 file, end: at the next file's mark."""
+    end = file.seek(0, io.SEEK_END)
+    while position < end:
+        file.seek(position)
+        head = file.read(16)
+        kind, size = (head[4:8], head[:4]) if size_first else (head[:4], head[4:12])
+        if len(head) < 8 or kind == mark:
+            return position
+        length = int.from_bytes(size, "big")
+        if size_first and length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        if size_first and length < 8:  # 0: to the end
+            break
+        position += length if size_first else 12 + length
+    return end
 
 
 def is_unknown(size: int) -> bool:

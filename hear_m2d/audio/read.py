@@ -19,13 +19,26 @@ import soxr
 from numpy.typing import NDArray
 
 from hear_m2d.audio import pyav, sndfile
-from hear_m2d.audio.formats import FLAC, MP3, OGG, Format, cut_chunk, format_of, not_audio
+from hear_m2d.audio.formats import (
+    AIFF,
+    CAF,
+    FLAC,
+    MP3,
+    OGG,
+    WAV,
+    Format,
+    cut_chunk,
+    format_of,
+    joined_starts,
+    not_audio,
+)
 from hear_m2d.audio.mp3 import Mp3Link, mp3_links, skip_tags
 from hear_m2d.audio.ogg import ogg_links
 from hear_m2d.audio.types import AudioError, DecodeError, Piece, Sound
 
 _MP3_SUFFIXES = (".mp1", ".mp2", ".mp3", ".mpga")
 _MP3_SLACK = 2 * 1152  # samples: the delay and padding of decoders
+_SNDFILE = (OGG, FLAC, WAV, AIFF, CAF)  # what libsndfile may be able to decode
 _HEAD = 4096  # bytes from which a format is known
 
 
@@ -112,7 +125,11 @@ def _decode(path: str | os.PathLike[str], content: bytes | None, sample_rate: in
         return pieces
     if kind is MP3:
         return _decode_mp3(whole(), head)
-    starts = _flac_starts(whole()) if kind is FLAC else _chunk_starts(path, content)
+    if kind is FLAC:
+        starts = _flac_starts(whole())
+    else:
+        with _open(source) as file:
+            starts = joined_starts(file)
     if len(starts) > 1:
         data = whole()
         parts = [data[start:stop] for start, stop in zip(starts, [*starts[1:], len(data)], strict=True)]
@@ -140,6 +157,8 @@ def _head(path: str | os.PathLike[str], content: bytes | None) -> bytes:
 
 def _either(source: str | os.PathLike[str] | bytes, kind: Format | None) -> list[Piece]:
     """Decode with libsndfile, or with PyAV what libsndfile cannot read."""
+    if kind is not None and kind not in _SNDFILE:  # libsndfile takes AAC for MP3
+        return pyav.decode(source, kind)
     try:
         return [sndfile.decode(source)]
     except DecodeError as error:
@@ -189,16 +208,3 @@ def _flac_starts(data: bytes) -> list[int]:
 def _open(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
     """Open a path, or bytes."""
     return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: PTH123
-
-
-def _chunk_starts(path: str | os.PathLike[str], content: bytes | None) -> list[int]:
-    """Return where WAV or AIFF files begin in a file: several may be joined."""
-    starts = []
-    with _open(path if content is None else content) as file:
-        position = 0
-        while (head := file.read(12))[:4] in (b"RIFF", b"FORM") and head[8:] in (b"WAVE", b"AIFF", b"AIFC"):
-            starts.append(position)
-            size = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
-            position += 8 + size + size % 2
-            file.seek(position)
-    return starts

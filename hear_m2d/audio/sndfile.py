@@ -53,7 +53,7 @@ def decode(source: str | os.PathLike[str] | bytes, *, least: int | None = None) 
     try:
         with soundfile.SoundFile(target) as sound:
             rate, kind, declared, notes = sound.samplerate, sound.format, sound.frames, sound.extra_info
-            channels = sound.channels
+            channels, codec = sound.channels, sound.subtype
             check_rate(rate)
             blocks = []
             frames = max(_BLOCK // channels, 1)
@@ -68,7 +68,8 @@ def decode(source: str | os.PathLike[str] | bytes, *, least: int | None = None) 
     if len(audio) == 0:  # a header that was never completed states a length of 0
         raise DecodeError("empty", "it holds no samples", undecodable=size > 1000)
     if least is None and (missing := _missing(reopen, kind, notes, declared, len(audio))):
-        raise DecodeError("truncated", missing)
+        # Of MP3 in WAV the length is only estimated.
+        raise DecodeError("truncated", missing, undecodable=codec == "MPEG_LAYER_III")
     return Piece(audio, rate, channels)
 
 

@@ -70,8 +70,8 @@ def test_without_pyav_such_a_file_is_refused_with_the_extra_not_cut(tmp_path, wi
 @pytest.mark.parametrize(
     "kind",
     [{"format": "MP3"}, {"format": "OGG"}, {"format": "FLAC"}, {"format": "WAV"}, {"format": "AIFF"},
-     {"format": "OGG", "subtype": "OPUS"}],
-    ids=["mp3", "vorbis", "flac", "wav", "aiff", "opus"],
+     {"format": "OGG", "subtype": "OPUS"}, {"format": "CAF"}, {"format": "AU"}, {"format": "W64"}],
+    ids=["mp3", "vorbis", "flac", "wav", "aiff", "opus", "caf", "au", "w64"],
 )  # fmt: skip
 def test_joined_files_give_all_their_parts(tmp_path, without_av, kind):
     rate = 48000 if kind.get("subtype") else 44100
@@ -92,6 +92,40 @@ def test_joined_files_of_different_rates_and_channels_give_all_their_parts(tmp_p
     sound = read_sound(tmp_path / "ab", 16000)
     assert len(sound.samples) == pytest.approx(5 * 16000, abs=3)
     assert (sound.file_rate, sound.channels) == (44100, 2)
+
+
+def ffmpeg_encoded(suffix, codec, rate=44100, seconds=2.0):
+    """A file as PyAV writes it."""
+    av, file = pytest.importorskip("av"), io.BytesIO()
+    with av.open(file, "w", format=suffix) as container:
+        stream = container.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone(rate, seconds)[None], format="fltp", layout="mono")
+        frame.sample_rate = rate
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    return file.getvalue()
+
+
+@needs_av
+def test_joined_m4a_gives_more_than_its_first_part():
+    first, second = (ffmpeg_encoded("mp4", "aac", seconds=s) for s in (2.0, 3.0))
+    each = [read_audio("part.m4a", 44100, content=part) for part in (first, second)]
+    joined = read_audio("ab.m4a", 44100, content=first + second)
+    np.testing.assert_array_equal(joined, np.concatenate(each))
+    endless = first[:-4] + b"\xff" * 4 + b"\0\0\0\1mdat" + b"\xff" * 8  # sizes past the end are not followed
+    assert len(read_audio("x.m4a", 44100, content=endless)) == len(each[0])
+
+
+@needs_av
+def test_mp3_within_wav_is_not_called_truncated():
+    data = ffmpeg_encoded("wav", "libmp3lame", seconds=10.03)
+    assert len(read_audio("x.wav", 44100, content=data)) >= 442323
+
+
+@needs_av
+def test_aac_is_not_tried_as_mp3(capfd):
+    assert len(read_audio("x.mp3", 44100, content=ffmpeg_encoded("adts", "aac"))) >= 2 * 44100
+    assert "mpg123" not in capfd.readouterr().err
 
 
 def test_tags_and_other_bytes_around_mp3_frames_are_passed_over(tmp_path, without_av):
