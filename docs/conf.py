@@ -33,7 +33,8 @@ def _take_root_pages(app: object, name: str, source: list[str]) -> None:
     for page in ROOT_PAGES:
         if name == f"project_{page.lower()}":
             text = (ROOT / f"{page}.md").read_text(encoding="utf-8")
-            source[0] = text.replace("](docs/", "](").replace("[LICENSE](LICENSE)", "LICENSE")
+            text = re.sub(r"\[(LICENSE|CITATION\.cff)\]\(\1\)", r"\1", text)
+            source[0] = text.replace("](docs/", "](")
     for page in ROOT_PAGES:
         source[0] = re.sub(rf"\]\((\.\./)?{page}\.md", f"](project_{page.lower()}.md", source[0])
 
