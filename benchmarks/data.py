@@ -3,8 +3,8 @@
     python benchmarks/data.py
     python benchmarks/data.py --audio /path/to/folder
 
-Per core means: for each second of processor time, of all processes that do the work; so the figures hold on a
-machine that does other things too. Files and shards were just written, so they come from memory.
+"Per core" means per second of processor time of all working processes. The figures are therefore also valid
+on a machine with other work. Files and shards were just written, so they are read from memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NEEDED = 4000  # clips a second that a training step of the base size takes on a
 
 
 def write_audio(folder: Path, *, suffix: str, rate: int, channels: int, files: int) -> None:
-    """Write noise of ten seconds a file; what a codec has to do with it is more than with most sound."""
+    """Write files of ten seconds of noise, which costs a codec more time than most sounds."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     for index in range(files):
@@ -70,7 +70,7 @@ def loaded_crops(
         clips += len(next(batches)["x"])
     rate = clips / (time.perf_counter() - clock)
     batches = None  # the processes end, and their time is known
-    everything = clips + batch * (1 + 2 * ahead)  # what was loaded before and is left over
+    everything = clips + batch * (1 + 2 * ahead)  # left over from earlier loading
     return everything / (busy_seconds(workers) - before), rate
 
 
@@ -82,7 +82,7 @@ def busy_seconds(workers: int) -> float:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Yield a folder that is gone afterwards."""
+    """Yield a folder that is removed afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="hear-m2d-bench-"))
     try:
         yield folder

@@ -1,7 +1,7 @@
 """Speed of embedding: clips per second, times real time, peak memory, share of the matrix rate.
 
-Precisions side by side, on a GPU TF32 too, with ``--compile`` each compiled as well; then each beside
-float32: how much faster, how much of what the matrix rates allow, how alike the embeddings.
+Measures each precision (on a GPU also TF32; with ``--compile`` also compiled). Then compares each with
+float32: the speedup, the share of the speedup that the matrix rates allow, the similarity of the embeddings.
 
 python benchmarks/embed.py --size base --seconds 10 --batch 4
 """
@@ -38,7 +38,7 @@ def random_model(config: EncoderConfig, dtype: str, *, compiled: bool, device: t
 
 
 def beside_first(label: str, found: Measured, first: Measured, scenes: Tensor, expected: Tensor) -> str:
-    """Return a sentence on one variant beside the first."""
+    """Return a sentence that compares one variant with the first."""
     faster = first.seconds.median / found.seconds.median
     allowed = found.rate.median / first.rate.median
     alike = torch.nn.functional.cosine_similarity(scenes, expected).min().item()
@@ -49,7 +49,7 @@ def beside_first(label: str, found: Measured, first: Measured, scenes: Tensor, e
 
 
 def main() -> None:
-    """Print one table, and a sentence on each row beside the first."""
+    """Print one table, and a sentence that compares each row with the first."""
     parser = arguments(__doc__, batch=4)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--compile", action="store_true", help="time each compiled too")

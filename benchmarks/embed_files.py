@@ -1,6 +1,6 @@
 """Audio hours per minute of `hear-m2d embed`, and the share of the time that the model waits for data.
 
-python benchmarks/embed_files.py                       # made-up audio: 5 minutes in 30 files
+python benchmarks/embed_files.py                       # generated audio: 5 minutes in 30 files
 python benchmarks/embed_files.py --audio FOLDER --clips 200
 """
 
@@ -24,7 +24,7 @@ from hear_m2d.model.encoder import SIZES, EncoderConfig
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.device import pick_device
 
-KINDS = (("wav", 16000), ("flac", 44100), ("ogg", 48000))  # what people have: speech, music, field recordings
+KINDS = (("wav", 16000), ("flac", 44100), ("ogg", 48000))  # common rates: speech, music, field recordings
 
 HEADER = """\
 | network | dtype | workers | format | audio hours per minute | times real time | model waits for data |
@@ -42,7 +42,7 @@ def make_audio(folder: Path, *, clips: int, seconds: float) -> None:
 
 
 def make_checkpoint(path: Path, size: str, frames: int) -> None:
-    """Write an untrained network: its speed is that of a trained one."""
+    """Write an untrained network, which is as fast as a trained one."""
     width, depth, heads = SIZES[size]
     config = EncoderConfig(
         input_size=(80, frames), patch_size=(16, 16), width=width, depth=depth, heads=heads

@@ -44,7 +44,7 @@ def facts(place: Place) -> None:
         say("memory GiB free of all", f"{free / 2**30:.1f} of {total / 2**30:.1f}")
     cold = MatrixRate(place.device, "float32" if place.tiny else "bfloat16").measure()[
         1
-    ]  # as a run does it: clocks are idle
+    ]  # as in a run: the GPU's clocks are idle
     sizes = (256,) if place.tiny else (4096, 8192, 16384)
     warm = place.rate(place.low, sizes)
     say("rate bfloat16 TFLOP/s, sustained", round(warm / 1e12, 1))
@@ -66,7 +66,7 @@ def facts(place: Place) -> None:
 
 
 def data(place: Place) -> None:
-    """Prepare real audio if it came along (.day/corpus), else made-up noise."""
+    """Prepare real audio if there is any (.day/corpus), else generated noise."""
     import numpy as np
     import soundfile
 
@@ -86,7 +86,7 @@ def data(place: Place) -> None:
 
 
 def embed_equal(place: Place) -> None:
-    """CPU in float64 is the reference; float32, TF32 and bfloat16 on the GPU, wherever the audio lies."""
+    """Compare float32, TF32 and bfloat16 on the GPU with float64 on the CPU, for audio on either device."""
     import torch
 
     generator = torch.Generator().manual_seed(3)
@@ -156,7 +156,7 @@ def long_clips(place: Place) -> None:
 
 
 def step_equal(place: Place) -> None:
-    """Five steps on the CPU and on the GPU; in parts; in bfloat16; compiled; the same bits twice."""
+    """Compare five steps on the CPU and on the GPU: in parts, in bfloat16, compiled, and run twice."""
     import torch
 
     from hear_m2d.pretrain.objectives.build import build_objective
@@ -231,11 +231,11 @@ def step_equal(place: Place) -> None:
 
 
 def resume(place: Place) -> None:
-    """A run that SIGKILL ends after a state, continued by the same command; and one that SIGTERM stops."""
+    """Continue a run that SIGKILL ended after a state, and stop a run by SIGTERM."""
     from hear_m2d.pretrain.data.prepared import LogMelData
 
     data = place.data
-    while not (data / "data.json").exists():  # the section that makes it runs beside
+    while not (data / "data.json").exists():  # the section that makes it runs at the same time
         time.sleep(0.5)
     recipe = small_recipe(steps=60, batch_size=12 if place.tiny else 96, description="gpu day")
     fields = recipe.to_json()

@@ -1,4 +1,4 @@
-"""What the sections of `gpu_day.py` share: results kept line by line, timing, small models and batches."""
+"""Shared by the sections of `gpu_day.py`: results written line by line, timing, small models and batches."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ KEPT: list[Path] = []  # the file of this section's results: a section that is k
 
 
 def say(name: str, value: object) -> None:
-    """Keep a result, and print it."""
+    """Write a result to the file of results, and print it."""
     RESULTS[name] = value
     KEPT[0].write_text(json.dumps(RESULTS, default=str))
     print(f"  {name}: {value}", flush=True)
 
 
 def check(name: str, passed: bool, note: object = "") -> None:
-    """Keep whether a check passed, and print it."""
+    """Write whether a check passed, and print it."""
     RESULTS[f"check {name}"] = bool(passed)
     KEPT[0].write_text(json.dumps(RESULTS, default=str))
     print(f"  {'PASS' if passed else 'FAIL'} {name} {note}", flush=True)
@@ -57,7 +57,7 @@ class Place:
             torch.set_num_threads(1)
 
     def audio(self) -> Path | None:
-        """Return the folder of real audio, if one came along."""
+        """Return the folder of real audio, if there is one."""
         return next(
             (path for path in (self.repo / ".gpu/corpus", self.work / "audio") if path.is_dir()), None
         )

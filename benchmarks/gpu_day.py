@@ -1,9 +1,9 @@
-"""Check and measure what hear-m2d's documentation says of GPUs, on one GPU, in under nine minutes.
+"""Check and measure what the documentation says about GPUs, on one GPU, in under nine minutes.
 
     python benchmarks/gpu_day.py --out OUT           on a machine with a GPU
-    python benchmarks/gpu_day.py --out OUT --tiny    the same on a CPU with toy sizes: a try of the script
+    python benchmarks/gpu_day.py --out OUT --tiny    the same on a CPU with small sizes: a test of the script
 
-Each section is a process of its own with a time limit: one that fails or hangs costs no other. The same
+Each section is a separate process with a time limit: if one fails or hangs, the others still run. The same
 command continues where it was interrupted; --only repeats some. Results: OUT/report.json and a table.
 """
 
@@ -38,7 +38,7 @@ PLAN: list[tuple[str, float, tuple[str, ...]]] = [
 
 
 class Day:
-    """The driver: starts sections, ends those that are over their limit, prints and keeps their results."""
+    """Starts sections, ends those that exceed their time limit, prints and keeps their results."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.out, self.began = options, Path(options.out), time.monotonic()
@@ -68,7 +68,7 @@ class Day:
             )
 
     def finish(self, name: str, process: subprocess.Popen[bytes], begun: float) -> bool:
-        """Return whether a section has ended; end it where it is over its limit."""
+        """Return whether a section has ended; end it if it exceeds its time limit."""
         took = time.monotonic() - begun
         late = took > self.limits[name] or self.left() <= 0
         if process.poll() is None and not late:

@@ -109,7 +109,7 @@ def training_speed(place: Place) -> None:
         self: nn.LayerNorm, x: torch.Tensor
     ) -> (
         torch.Tensor
-    ):  # LayerNorm that reads and writes bfloat16; autocast would make three passes in float32 of it
+    ):  # LayerNorm that reads and writes bfloat16; with autocast it would be three passes in float32
         with torch.autocast(x.device.type, enabled=False):
             return nn.functional.layer_norm(
                 x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps
@@ -145,7 +145,7 @@ def training_speed(place: Place) -> None:
                 first = time.perf_counter() - start
                 cpu = time.perf_counter()
                 step()
-                cpu = time.perf_counter() - cpu  # what it takes to enqueue a step
+                cpu = time.perf_counter() - cpu  # the time to enqueue a step
                 took = place.timed(step, repeats=steps, warm=1)
             share = clips * operations_per_clip(recipe) / took / rate
             peak = torch.cuda.max_memory_allocated() / 2**30 if place.device.type == "cuda" else 0.0
@@ -160,7 +160,7 @@ def training_speed(place: Place) -> None:
             return step, share
         except torch.OutOfMemoryError as error:
             say(f"{label} {clips}", f"out of memory: {str(error)[:80]}")
-        except Exception as error:  # one variant that fails leaves the others
+        except Exception as error:  # if one variant fails, the others are still measured
             say(f"{label} {clips}", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
         finally:
             nn.LayerNorm.forward = usual

@@ -1,4 +1,4 @@
-"""Measurements beside this machine's own matrix rate, and what both benchmarks share.
+"""Measurements relative to this machine's matrix rate, and code shared by two benchmarks.
 
 share = operations of the matrix products / seconds / matrix rate, the rate measured just before and just
 after in the same process, dtype and threads.
@@ -39,7 +39,7 @@ class Spread:
 
 
 def arguments(description: str | None, *, batch: int) -> argparse.ArgumentParser:
-    """Return a parser of what both benchmarks take: the network, the batch, the machine."""
+    """Return a parser of the options of both benchmarks: the network, the batch, the machine."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--frames", type=int, default=608)
@@ -69,7 +69,7 @@ def row(dtype: str, found: Measured, *, batch: int, clip_s: float) -> str:
 
 @dataclass(frozen=True)
 class Measured:
-    """What :func:`measure` found: seconds per call, matrix rate, share of it, peak memory in MiB."""
+    """Result of :func:`measure`: seconds per call, matrix rate, share of it, peak memory in MiB."""
 
     seconds: Spread
     rate: Spread

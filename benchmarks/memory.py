@@ -2,7 +2,7 @@
 
 MALLOC_MMAP_THRESHOLD_=65536 python benchmarks/memory.py --minutes 5 60
 
-The variable has glibc give freed memory back at once; what it keeps otherwise varies from call to call.
+With this variable, glibc returns freed memory at once. Without it, the amount that glibc keeps varies.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
     config = ModelConfig(encoder=EncoderConfig(width=width, depth=depth, heads=heads))
     model = HearModel(config, Options(dtype=options.dtype)).eval()
     model.encoder.to(getattr(torch, options.dtype))
-    hear_m2d.get_scene_embeddings(torch.rand(1, 160000), model)  # what the first call alone costs
+    hear_m2d.get_scene_embeddings(torch.rand(1, 160000), model)  # memory that only the first call needs
     print(f"{describe_machine(torch.device('cpu'))}; {options.size}, {options.dtype}")
     print("| minutes | scenes, MiB | timestamps, MiB | times real time |\n|---|---|---|---|")
     for minutes in options.minutes:

@@ -1,7 +1,7 @@
-"""Our base model beside what a user would pick instead: clips per second and memory, as ratios.
+"""Our base model compared with other models: clips per second and memory, as ratios.
 
 All with random weights, on the same audio, each as its own package runs it, front end included. Every system
-lives in a process of its own; rounds alternate, so that what else the machine does meets all alike.
+runs in its own process. Rounds alternate, so that other work on the machine affects all systems equally.
 
 python benchmarks/peers.py --batch 8 --seconds 10 --rounds 5
 """
@@ -107,7 +107,7 @@ SYSTEMS: dict[str, tuple[Callable[..., Embed], str]] = {
 
 
 def serve(name: str, pipe: Connection, batch: int, seconds: float, device_name: str) -> None:
-    """Run one system in this process: a word on the pipe, one embedding of the batch, its seconds back."""
+    """Run one system in this process: for each message, embed the batch once and return the seconds."""
     device = pick_device(device_name)
     embed = SYSTEMS[name][0](batch, seconds, device)
     with torch.inference_mode(), contextlib.redirect_stdout(io.StringIO()):
@@ -139,7 +139,7 @@ def main() -> None:
         workers.append(context.Process(target=serve, args=arguments, daemon=True))
         workers[-1].start()
         theirs.close()
-        pipes[name].recv()  # one at a time: building is work too
+        pipes[name].recv()  # one at a time: building also takes time
     seconds: dict[str, list[float]] = {name: [] for name in SYSTEMS}
     for _ in range(options.rounds):
         for name, pipe in pipes.items():

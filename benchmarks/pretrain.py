@@ -2,8 +2,8 @@
 
     python benchmarks/pretrain.py --objective m2d --size base --batch 16
 
-Counted: forward (online and, for M2D, target) plus twice the online forward for the gradients. Each step is
-timed in turn with one of the plain eager loop that anybody would write first; the ratio is the last column.
+Counted: forward (online and, for M2D, target) plus twice the online forward for the gradients. Steps of
+this package and of a plain eager loop are timed in turns; the ratio is the last column.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each recipe takes: the tables of docs/recipes.md.
+"""The cost of each recipe: the tables of docs/recipes.md.
 
 python benchmarks/recipes.py
 
@@ -27,7 +27,7 @@ OURS = """\
 
 
 def plan_of(recipe: Recipe, precision: str) -> Plan:
-    """Return what a recipe takes; a teacher is taken to be of the student's sizes, as published."""
+    """Return the cost of a recipe; a teacher is assumed to have the student's sizes, as published."""
     recipe = dataclasses.replace(recipe, precision=precision)
     if recipe.offline.source == "labels":
         recipe = replace_fields(recipe, {"offline.features": 527})  # AudioSet's
@@ -58,7 +58,7 @@ def costs(recipe: Recipe, plan: Plan, rate: float) -> list[str]:
 
 
 def published_row(name: str) -> str:
-    """Return the row of a recipe of the authors'."""
+    """Return the row of a published recipe."""
     recipe = load_recipe(name)
     told = [options(recipe), recipe.published.reproduces, recipe.published.hours, recipe.published.scores]
     plan = plan_of(recipe, "bfloat16")
@@ -66,7 +66,7 @@ def published_row(name: str) -> str:
 
 
 def own_row(name: str) -> str:
-    """Return the row of a recipe of ours."""
+    """Return the row of one of our own recipes."""
     recipe = load_recipe(name)
     plan = plan_of(recipe, "float32")
     return line([f"`{name}`", recipe.description, *costs(recipe, plan, CPU_RATE * ASSUMED_SHARE["cpu"])])

@@ -1,6 +1,6 @@
 """The audio that the demo learns from: generated clips, or at most an hour drawn from a folder.
 
-Both leave a plain folder of audio for ``hear-m2d prepare``, and three other clips to look at.
+Both write a plain folder of audio for ``hear-m2d prepare``, and three other clips as examples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hear_m2d.utils.files import atomic_write_text
 EXAMPLES = 3
 CLIP_S = 5.0
 LONGEST_S = 600.0  # no single file gives more than this share of the hour
-MEASURED = 5_000  # headers read; the length of a larger folder is an estimate
+MEASURED = 5_000  # number of headers that are read; the length of a larger folder is an estimate
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Corpus:
     """What was taken.
 
     Attributes:
-        about: One sentence for people.
+        about: One sentence for readers.
         clips: Files in the folder.
-        minutes: Their length together.
-        examples: Names of the clips to look at, in the folder ``examples`` beside the corpus.
+        minutes: Their total length.
+        examples: Names of the example clips, in the folder ``examples`` beside the corpus.
     """
 
     about: str
@@ -44,11 +44,11 @@ class Corpus:
 
 
 def generate(out: Path, *, seed: int, clips: int, seconds: float = CLIP_S) -> Corpus:
-    """Write generated clips to ``out/corpus`` and three more to ``out/examples``; written ones stay.
+    """Write generated clips to ``out/corpus`` and three more to ``out/examples``; existing clips are kept.
 
     Args:
         out: The demo's folder.
-        seed: With the index of a clip, all that its sound depends on.
+        seed: A clip depends only on this seed and its index.
         clips: How many to write.
         seconds: Length of each.
     """
@@ -56,7 +56,7 @@ def generate(out: Path, *, seed: int, clips: int, seconds: float = CLIP_S) -> Co
     folders, examples = (out / "corpus", out / "examples"), []
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    after = -(-clips // len(synth.KINDS)) * len(synth.KINDS)  # examples: never heard in training
+    after = -(-clips // len(synth.KINDS)) * len(synth.KINDS)  # examples: not used in training
     wanted = [*range(clips), *(after + 1 + step * k for k in range(EXAMPLES))]
     for index in tqdm(wanted, desc="generating", unit=" clips", mininterval=1.0):
         kind = synth.KINDS[index % len(synth.KINDS)]
@@ -74,19 +74,19 @@ def generate(out: Path, *, seed: int, clips: int, seconds: float = CLIP_S) -> Co
 
 
 def draw(audio: Path, out: Path, *, seed: int, hours: float = 1.0) -> Corpus:
-    """Draw files from a folder, by a seed, until they fill ``hours``; link them into ``out/corpus``.
+    """Draw files from a folder at random until they fill ``hours``, and link them into ``out/corpus``.
 
-    Links, not copies; of a file longer than ten minutes, ten minutes from a drawn place are copied.
-    Files that cannot be read, and empty ones, are passed over and counted.
+    Of a file longer than ten minutes, ten minutes from a random position are copied instead. Files that
+    cannot be read and empty files are skipped and counted.
 
     Args:
         audio: A folder; it is searched with all its subfolders.
         out: The demo's folder.
         seed: Fixes the draw.
-        hours: The most to take.
+        hours: Maximum length of the drawn audio.
 
     Raises:
-        ValueError: If there is no audio to take.
+        ValueError: There is no usable audio.
     """
     files = find_audio(audio)
     if not files:
@@ -115,7 +115,7 @@ def draw(audio: Path, out: Path, *, seed: int, hours: float = 1.0) -> Corpus:
         raise ValueError(f"{audio} holds {len(files)} audio files, and none of them could be read")
 
     inside = [(path, 0.0) for path in sorted((out / "corpus").iterdir())]
-    for path, length in (left + inside)[:EXAMPLES]:  # rather those that training never hears
+    for path, length in (left + inside)[:EXAMPLES]:  # preferably files that are not used in training
         _put(path, out / "examples" / names.get(path, path.stem), start_s=0.0, length_s=length)
     examples = sorted(path.name for path in (out / "examples").iterdir())
     whole_s = seen_s * len(files) / (seen + unreadable)
@@ -128,7 +128,7 @@ def draw(audio: Path, out: Path, *, seed: int, hours: float = 1.0) -> Corpus:
 
 
 def _lengths(files: list[Path]) -> Iterator[tuple[Path, float]]:
-    """Give each file with its length in seconds, 0 where it cannot be read."""
+    """Return each file with its length in seconds; 0 if it cannot be read."""
     for path in files:
         try:
             found = sf.info(path)
@@ -153,6 +153,6 @@ def _plain(stem: str) -> str:
 
 
 def _note(out: Path, corpus: Corpus) -> Corpus:
-    """Leave the description beside the folder."""
+    """Write the description beside the folder."""
     atomic_write_text(out / "corpus.json", json.dumps(asdict(corpus), indent=1))
     return corpus

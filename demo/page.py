@@ -1,6 +1,6 @@
-"""``index.html``: the table, the loss curves, the pictures and how they came about, in one file.
+"""``index.html``: the table, the loss curves, the pictures and the commands, in one file.
 
-Nothing is fetched: curves are inline SVG, pictures are data URIs.
+The page needs no network: curves are inline SVG, pictures are data URIs.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def curve(lines: dict[str, tuple[list[float], list[float]]], *, title: str, colo
 
 
 def curves(out: Path) -> list[str]:
-    """Return the charts: each run's loss, and what tells whether M2D's target is alive."""
+    """Return the charts: each run's loss, and the metrics that show a collapse of M2D's target."""
     charts = []
     for run, color in COLORS.items():
         metrics = read_metrics(out / run)
@@ -94,7 +94,7 @@ def picture(path: Path) -> str:
 
 
 def write_page(out: Path, *, facts: dict[str, Any]) -> Path:
-    """Write ``out/index.html`` from what the commands left in ``out``.
+    """Write ``out/index.html`` from the results of the commands in ``out``.
 
     Args:
         out: The demo's folder: ``m2d``, ``msm_mae``, ``eval``, ``pictures``.
@@ -129,5 +129,5 @@ def write_page(out: Path, *, facts: dict[str, Any]) -> Path:
 
 
 def clock(seconds: float) -> str:
-    """Spell a time as minutes and seconds."""
+    """Format a time as minutes and seconds."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

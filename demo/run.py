@@ -1,10 +1,10 @@
-"""The main job from end to end, through the public commands only: audio, pretraining, HEAR scores, a page.
+"""The demo, from audio to pretraining, HEAR scores and a page, with the public commands only.
 
     python demo/run.py                     a generated corpus, three generated tasks
     python demo/run.py --audio FOLDER      at most an hour drawn from real audio
 
-The same call again continues where it stopped. Exit codes: 0 done, 1 a command failed, 2 bad input. A model
-that reaches no score on some task does not stop the demo: the page names it, and the exit code is 1.
+The same command continues an interrupted demo. Exit codes: 0 done, 1 a command failed, 2 bad input. A model
+without a score on some task does not stop the demo: the page names it, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ RECIPES = {"m2d": "demo_m2d", "msm_mae": "demo_msm_mae"}
 
 
 class StepFailedError(RuntimeError):
-    """A command did not end well; the message names it."""
+    """A command failed; the message names it."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a demo is made from: the same ones continue it, others start another.
+    """Settings of a demo: equal settings continue it, other settings start a new one.
 
     Attributes:
         audio: A folder of real audio, or None for the generated corpus.
@@ -59,7 +59,7 @@ class Settings:
 
 
 class Demo:
-    """Runs commands, shows their progress, and remembers how long each took.
+    """Runs commands, shows their progress, and records how long each took.
 
     Args:
         out: The demo's folder.
@@ -74,22 +74,22 @@ class Demo:
         self.times: dict[str, float] = read_object(self.notes) if self.notes.exists() else {}
 
     def headline(self, step: int, text: str) -> None:
-        """Say what comes now, with the time since the start."""
+        """Print the next step, with the time since the start."""
         print(f"\n[{page.clock(time.monotonic() - self.began)}] {step}/6  {text}", flush=True)
 
     def remember(self, what: str, seconds: float) -> None:
-        """Keep a step's time; one that had nothing left to do keeps its first."""
+        """Record a step's time; a step that had nothing to do keeps its earlier time."""
         self.ran.append(what)
         self.times[what] = max(seconds, self.times.get(what, 0.0))
         atomic_write_text(self.notes, json.dumps(self.times, indent=1))
 
     def command(self, *arguments: str | Path, keep: bool = False, leaves: Path | None = None) -> str:
-        """Run ``hear-m2d`` with the arguments, in sight.
+        """Run ``hear-m2d`` with the arguments, and show its output.
 
         Args:
             arguments: What follows ``hear-m2d``.
-            keep: Return what it prints, too. A progress bar would not be seen.
-            leaves: A file that tells what failed, too: where it is there, exit code 1 is noted in ``failed``
+            keep: Return its output. A progress bar is not shown then.
+            leaves: A file that also lists failures: if it exists, exit code 1 is recorded in ``failed``
                 and the demo goes on.
 
         Raises:
@@ -168,7 +168,7 @@ def make(settings: Settings, out: Path) -> tuple[Path, list[str]]:
 
 
 def gather(settings: Settings, out: Path) -> corpora.Corpus:
-    """Make the corpus, or take the one that is there."""
+    """Make the corpus, or use the existing one."""
     if (out / "corpus.json").exists():
         return corpora.Corpus(**json.loads((out / "corpus.json").read_text()))
     if settings.audio:
@@ -177,10 +177,10 @@ def gather(settings: Settings, out: Path) -> corpora.Corpus:
 
 
 def claim(out: Path, settings: Settings) -> None:
-    """Make the folder this demo's own; one with other settings is moved aside, and said so.
+    """Claim the folder for this demo; a folder with other settings is renamed, with a message.
 
     Raises:
-        ValueError: If the folder holds something that is not a demo, or is no folder.
+        ValueError: The folder holds something that is not a demo, or is not a folder.
     """
     note, wanted = out / SETTINGS, asdict(settings)
     if out.exists() and not out.is_dir():
@@ -199,7 +199,7 @@ def claim(out: Path, settings: Settings) -> None:
         out.rename(aside)
         print(f"{out} held a demo made otherwise ({'; '.join(changed)}): it is now {aside}")
     out.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(out / ".gitignore", "*\n")  # in a checkout, none of it is the project's
+    atomic_write_text(out / ".gitignore", "*\n")  # in a checkout, git ignores all of it
     atomic_write_text(note, json.dumps(wanted, indent=1))
 
 
@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
         for folder in (given.audio, given.tasks_dir):
             if folder is not None and not folder.is_dir():
                 raise ValueError(f"{folder} is not a folder")
-        if given.tasks_dir is not None:  # rather now than after the training
+        if given.tasks_dir is not None:  # checked now, not after the training
             check_rate(find_tasks(given.tasks_dir), synth.SAMPLE_RATE)
         settings = Settings(
             audio=str(given.audio.resolve()) if given.audio else None,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 Sound = NDArray[np.float64]
 SAMPLE_RATE = 16_000
-TOP_HZ = 7_400.0  # partials above this are left out: they would fold back
+TOP_HZ = 7_400.0  # partials above this are left out: they would alias
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ def level(sound: Sound, rms_db: float) -> Sound:
 
 
 def place(canvas: Sound, sound: Sound, start: int) -> None:
-    """Add ``sound`` to ``canvas`` from sample ``start`` on, cut at the end."""
+    """Add ``sound`` to ``canvas`` at sample ``start``, cut at the end."""
     end = min(len(canvas), start + len(sound))
     canvas[start:end] += sound[: end - start]
 
 
 def limit(sound: Sound, peak: float = 0.95) -> Sound:
-    """Turn the whole down if a peak would clip."""
+    """Scale the whole sound down if a peak would clip."""
     return sound * min(1.0, peak / max(float(np.abs(sound).max(initial=0.0)), 1e-9))
 
 
@@ -105,7 +105,7 @@ def note(rng: np.random.Generator, f0: float | Sound, seconds: float, timbre: st
             continue
         gain = ratio**-recipe.rolloff * rng.uniform(0.5, 1.5)
         partial = gain * np.sin(ratio * phase + rng.uniform(0, 2 * np.pi))
-        # struck and plucked sounds lose their upper partials first
+        # in struck and plucked sounds, upper partials decay first
         sound += partial * np.exp(-t * (ratio - 1) * 0.6 / recipe.decay_s) if recipe.decay_s else partial
     if recipe.breath:
         sound += recipe.breath * rng.standard_normal(count)

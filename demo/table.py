@@ -1,4 +1,4 @@
-"""One table from several ``results.json``: task, metric, one column a model, and chance."""
+"""One table from several ``results.json``: task, metric, one column per model, and chance level."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Row:
     Attributes:
         task: The task's folder name.
         metric: HEAR's name of the metric.
-        primary: Whether it is the task's main one.
-        scores: One a model, None where there is none.
-        chance: What guessing gives, where that is known.
+        primary: Whether it is the task's primary metric.
+        scores: One per model; None if there is none.
+        chance: Score of guessing, if known.
     """
 
     task: str
@@ -40,7 +40,7 @@ class Row:
 
     @property
     def best(self) -> tuple[bool, ...]:
-        """Say of each score whether it is the best of the row."""
+        """Return for each score whether it is the best of the row."""
         known = [score for score in self.scores if score is not None]
         if not known:
             return (False,) * len(self.scores)
@@ -68,13 +68,13 @@ def rows(results: Mapping[str, Mapping[str, Any]], tasks_dir: Path) -> list[Row]
 
 
 def _metrics(primary: str, entries: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Name the metrics, the primary one first, without the parts and deviations of another."""
+    """Return the metrics, the primary one first, without deviations and parts of other metrics."""
     found = dict.fromkeys([primary, *(name for entry in entries for name in entry.get("scores", {}))])
     return [name for name in found if not any(name.startswith(f"{other}_") for other in found)]
 
 
 def chance(metric: str, task_dir: Path) -> float | None:
-    """Return what guessing gives, from how often each class occurs; None where that is not so simple."""
+    """Return the score of guessing, from the class frequencies; None if there is no simple formula."""
     if metric == "aucroc":
         return 0.5
     if metric not in ("mAP", "top1_acc"):
@@ -112,12 +112,12 @@ def text(table: Sequence[Row]) -> str:
 
 
 def number(score: float | None) -> str:
-    """Spell a score, or a dash where there is none."""
+    """Format a score; a dash if there is none."""
     return "–" if score is None else f"{score:.3f}"
 
 
 def problems(results: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Return a sentence for each task that did not reach a score, or that only other models have."""
+    """Return a sentence for each task without a score, and for each task that only other models have."""
     known = sorted({task["task"] for found in results.values() for task in found["tasks"]})
     sentences = []
     for name, found in results.items():

@@ -2,7 +2,7 @@
 
 Fixed by ``SEED``: the same clips on every machine. Pitch, level, timbre, place and background noise
 are drawn anew for each clip, so that neither a mean spectrum nor chance solves a task. ``d_prime`` is
-left out: with so few clips one class ranked perfectly makes it infinite.
+left out: with so few clips, it is infinite as soon as one class is ranked perfectly.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def instrument_clip(rng: np.random.Generator, task: Task, index: int) -> tuple[S
 
 
 def source(rng: np.random.Generator, label: str, seconds: float) -> Sound:
-    """Return some seconds of one source of sound."""
+    """Return some seconds of one sound source."""
     canvas = np.zeros(samples(seconds))
     if label == "rain":
         return synth.texture(rng, seconds, "rain")
@@ -99,7 +99,7 @@ def source(rng: np.random.Generator, label: str, seconds: float) -> Sound:
 
 
 def mixture_clip(rng: np.random.Generator, task: Task, index: int) -> tuple[Sound, Labels]:
-    """Return a clip of one to three sources: one by turns, so that no class is rare, the others drawn."""
+    """Return a clip of one to three sources: the first in turns (no class is rare), the others at random."""
     first = index % len(task.labels)
     others = rng.choice([k for k in range(len(task.labels)) if k != first], rng.integers(0, 3), replace=False)
     loud, chosen = rng.uniform(-32, -20), sorted(task.labels[k] for k in (first, *others))
@@ -126,7 +126,7 @@ def happening(rng: np.random.Generator, label: str, seconds: float) -> Sound:
 
 
 def event_clip(rng: np.random.Generator, task: Task, index: int) -> tuple[Sound, Labels]:
-    """Return a file of events, each class twice, one after another, now and then overlapping."""
+    """Return a file of events: each class twice, in sequence, some overlapping."""
     loud = rng.uniform(-28, -18)
     canvas = background(rng, task.seconds, loud - rng.uniform(6, 15))
     order = rng.permutation([*task.labels, *task.labels])
@@ -179,7 +179,7 @@ TASKS: tuple[Task, ...] = (
 
 
 def metadata(task: Task) -> dict[str, Any]:
-    """Return what ``task_metadata.json`` says."""
+    """Return the content of ``task_metadata.json``."""
     return {
         "task_name": task.name,
         "version": "v1",
@@ -194,7 +194,7 @@ def metadata(task: Task) -> dict[str, Any]:
 
 
 def write_task(task: Task, tasks_dir: Path) -> Path:
-    """Write one task below ``tasks_dir``; a task that is complete is left as it is.
+    """Write one task below ``tasks_dir``; a complete task is not changed.
 
     The folder appears under its name only when complete.
 

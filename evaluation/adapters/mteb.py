@@ -1,4 +1,4 @@
-"""A model under the audio tasks of `mteb` (MAEB), which is imported only when it asks what the model is."""
+"""A model for the audio tasks of `mteb` (MAEB), which is imported only when it reads the model's metadata."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def mono(array: NDArray[Any] | Tensor | list[float], *, rate: int, sample_rate: 
         raise InputError(f"audio must be (samples,) or (channels, samples), got the shape {audio.shape}")
     if not rate or rate <= 0:
         raise InputError(f"the sampling rate must be a positive number of hertz, got {rate!r}")
-    if audio.dtype == np.float16:  # soxr does not take it, and a mean in float16 loses digits
+    if audio.dtype == np.float16:  # soxr does not support float16, and a mean in float16 loses digits
         audio = audio.astype(np.float32)
     audio = audio.mean(axis=0) if audio.ndim == 2 else audio
     if rate != sample_rate:
@@ -77,7 +77,7 @@ class MtebEncoder:
 
     @property
     def mteb_model_meta(self) -> Any:
-        """What mteb records about the model: a ``mteb.ModelMeta``."""
+        """The model's metadata for mteb: a ``mteb.ModelMeta``."""
         if self._meta is None:
             from mteb.models.model_meta import ModelMeta, ScoringFunction
 
@@ -104,8 +104,8 @@ class MtebEncoder:
         Args:
             inputs: Batches (a DataLoader) whose ``audio`` is a list of objects with ``array`` and
                 ``sampling_rate``.
-            show_progress_bar: Show one.
-            kwargs: Further arguments of mteb (task, split, prompt, batch size), which change nothing.
+            show_progress_bar: Show a progress bar.
+            kwargs: Further arguments of mteb (task, split, prompt, batch size), which are ignored.
 
         Raises:
             InputError: If a batch has no audio, or audio that cannot be embedded.

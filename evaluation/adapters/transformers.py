@@ -54,9 +54,9 @@ class FrameGrid:
     window_frames: int
     """Frames of the longest window."""
     span: int
-    """What one frame reads; of a network with windows of one length: what a whole window reads."""
+    """Samples that one frame reads; for a network with windows of one length, samples of a whole window."""
     fixed: bool
-    """Whether the network takes windows of one length only, to which shorter audio is filled up."""
+    """Whether the network takes windows of one length only; shorter audio is padded to it."""
 
     def count(self, samples: int) -> int:
         """Return the number of frames of an audio; at least 1."""
@@ -133,7 +133,7 @@ class TransformersEncoder(nn.Module):
         return torch.cat(found, dim=1)
 
     def _features(self, clips: Tensor) -> Tensor:
-        """Return what the feature extractor makes of clips (batch, samples) of one length."""
+        """Return the feature extractor's output for clips (batch, samples) of one length."""
         arrays = list(clips.cpu().numpy())
         features = self.extractor(arrays, sampling_rate=self.sample_rate, return_tensors="pt")
         found: Tensor = features[self.extractor.model_input_names[0]]

@@ -1,4 +1,4 @@
-"""A model under X-ARES (`xares`), which is not imported here."""
+"""A model for X-ARES (`xares`), which is not imported here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hear_m2d.model.timestamps import frame_step
 from hear_m2d.utils.errors import InputError
 
 SOUNDFILE_SUFFIXES = ("flac", "mp3", "ogg", "wav")
-"""What webdataset takes for audio and libsndfile can read."""
+"""Suffixes that webdataset treats as audio and libsndfile can read."""
 
 
 class XaresEncoder(nn.Module):
@@ -61,14 +61,14 @@ def decode_with_soundfile(key: str, data: bytes) -> tuple[Tensor, int] | None:
     """Decode a file of a webdataset as ``webdataset.torch_audio`` does, without FFmpeg.
 
     ``webdataset.torch_audio = decode_with_soundfile``, before X-ARES runs, makes it read flac, mp3, ogg and
-    wav by libsndfile: torchaudio 2.9 and newer leave decoding to torchcodec, which needs FFmpeg.
+    wav with libsndfile: torchaudio 2.9 and newer leave decoding to torchcodec, which needs FFmpeg.
 
     Args:
         key: The file's name in the archive.
         data: Its bytes.
 
     Returns:
-        (channels, samples), float32, and the rate in hertz; None for what is no such file.
+        (channels, samples), float32, and the rate in hertz; None for any other file.
     """
     if key.rsplit(".", 1)[-1].lower() not in SOUNDFILE_SUFFIXES:
         return None

@@ -1,1 +1,1 @@
-"""The tasks of HEAR: which there are, how they are downloaded, resampled and checked."""
+"""The tasks of HEAR: list, download, resample and check."""

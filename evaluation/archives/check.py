@@ -1,4 +1,4 @@
-"""Check task folders before hours of embedding: all that would make the official kit fail, or mislead it.
+"""Check task folders before hours of embedding: what would make the official kit fail or score wrongly.
 
 :func:`check_tasks` reads the metadata, the label vocabulary, the splits and the headers of the audio files,
 and returns every finding at once. An *error* makes heareval 2021.1.3 fail or give a wrong score; a *warning*

@@ -45,7 +45,7 @@ def check_labels(task: Path, metadata: Mapping[str, Any], splits: Splits) -> lis
                     findings.append(_unknown_label(split, name, label, vocabulary))
     all_used = set().union(*used.values())
     for text, (read, row) in vocabulary.changed.items():
-        # Where the splits spell the label as pandas does, or not at all, the kit does not stumble over it.
+        # If the splits write the label as pandas does, or do not use it, the kit works.
         report = error if text in all_used else warning
         if read not in all_used:
             message = f"pandas, as the kit uses it, reads {text!r} as {_spell(read)}"
@@ -90,7 +90,7 @@ def _read_vocabulary(task: Path, findings: list[Finding]) -> _Vocabulary:
 
 
 def _csv_rows(text: str) -> Iterator[tuple[int, str]]:
-    """Yield (line number, label) of the rows after the header; empty lines are no rows."""
+    """Yield (line number, label) of the rows after the header; empty lines are skipped."""
     reader = csv.DictReader(io.StringIO(text))
     for row in reader:
         yield reader.line_num, row.get("label") or ""
@@ -164,7 +164,7 @@ def _check_splits(
 def _check_classes(
     metadata: Mapping[str, Any], split: str, used: set[str], known: set[str]
 ) -> Iterator[Finding]:
-    """Find a split with one class, and classes that a scored split lacks where the metric minds it."""
+    """Find a split with one class, and classes that a scored split lacks if the metric needs them."""
     file = f"{split}.json"
     absent = sorted(known - used)
     metric = str((metadata.get("evaluation") or [""])[0])
@@ -182,7 +182,9 @@ def _check_classes(
 
 def _check_last_batch(metadata: Mapping[str, Any], splits: Splits) -> list[Finding]:
     """Find a training set whose last batch has one row, which the kit's batch normalization refuses."""
-    if metadata.get("embedding_type") == "event":  # its rows are timestamps, whose number the model decides
+    if (
+        metadata.get("embedding_type") == "event"
+    ):  # its rows are timestamps: their number depends on the model
         return []
     rows = {split: len(files) for split, files in splits.items()}
     if metadata.get("split_mode") == "trainvaltest":

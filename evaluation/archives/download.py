@@ -1,4 +1,4 @@
-"""Bring tasks into a folder: from the public record, a mirror of it, or archives on this machine."""
+"""Get tasks into a folder: from the public record, a mirror of it, or archives on this machine."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def download_tasks(
 
     Raises:
         InputError: A name is unknown, or the disk has too little space.
-        WorkFailedError: A task could not be brought; the others were.
+        WorkFailedError: A task could not be downloaded; the others were.
     """
     tasks = select_tasks(names)
     wanted = [task for task in tasks if not _is_there(folder / task.directory, rate)]
@@ -128,7 +128,7 @@ def _check_free(folder: Path, needed: float, what: str) -> None:
 
 @contextmanager
 def _workplace(folder: Path) -> Iterator[Path]:
-    """Yield the hidden folder of a download, which one process at a time holds; remove it if it is empty."""
+    """Yield the hidden folder of a download, locked for one process; remove it if it is empty."""
     place = folder / WORKPLACE
     with lock_folder(place):
         try:
@@ -139,7 +139,7 @@ def _workplace(folder: Path) -> Iterator[Path]:
 
 
 def _run_all(jobs: Sequence[Callable[[], None]]) -> None:
-    """Run each job; the failure of one does not keep the others from running."""
+    """Run each job, also after another job failed."""
     failures = []
     for job in jobs:
         try:

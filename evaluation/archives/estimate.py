@@ -18,7 +18,7 @@ from hear_m2d.evaluation.archives.folder import METADATA, VOCABULARY, read_json_
 
 FLOAT_BYTES = 4
 CLIP_BYTES = 3 * 4096
-"""Per clip: what small files of embeddings, labels and timestamps take on a disk beyond their content."""
+"""Per clip: disk space of the small files of embeddings, labels and timestamps beyond their content."""
 EVENT_ROW_BYTES = 200
 """Per timestamp: its names and labels as JSON and pickle."""
 ROW_MEMORY_BYTES = 400
@@ -48,7 +48,7 @@ class Estimate:
     """Embeddings: clips, or timestamps."""
     disk_bytes: int
     memory_bytes: int
-    """Of the prediction stage's data; the programs take 0.6 GB more."""
+    """Memory of the prediction stage's data; the programs need 0.6 GB more."""
 
 
 def size_of_task(task: Task) -> TaskSize:

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resampled:
-    """What became of one task."""
+    """Result for one task."""
 
     task: str
     source_rate: int
@@ -67,7 +67,7 @@ def resample_tasks(
         One entry per task.
 
     Raises:
-        InputError: The rate is none of HEAR's, or a task has no rate that is complete.
+        InputError: HEAR does not have this rate, or a task has no rate that is complete.
         WorkFailedError: A file cannot be read.
     """
     if rate not in RATES:
@@ -112,7 +112,7 @@ def _resample(task: Path, source: int, rate: int, jobs: int) -> Resampled:
         return _resample_file(task / str(source) / name, partial / name, rate)
 
     with lock_folder(task):
-        if target.exists() and not partial.exists():  # incomplete: what is there is kept
+        if target.exists() and not partial.exists():  # incomplete: existing files are kept
             target.rename(partial)
         waiting = compare_files(partial, splits, rate).missing
         audio_s = 0.0

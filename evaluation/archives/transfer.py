@@ -1,9 +1,9 @@
 """One file over HTTP: resumed with range requests, retried, and checked against its size and MD5.
 
-What was tried for the HTTP: pooch starts at the first byte again after each failure; fsspec gives up when a
-connection breaks and reports 429 and 503 as a missing file; both take a file that the server cuts short for
-whole. ``requests`` gives the status and the headers that the rules below need; urllib3 beneath it compares
-the number of bytes with the promised length and parses ``Retry-After``.
+Other libraries were tried. pooch starts again at the first byte after each failure. fsspec stops when a
+connection breaks, and reports 429 and 503 as a missing file. Both accept a file that the server cut short.
+``requests`` gives the status and the headers that the rules below need; urllib3, which it uses, compares the
+number of bytes with the announced length and parses ``Retry-After``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CHUNK = 2**14  # bytes; what came of a chunk is lost when the connection breaks
-TIMEOUT_S = (30, 60)  # to connect, and without a single byte
+CHUNK = 2**14  # bytes; an incomplete chunk is lost when the connection breaks
+TIMEOUT_S = (30, 60)  # seconds to connect, and seconds without a byte
 MAX_FAILURES = 8  # in a row, without a new byte
 FIRST_WAIT_S = 1.0  # doubled after each failure in a row
 LONGEST_WAIT_S = 600.0
@@ -84,7 +84,7 @@ def find_damage(path: Path, *, size: int | None, md5: str | None) -> str:
 
 
 def _fetch_bytes(remote: RemoteFile, part: Path) -> None:
-    """Request the file, or what is missing of it, until all of it is there."""
+    """Request the file, or the missing part, until it is complete."""
     import requests
 
     breaks = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
@@ -174,7 +174,7 @@ def _size(path: Path) -> int:
 
 
 def _innermost(error: BaseException) -> str:
-    """Return the innermost cause of an error of requests: what wraps it repeats the address."""
+    """Return the innermost cause of an error of requests; the outer errors repeat the address."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return f"{type(error).__name__}: {error}"

@@ -17,7 +17,7 @@ _DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipF
 
 
 class ArchiveError(InputError):
-    """An archive that is damaged, hostile, or not one of tasks."""
+    """An archive that is damaged, hostile, or without tasks."""
 
 
 def unpack(archive: Path, folder: Path, *, scratch: Path) -> list[Path]:

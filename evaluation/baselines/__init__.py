@@ -1,1 +1,1 @@
-"""What a pretrained network must beat, as HEAR modules: the untrained network and log-mel statistics."""
+"""Baselines as HEAR modules: the untrained network and log-mel statistics."""

@@ -3,8 +3,8 @@
     hear-m2d evaluate --module hear_m2d.evaluation.baselines.untrained --model checkpoint.safetensors \
         --model-options '{"seed": 1}' --tasks-dir tasks --out scores
 
-Front end, statistics, windows and timestamps are those of the checkpoint; only the weights differ. What a
-pretrained network scores above it is what pretraining gave.
+Front end, statistics, windows and timestamps are those of the checkpoint; only the weights differ. The
+difference to a pretrained network's score is the gain from pretraining.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Augmentations of fine-tuning, in published order: mixup, log-mel, standardization, stripes, resize crop.
 
-Everything is drawn from the generator that is given, which a run makes from (seed, step).
+All random numbers come from the given generator, which a run makes from (seed, step).
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ def mix_log_mels(x: Tensor, partner: Tensor, shares: Tensor) -> Tensor:
 def mask_stripes(x: Tensor, frequency: int, time: int, rng: np.random.Generator) -> Tensor:
     """Return the batch with one stripe of mel bins and one of frames set to 0, the same in each clip.
 
-    Source: SpecAugment (Park et al., 2019), as published: a width from U(0, the most), then a start.
+    Source: SpecAugment (Park et al., 2019), as published: a width from U(0, maximum), then a start.
 
     Args:
         x: Standardized log-mel, (clips, 1, mels, frames).
-        frequency: Most bins of the stripe.
-        time: Most frames of the stripe.
+        frequency: Maximum number of bins of the stripe.
+        time: Maximum number of frames of the stripe.
         rng: What draws.
     """
     x = x.clone()

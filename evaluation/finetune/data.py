@@ -39,7 +39,7 @@ class Waveforms:
         Args:
             batches: Rows of the set.
             epoch: A training crop is a function of (seed, epoch, row); None cuts valid clips at a fixed
-                random place and test clips at their beginning.
+                random position and test clips at their beginning.
 
         Raises:
             InputError: A file does not decode.

@@ -1,4 +1,4 @@
-"""What fine-tuning reports: means over folds, then over seeds, of the last and of the best epoch."""
+"""The report of fine-tuning: means over folds, then over seeds, of the last and of the best epoch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def summary(
         labeled: The set.
         recipe: Its recipe's name.
         settings: The recipe.
-        model: What was fine-tuned.
+        model: Description of the fine-tuned model.
     """
     seeds = list(dict.fromkeys(run["seed"] for run in runs))
     scores: dict[str, Any] = {}

@@ -8,7 +8,7 @@ metrics.jsonl             one line per epoch
 state-<step>.safetensors  weights, optimizer and step, to continue from
 best.safetensors          the classifier of the best epoch
 checkpoint.safetensors    the classifier of the last epoch
-result.json               both scores; its presence says that the run is whole
+result.json               both scores; it exists only if the run is complete
 """
 
 from __future__ import annotations
@@ -125,10 +125,10 @@ def finetune_run(
         out: The run's folder.
         labeled: The clips.
         splits: Which clips train, choose and test.
-        recipe: How.
+        recipe: How to train.
         seed: Of the head, the order and all augmentation.
         model_path: What ``load_model`` takes.
-        device: Where.
+        device: Where to train.
         tick: Called with the number of steps done.
 
     Returns:
@@ -295,7 +295,7 @@ class _Run:
         model.config = before
 
     def _finish(self, states: States, lines: list[dict[str, Any]]) -> dict[str, Any]:
-        best = max(lines, key=lambda line: line["score"])  # of equals the first
+        best = max(lines, key=lambda line: line["score"])  # of equal scores the first
         last_score = self._score(self.splits.test)
         self._save("checkpoint.safetensors", self.recipe.epochs)
         best_score = best["score"]
@@ -314,7 +314,7 @@ class _Run:
             "best": {"epoch": best["epoch"], "score": best_score, "selection_score": best["score"]},
         }
         write_json(self.out / "result.json", result)
-        for step in states.steps():  # they are large, and nothing continues from them
+        for step in states.steps():  # they are large, and not needed any more
             states.path(step).unlink()
         return result
 

@@ -1,4 +1,4 @@
-"""What the official HEAR packages need on a current Python, supplied at run time and undone afterwards.
+"""Repairs that the official HEAR packages need on a current Python, made at run time and undone afterwards.
 
 heareval 2021.1.3 and hearvalidator 2021.0.6 run unmodified. Each repair below is one small context manager
 with a name. It is made only around an official tool and undone when the tool ends; nothing here happens on
@@ -40,7 +40,7 @@ AGED_WARNINGS = (
 
 @contextmanager
 def aged_warnings() -> Iterator[None]:
-    """N1: hide the warnings that only show how old the packages are."""
+    """N1: hide warnings that are only caused by the age of the packages."""
     with warnings.catch_warnings():
         for message in AGED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
@@ -69,7 +69,7 @@ def tensorflow_stand_in() -> Iterator[None]:
     stand_in: Any = types.ModuleType("tensorflow")
     stand_in.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)  # find_spec() raises without one
     stand_in.__version__ = "0.0.0+stand-in"
-    stand_in.Module = type("Module", (), {})  # only ever the second argument of isinstance
+    stand_in.Module = type("Module", (), {})  # used only as the second argument of isinstance
     stand_in.test = types.SimpleNamespace(is_gpu_available=lambda *args, **kwargs: False)
     with _in_sys_modules("tensorflow", stand_in):
         try:
@@ -236,7 +236,7 @@ def repaired(tool: str, *, without: Collection[str] = ()) -> Iterator[None]:
 
 
 def check_names(tool: str, without: Collection[str] = ()) -> None:
-    """Raise an InputError that names the nearest known ones if the tool or a repair is unknown."""
+    """Raise an InputError with the nearest known names if the tool or a repair is unknown."""
     if tool not in (tools := {name for repair in REPAIRS for name in repair.tools}):
         raise InputError(unknown_name("tool", tool, tools))
     for name in without:

@@ -1,7 +1,7 @@
 """Score a model on HEAR tasks with the official harness: resumable, several tasks at once.
 
 :func:`evaluate` runs each task of a plan in a process of its own (:mod:`hear_m2d.evaluation.hear.worker`), on
-this machine or on a Ray cluster, and gathers what the official tools leave into ``results.json``.
+this machine or on a Ray cluster, and gathers the results of the official tools into ``results.json``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def evaluate(
         plan: From :func:`~hear_m2d.evaluation.hear.plan.make_plan`, if it is made already.
 
     Returns:
-        The content of ``results.json``, as written. A task that failed says so in its ``status``.
+        The content of ``results.json``, as written. A failed task has the ``status`` ``failed``.
 
     Raises:
         InputError: As ``make_plan``. `out` is not claimed then: the corrected call may name it again.

@@ -1,4 +1,4 @@
-"""What an evaluation has to do: every check of model, tasks, output folder and disk, before any work."""
+"""The plan of an evaluation: every check of model, tasks, output folder and disk, before any work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hear_m2d.evaluation.archives.estimate import TaskSize
 
 EMBEDDED = "embeddings"
-PROGRAMS_BYTES = 1_500_000_000  # of one process: torch, Lightning, the kit and a small model; measured
+PROGRAMS_BYTES = 1_500_000_000  # bytes of one process (torch, Lightning, the kit and a small model), measured
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def log_progress(task: str, text: str) -> None:
 
 @dataclass
 class Plan:
-    """What is left to do of an evaluation, with all checks passed."""
+    """The work that is left in an evaluation; all checks have passed."""
 
     settings: Evaluation
     record: RunRecord
@@ -55,7 +55,7 @@ class Plan:
     changed: set[str] = field(default_factory=set)
     """Tasks that were changed after they were embedded, and are embedded again."""
     model: Mapping[str, Any] = field(default_factory=dict)
-    """What the loaded model tells of itself; empty where nothing is left."""
+    """Description of the loaded model; empty if no work is left."""
     disk_bytes: dict[str, int] = field(default_factory=dict)
     memory_bytes: dict[str, int] = field(default_factory=dict)
     """Of each task that is left; memory of its own process."""
@@ -152,7 +152,7 @@ def make_job(plan: Plan, task: str, *, log: Path) -> Job:
 
 
 def _load_model(plan: Plan) -> dict[str, Any]:
-    """Load the model once, in a process of its own, for what must be known before any task starts."""
+    """Load the model once, in a separate process, to get its sizes and sample rate before any task starts."""
     settings = plan.settings
     (environment, *_) = job_environments(dataclasses.replace(settings, device="cpu", jobs=1))
     with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +162,7 @@ def _load_model(plan: Plan) -> dict[str, Any]:
     if event["event"] == "model":
         return event
     if event["kind"] in {"InputError", "FileNotFoundError"}:
-        raise InputError(event["error"])  # a sentence of its own
+        raise InputError(event["error"])  # the message is a complete sentence
     kind = "" if event["kind"] in {"", "ValueError", "ModuleNotFoundError"} else f"{event['kind']}: "
     failure = WorkFailedError if not event["kind"] else InputError  # without a kind, the process died
     raise failure(f"{settings.module} could not be loaded: {kind}{event['error']}")

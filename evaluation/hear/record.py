@@ -1,8 +1,8 @@
-"""The folder of one evaluation: whose it is, which tasks it has seen, and its ``results.json``.
+"""The output folder of one evaluation: its identity, its tasks, and its ``results.json``.
 
 The kit does not distinguish checkpoints: in a folder with the embeddings of one it would score them again
-under another's name. A folder therefore belongs to one checkpoint with one set of options; it is claimed once
-the model is loaded and the tasks fit it, so that a refused call leaves no more than its log.
+under another's name. A folder therefore belongs to one checkpoint with one set of options; it is claimed when
+the model is loaded and the tasks fit it, so that a refused call leaves only its log.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class RunRecord:
 
     def _look(self) -> None:
         """Compare the folder with this evaluation, and read what an earlier call recorded."""
-        known = folder_owner(self.out, RECORD, ignore=(LOGS,))  # a refused call may leave its log
+        known = folder_owner(self.out, RECORD, ignore=(LOGS,))  # a refused call may leave a log
         if known is None:
             return
         if not set(known) >= KEYS:

@@ -1,4 +1,4 @@
-"""Is what the official HEAR tools need installed, in versions that work? If not: the line to type.
+"""Check that what the official HEAR tools need is installed; if not, the error has the line to type.
 
 The metadata of the two official packages requires what no current Python can install, so they are installed
 with ``--no-deps``. What they really need is the extra ``evaluation``, which is checked here.
@@ -19,7 +19,7 @@ INSTALL_HEAREVAL = f"python -m pip install --no-deps {HEAREVAL}"
 INSTALL_HEARVALIDATOR = f"python -m pip install --no-deps --ignore-requires-python {HEARVALIDATOR}"
 INSTALL_EVALUATE = f"{INSTALL_EXTRA} && {INSTALL_HEAREVAL}"
 
-REPAIRED = {"setuptools", "nvidia-ml-py"}  # run-time repairs R7 and R4 supply what is used of these
+REPAIRED = {"setuptools", "nvidia-ml-py"}  # run-time repairs R7 and R4 replace these
 
 
 def package_version(package: str) -> str | None:

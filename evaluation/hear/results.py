@@ -1,4 +1,4 @@
-"""`results.json`: what the official harness printed, gathered into one strict file.
+"""`results.json`: the output of the official harness in one strict JSON file.
 
 No number is computed here that the official code did not print, except the mean and the standard
 deviation over folds where it prints none. A number that is not finite becomes null and is named in the
@@ -34,8 +34,8 @@ def read_finished(
         folder: The task's folder of embeddings, in which the harness leaves its files.
         out: The folder of `results.json`; the path of the raw file is given relative to it.
         metric: The task's primary metric.
-        measured: What only the process that ran the task knows: fields of an earlier entry, or of its last
-            event.
+        measured: Times and memory, which only the task's process knows: fields of an earlier entry, or of its
+            last event.
 
     Returns:
         One entry of ``tasks`` in `results.json`.
@@ -95,7 +95,7 @@ def failed(
 
 
 def _alteration(folder: Path) -> dict[str, str]:
-    """Say how a task differs from HEAR's task of that name, from what the harness copied of it."""
+    """Return how a task differs from HEAR's task of that name, from the harness's copy of its metadata."""
     metadata = folder / "task_metadata.json"
     if task_of_directory(folder.name) is None or not metadata.is_file():
         return {}
@@ -106,12 +106,12 @@ def _alteration(folder: Path) -> dict[str, str]:
 
 
 def is_embedded(folder: Path) -> bool:
-    """Say whether the embeddings runner finished here; if not, it will begin anew."""
+    """Return whether the embeddings runner finished here; if not, it starts again."""
     return (folder / EMBEDDED).is_file()
 
 
 def is_finished(folder: Path) -> bool:
-    """Say whether both official tools left their done files, and the scores are there."""
+    """Return whether both official tools wrote their done files, and the scores exist."""
     return all((folder / name).is_file() for name in (EMBEDDED, PREDICTED, RAW))
 
 
@@ -152,7 +152,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _scores(values: Mapping[str, Any], fold: str, notes: list[str]) -> dict[str, float | None]:
-    """Take a fold's metrics by name; what is not finite is null and noted."""
+    """Return a fold's metrics by name; a value that is not finite becomes null and is recorded."""
     scores: dict[str, float | None] = {}
     for key, value in values.items():
         name = key.removeprefix(PREFIX)
@@ -165,7 +165,7 @@ def _scores(values: Mapping[str, Any], fold: str, notes: list[str]) -> dict[str,
 
 
 def _over_folds(overall: Mapping[str, Any], notes: list[str]) -> dict[str, float | None]:
-    """Take mean and deviation over folds: ``metric`` and ``metric_std``."""
+    """Return mean and deviation over folds: ``metric`` and ``metric_std``."""
     scores: dict[str, float | None] = {}
     for key, value in overall.items():
         name, _, kind = key.removeprefix(PREFIX).rpartition("_")

@@ -1,4 +1,4 @@
-"""What one evaluation is: the model, the tasks, the harness's grid, the devices."""
+"""Settings of one evaluation: the model, the tasks, the harness's grid, the devices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PUBLISHED_GRID = ("default", 8)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is scored, on what, and where the results go."""
+    """The model to score, the tasks, and where the results go."""
 
     tasks_dir: Path
     """The folder whose sub-folders are tasks."""

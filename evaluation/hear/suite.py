@@ -1,4 +1,4 @@
-"""Many tasks, on this machine or a Ray cluster: each in a process of its own, which may die."""
+"""Run many tasks, on this machine or a Ray cluster, each in a separate process that may crash."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from hear_m2d.utils.errors import MissingPackageError
 INSTALL_RAY = "python -m pip install 'hear-m2d[ray]'"
 MAX_TRIES = 3  # of a task whose machine dies
 FINAL = {"done", "failed", "model"}
-"""The last event of a process is one of these."""
+"""The possible last events of a process."""
 Event = dict[str, Any]
 
 
@@ -120,7 +120,7 @@ def run_worker(
     try:
         with suppress(BrokenPipeError):  # it died at once: the log says why
             process.stdin.write(json.dumps(job.content) + "\n")
-            process.stdin.flush()  # and stays open: the process ends when this one does
+            process.stdin.flush()  # it stays open: the process ends when this one ends
         for line in process.stdout:
             last = json.loads(line)
             yield last
@@ -187,7 +187,7 @@ def run_jobs_on_ray(
 
 
 def run_to_the_end(job: Job, environment: Mapping[str, str]) -> Event:
-    """Run one worker process on this machine and return its last event."""
+    """Run one worker process on this machine, and return its last event."""
     *_, last = run_worker(job, environment)
     return last
 

@@ -1,9 +1,9 @@
 """The process in which one task is scored by the official embeddings and predictions runners.
 
 Started by :mod:`hear_m2d.evaluation.hear.suite`, with the job as a line of JSON on standard input. Without a
-task it only loads the model and describes it. What the official tools print goes to standard error; JSON
-objects, one per line, on standard output report how far it is. It ends when its standard input is closed:
-then the process that started it is gone.
+task it only loads the model and describes it. The output of the official tools goes to standard error. JSON
+objects on standard output, one per line, report the progress. The process ends when its standard input is
+closed, which means that the process that started it has ended.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
         job["folder"]
     )  # a HEAR module in the user's working directory, after everything installed
     output = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what the official tools print
+    os.dup2(2, 1)  # output of the official tools
 
     def report(event: str, **fields: Any) -> None:
         output.write(json.dumps({"event": event, **fields}) + "\n")
@@ -57,13 +57,13 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    while os.read(0, 4096):  # not sys.stdin.read(): Python could not end while that waits
+    while os.read(0, 4096):  # not sys.stdin.read(): Python could not exit while it waits
         pass
     os._exit(1)
 
 
 def describe_model(job: dict[str, Any]) -> dict[str, Any]:
-    """Load the model once, and return what must be known before any task starts."""
+    """Load the model once, and return its sizes and sample rate, which are needed before any task starts."""
     import torch
 
     from hear_m2d.evaluation.hear.module import check_module
@@ -115,7 +115,7 @@ def score_task(job: dict[str, Any], report: Report) -> dict[str, Any]:
 
 
 def _report_trainings(task_name: str, report: Report) -> None:
-    """Pass on which training the kit is at: it logs this under the task's name."""
+    """Report the number of the kit's current training, which the kit logs under the task's name."""
 
     class Trainings(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

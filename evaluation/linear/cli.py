@@ -193,7 +193,7 @@ def linear(
     TASKS are HEAR scene tasks, CSV files (file, label, split or fold), or data sets with their root folder:
     esc50=ROOT, us8k=ROOT, spcv2=ROOT, vc1=ROOT, nsynth=ROOT; with --split-csv also cremad, gtzan, voxforge
     and surge. One linear layer, seeds 42, 43 and 44 with their 95 % interval, and kNN beside it. The quick
-    look is `hear-m2d probe`.
+    check is `hear-m2d probe`.
     """
     from hear_m2d.evaluation.linear.run import report_dry_run, run_linear
     from hear_m2d.utils.device import pick_device

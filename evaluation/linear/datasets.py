@@ -23,7 +23,7 @@ Kind = Literal["multiclass", "multilabel"]
 Splits = Literal["given", "folds", "ours"]
 SPLITS = ("train", "valid", "test")
 MIN_FOLDS = 3
-# Where a set has no splits: of five clips of a class three are for training, one to choose, one to test.
+# Splits of a set without its own: of five clips of a class, three train, one validates, one tests.
 OUR_PATTERN = ("train", "test", "valid", "train", "train")
 
 
@@ -51,11 +51,11 @@ class LabeledSet:
     Attributes:
         name: Of the folder, the file or the data set.
         kind: One class per clip, or any number.
-        classes: In their order.
-        clips: In their order.
-        splits: ``given`` (train, valid and test), ``folds``, or ``ours``: train, valid and test made here.
+        classes: Class names, in the order of the labels.
+        clips: All clips of the set.
+        splits: ``given`` (train, valid and test), ``folds``, or ``ours`` (train, valid and test made here).
         total: Clips before some were left out.
-        notes: Sentences on what was decided here.
+        notes: Sentences about decisions made here.
         unit_s: Seconds that every clip is cut or padded to; None takes whole clips.
         published: Name of the data set in the papers' tables; empty for any other set.
     """
@@ -144,7 +144,7 @@ def checked(labeled: LabeledSet, source: object) -> LabeledSet:
 
     Args:
         labeled: The set.
-        source: What the errors call it.
+        source: Its name in errors.
 
     Raises:
         FileNotFoundError: A part of the audio does not exist.
@@ -280,15 +280,15 @@ def split_set(
     notes: Sequence[str] = (),
     **fields: Any,
 ) -> LabeledSet:
-    """Return a set of clips whose ``split`` fields are as a column of that name has them.
+    """Return a set of clips whose ``split`` fields come from a column.
 
     Args:
         clips: With their labels.
         kind: One class per clip, or any number.
         name: Of the set.
-        source: What errors call it.
+        source: Its name in errors.
         split: Name of the column, ``fold`` for folds of any name; None makes the splits here.
-        notes: Sentences on what was decided.
+        notes: Sentences about decisions.
         fields: Other fields of :class:`LabeledSet`.
 
     Raises:

@@ -1,6 +1,6 @@
 """Scene embeddings of a labeled set by any HEAR module, kept on disk in parts; parts that exist are read.
 
-The folder's name is a digest of everything that the embeddings follow from: the weights, the options, and the
+The folder's name is a digest of everything that the embeddings depend on: the weights, the options, and the
 files' names, sizes and dates.
 """
 
@@ -218,7 +218,7 @@ def cache_key(model: HearModel | Embedder, labeled: LabeledSet) -> str:
 
 
 def weights_digest(model: HearModel) -> str:
-    """Return a SHA-256 of all that a model's embeddings follow from except the audio."""
+    """Return a SHA-256 of everything that a model's embeddings depend on, except the audio."""
     config = {name: value for name, value in model.config.to_json().items() if name != "training"}
     settings = {"hear_m2d": version("hear-m2d"), "config": config, "options": asdict(model.options)}
     total = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

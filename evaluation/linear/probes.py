@@ -45,15 +45,15 @@ class ProbeResult:
     Attributes:
         task: The set's name.
         metric: ``accuracy``, or ``mAP``: mean average precision over the classes that the test clips have.
-        knn: Score of the nearest neighbors, mean over folds; None where they were not asked for.
-        linear: Score of the logistic regression, mean over folds; None where it was not asked for.
+        knn: Score of the nearest neighbors, mean over folds; None if not requested.
+        linear: Score of the logistic regression, mean over folds; None if not requested.
         majority: Score of always answering the most frequent training class; for mAP the mean share of a
             class among the test clips.
         strength: The C that was chosen.
         clips: Number of clips.
         classes: Number of classes.
         splits: ``given``, ``folds`` or ``ours``.
-        notes: Sentences on what was decided.
+        notes: Sentences about decisions.
     """
 
     task: str
@@ -79,8 +79,8 @@ def probe(
     """Score embeddings on a labeled set.
 
     Both probes see embeddings that are standardized with the training clips' mean and deviation, feature by
-    feature. The neighbors are looked for among all clips outside the test; where the splits are ours, among
-    all other clips. Each fold is the test once; the fold after it chooses C in the first round, as in HEAR.
+    feature. The neighbors come from all clips outside the test; if the splits are ours, from all other
+    clips. Each fold is the test once; the fold after it chooses C in the first round, as in HEAR.
 
     Args:
         embeddings: (clips, features), in the set's order.
@@ -236,8 +236,8 @@ def regression_score(x: Array, y: Labels, one: Round, c: float | None = None) ->
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    # Rotated into the space of the training clips, where those are fewer than the features: the penalty
-    # keeps the weights in that space, so that the regression is the same and sooner done.
+    # Rotated into the space of the training clips if there are fewer clips than features. The penalty keeps
+    # the weights in that space, so that the result is the same and the computation faster.
     rotate = PCA(svd_solver="full") if len(one.train) < x.shape[1] else "passthrough"
     prepare = make_pipeline(StandardScaler(), rotate).fit(np.asarray(x[one.train], np.float64))
     regression: Any = LogisticRegression(max_iter=1000)

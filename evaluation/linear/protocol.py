@@ -61,7 +61,7 @@ class LinearResult:
         ci95: Half width of the 95 % interval over the seeds (Student's t); None with one seed.
         runs: One object per seed: ``seed``, ``score`` (mean over folds) and ``folds``, each with its name,
             score, validation score and epochs.
-        notes: Sentences on what was decided.
+        notes: Sentences about decisions.
     """
 
     task: str

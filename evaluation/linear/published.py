@@ -1,4 +1,4 @@
-"""Published figures of linear evaluation and fine-tuning, beside which measured ones are put."""
+"""Published figures of linear evaluation and fine-tuning, for comparison with measured ones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def comparison(
         task: Data set; empty for one that no paper reports.
         name: Of the measured model.
         score: Measured, between 0 and 1.
-        ci: Half width of its interval, likewise.
+        ci: Half width of its interval, between 0 and 1.
     """
     rows = published(protocol, task)
     if not rows:

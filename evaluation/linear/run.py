@@ -43,7 +43,7 @@ def run_linear(
         sets: The labeled sets.
         embedder: The model.
         embed: Returns a set's embeddings.
-        model: What the JSON says of the model; ``name`` is also the report's.
+        model: Description of the model for the JSON; ``name`` is also used in the report.
         rate: Learning rate.
         seeds: One run each.
         device: Where the layers are trained.
@@ -112,7 +112,7 @@ def run_linear(
 def report_dry_run(
     sets: Sequence[LabeledSet], embedder: Embedder, *, cache: Path, rate: float, seeds: Sequence[int]
 ) -> list[str]:
-    """Return the lines that say what :func:`run_linear` would compute."""
+    """Return lines that describe what :func:`run_linear` would compute."""
     lines = [f"rate {rate:g}, {embedder.size} features at {embedder.sample_rate} Hz, cache {cache}"]
     for labeled in sets:
         folder = cache / cache_key(embedder, labeled)

@@ -1,4 +1,4 @@
-"""Runs against the leaderboard: ranks, normalized scores, and marks for what cannot be compared."""
+"""Runs compared with the leaderboard: ranks, normalized scores, marks for scores that cannot be compared."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Row:
     run_marks: tuple[str, ...]
     """How the harness's settings differ from those of published scores."""
     task_marks: tuple[str, ...]
-    """What differs from the published task, or why there is no score."""
+    """Differences from the published task, or the reason for a missing score."""
     seconds: float | None
     peak_memory_bytes: int | None
 
@@ -38,7 +38,7 @@ class Row:
 
     @property
     def rank(self) -> int | None:
-        """Return the place among the leaderboard's entries and this score."""
+        """Return the rank of this score among the leaderboard's entries."""
         return None if self.column is None or self.score is None else self.column.rank(self.score)
 
     @property
@@ -138,7 +138,7 @@ def _row(run: Run, task: TaskScore, column: Column | None, marks: list[str]) -> 
 
 
 def _merge(parts: Sequence[TaskScore]) -> TaskScore:
-    """Make one task of the two Beehive folders: the mean of their scores."""
+    """Combine the two Beehive folders into one task with the mean of their scores."""
     scores = [part.score for part in parts if part.score is not None]
     seconds = [part.seconds for part in parts if part.seconds is not None]
     memory = [part.peak_memory_bytes for part in parts if part.peak_memory_bytes is not None]
@@ -157,7 +157,7 @@ def _merge(parts: Sequence[TaskScore]) -> TaskScore:
 
 
 def _unknown(folder: str, known: Collection[str]) -> list[str]:
-    """Say that a folder is not a task of HEAR 2021, and which one it may have been made from."""
+    """Return a note that a folder is not a task of HEAR 2021, and which task it may have been made from."""
     stem = folder.partition("-")[0]
     same = [name for name in known if name.partition("-")[0] == stem]
     near = same or difflib.get_close_matches(folder, known, n=1, cutoff=0.8)

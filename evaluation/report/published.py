@@ -16,7 +16,7 @@ from hear_m2d.evaluation.archives.catalog import all_tasks
 
 LEADERBOARD, PAPERS = "hear2021_leaderboard.csv", "published_hear.csv"
 CHALLENGE = "HEAR 2021"
-"""What the leaderboard calls the entries of the challenge; later ones have a date."""
+"""The leaderboard's name for entries of the challenge; later entries have a date."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Column:
     """From the highest score to the lowest."""
 
     def rank(self, score: float) -> int:
-        """Return the place that a score takes among the entries; a tie shares the better place."""
+        """Return the rank of a score among the entries; equal scores share the better rank."""
         return 1 + sum(figure.score > score for figure in self.figures)
 
     def normalized(self, score: float) -> float:

@@ -30,7 +30,7 @@ class TaskScore:
     folds: tuple[float, ...]
     error: str
     altered: str
-    """What differs from the published task; empty if nothing is known to."""
+    """Differences from the published task; empty if none is known."""
     seconds: float | None
     peak_memory_bytes: int | None
 

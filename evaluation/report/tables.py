@@ -44,7 +44,7 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Cell:
-    """What is shown, what it is sorted by, and more on hover."""
+    """The shown text, the sort key, and the text on hover."""
 
     text: str
     value: float | str | None = None
