@@ -64,6 +64,13 @@ def validate(model: str | None, module: str, options: dict[str, Any], device: st
 @click.option("--grid", default="default", show_default=True, help="The kit's grid: default, fast, faster.")
 @click.option("--grid-points", default=8, show_default=True, help="How many points of the grid are tried.")
 @click.option(
+    "--in-memory",
+    type=bool,
+    default=True,
+    show_default=True,
+    help="Whether prediction holds all embeddings in memory; false: it reads them from disk.",
+)
+@click.option(
     "--name", default="", help="The model's name in the results; default: the last part of --model."
 )
 @MODULE

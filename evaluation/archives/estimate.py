@@ -94,6 +94,7 @@ def estimate_embeddings(
     timestamp_size: int,
     timestamps_per_second: float,
     grid_points: int = 8,
+    in_memory: bool = True,
 ) -> Estimate:
     """Estimate what the kit needs for a task.
 
@@ -103,6 +104,7 @@ def estimate_embeddings(
         timestamp_size: Dimensions of a timestamp embedding.
         timestamps_per_second: 25 for a hop of 40 ms.
         grid_points: How many trainings the grid search makes.
+        in_memory: Whether the kit holds the embeddings in memory (its default) or reads them from disk.
 
     Returns:
         The estimate. The logs of trainings (:data:`TRAINING_BYTES` each) are not in it.
@@ -122,5 +124,6 @@ def estimate_embeddings(
     else:
         trainings, tested = grid_points + len(rows) - 1, total
         trained = total - min(rows.values(), default=0)
-    kept = (trainings * trained + tested) * (row_bytes + size.classes * FLOAT_BYTES + ROW_MEMORY_BYTES)
-    return Estimate(total, disk, kept + 3 * largest * row_bytes)
+    held_bytes = row_bytes if in_memory else 0
+    kept = (trainings * trained + tested) * (held_bytes + size.classes * FLOAT_BYTES + ROW_MEMORY_BYTES)
+    return Estimate(total, disk, kept + 3 * largest * held_bytes)

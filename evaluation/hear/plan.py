@@ -146,6 +146,7 @@ def make_job(plan: Plan, task: str, *, log: Path) -> Job:
         "embeddings": str(settings.out.absolute() / EMBEDDED),
         "grid": settings.grid,
         "grid_points": settings.grid_points,
+        "in_memory": settings.in_memory,
         "folder": str(Path.cwd()),
     }
     return Job(task, content, log)
@@ -273,6 +274,7 @@ def _estimate(plan: Plan, task: str, size: TaskSize) -> None:
         timestamp_size=plan.model["timestamp_embedding_size"],
         timestamps_per_second=plan.model["timestamps_per_second"] or 0,
         grid_points=plan.settings.grid_points,
+        in_memory=plan.settings.in_memory,
     )
     plan.disk_bytes[task] = need.disk_bytes
     plan.memory_bytes[task] = need.memory_bytes + PROGRAMS_BYTES
@@ -298,8 +300,9 @@ def _check_resources(plan: Plan, progress: Progress) -> None:
     memory = sum(sorted(plan.memory_bytes.values(), reverse=True)[:jobs])
     available = free_memory(torch.device("cpu"))
     if available is not None and memory > available:
+        advice = "; with --in-memory false prediction reads from disk" if settings.in_memory else ""
         progress(
             "",
             f"warning: about {memory / 1e9:.1f} GB of memory are needed (--jobs {jobs}), and "
-            f"{available / 1e9:.1f} GB are free",
+            f"{available / 1e9:.1f} GB are free" + advice,
         )

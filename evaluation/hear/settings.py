@@ -37,6 +37,8 @@ class Evaluation:
     """The harness's grid of hyperparameters: default, fast or faster."""
     grid_points: int = 8
     """How many points of the grid are tried."""
+    in_memory: bool = True
+    """Whether prediction holds the embeddings in memory; without it they are read from disk."""
     device: str | None = None
     """``cpu``, ``cuda`` or ``cuda:N``; None uses all GPUs, or the CPU where there is none."""
     name: str = ""

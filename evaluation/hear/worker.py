@@ -104,6 +104,7 @@ def score_task(job: dict[str, Any], report: Report) -> dict[str, Any]:
     report("stage", stage="prediction")
     _report_trainings(read_task(Path(job["tasks_dir"]) / job["task"]).task_name, report)
     points = ["--grid", job["grid"], "--grid-points", str(job["grid_points"])]
+    points += ["--in-memory", str(job["in_memory"])]
     run_tool(PREDICTIONS, [*points, str(folder)])
     remove_logs(folder)
     peaks["prediction"] = peak_memory()

@@ -21,6 +21,16 @@ def test_maestro_at_40_ms_and_3840_dimensions_takes_8_5_gb_twice() -> None:
     assert need.memory_bytes == pytest.approx(12 * 0.8 * 8.5e9, rel=0.25)
 
 
+def test_maestro_read_from_disk_needs_little_memory() -> None:
+    (task,) = select_tasks(["Maestro 5h"])
+    sizes = {"scene_size": 3840, "timestamp_size": 3840, "timestamps_per_second": 25}
+    in_memory, from_disk = (
+        estimate_embeddings(size_of_task(task), **sizes, in_memory=held) for held in (True, False)
+    )
+    assert from_disk.memory_bytes < in_memory.memory_bytes / 15
+    assert from_disk.disk_bytes == in_memory.disk_bytes
+
+
 def test_fsd50k_at_3840_dimensions() -> None:
     (task,) = select_tasks(["FSD50K"])
     need = estimate_embeddings(

@@ -182,6 +182,19 @@ def test_the_same_jobs_give_the_same_scores_twice_and_two_jobs_those_of_one(
 
 
 @pytest.mark.slow
+def test_embeddings_read_from_disk_give_the_scores_of_those_in_memory(
+    tasks_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    settings = settings_for(tasks_dir, tmp_path / "in_memory", grid="faster")
+    in_memory = evaluate(settings)["tasks"]
+    from_disk = evaluate(replace(settings, out=tmp_path / "from_disk", in_memory=False))["tasks"]
+    assert [entry["scores"] for entry in from_disk] == [entry["scores"] for entry in in_memory]
+    for log in (tmp_path / "from_disk/logs").iterdir():
+        assert "in_memory=False" in log.read_text()
+
+
+@pytest.mark.slow
 def test_a_killed_evaluation_takes_its_processes_with_it_and_the_same_command_continues(
     tasks_dir: Path, tmp_path: Path
 ) -> None:
