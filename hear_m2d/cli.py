@@ -1,4 +1,4 @@
-"""`hear-m2d`: the table of commands, `info`, and what an error prints.
+"""`hear-m2d`: the table of commands, `info`, and the messages of errors.
 
 A command whose packages are missing stays listed in ``--help``, with the line to type. Exit codes: 0 done,
 1 the work itself failed, 2 bad input or usage (one line on standard error).
@@ -20,7 +20,7 @@ from hear_m2d.utils.errors import InputError, WorkFailedError, unknown_name
 from hear_m2d.utils.files import disk_is_full
 from hear_m2d.utils.version import installed_version
 
-# Each command and where it is; a module is imported when its command is used or described.
+# Each command and its module, which is imported when the command is used or described.
 COMMANDS = {
     "convert": "hear_m2d.checkpoint.convert:convert",
     "embed": "hear_m2d.embed.cli:embed",
@@ -98,18 +98,18 @@ def _lines(value: Any) -> list[str]:
     if isinstance(value, dict):
         value = [f"{key}: {item}" for key, item in value.items()]
     lines = map(str, value if isinstance(value, list) else ["none" if value is None else value])
-    # The file's own texts: nothing in them may steer the terminal.
+    # Texts from the file: they must not contain control characters for the terminal.
     return ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines] or ["none"]
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run ``hear-m2d`` and exit: 0 done, 1 the work failed, 2 bad input or usage.
 
-    Only errors that a user or an administrator can mend are reported in one line; see :func:`report`. Any
+    Only errors that a user or an administrator can correct are reported in one line; see :func:`report`. Any
     other exception is a bug and keeps its traceback.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("hear_m2d").setLevel(logging.INFO)  # of other libraries, warnings only
+    logging.getLogger("hear_m2d").setLevel(logging.INFO)  # only warnings of other libraries
     try:
         words = list(sys.argv[1:] if args is None else args) or ["--help"]
         code = cli.main(args=words, prog_name="hear-m2d", standalone_mode=False)

@@ -1,4 +1,4 @@
-"""What a file holds, by its first bytes: a name's suffix proves nothing."""
+"""The format of a file, from its first bytes: a suffix may be wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Format(NamedTuple):
     """A format that is known by its first bytes.
 
     Attributes:
-        name: For sentences.
+        name: Name in messages.
         demuxer: FFmpeg's name for it.
         states_length: Its header states how long the sound is.
     """
@@ -57,7 +57,7 @@ def format_of(head: bytes) -> Format | None:
 
 
 def cut_chunk(file: IO[bytes], kind: Format | None) -> str:
-    """Return which chunk of a WAV, AIFF or CAF file ends behind the end of the file; nothing if none does."""
+    """Return the chunk of a WAV, AIFF or CAF file that ends after the file does; empty if there is none."""
     if kind not in (WAV, AIFF, CAF):
         return ""
     width = 8 if kind is CAF else 4  # bytes of a size
@@ -129,7 +129,7 @@ def is_unknown(size: int) -> bool:
 
 
 def not_audio(head: bytes) -> str:
-    """Return what a file of unknown format seems to hold."""
+    """Return a guess of the content of a file of unknown format."""
     if re.match(rb"\s*(?:<!doctype html|<html|<head)", head, re.IGNORECASE):
         return "it is an HTML page"
     if _TEXT.fullmatch(head):

@@ -1,4 +1,4 @@
-"""MPEG audio frames: all are counted, so that nothing that a header does not mention is lost.
+"""MPEG audio frames: all are counted, because the header may state too few.
 
 ISO 11172-3 and 13818-3. Joined files are separated where a new one begins: at a frame that only states a
 length (``Xing``, ``Info`` or ``VBRI``), or where the rate or the number of channels changes.
@@ -24,7 +24,7 @@ _BITRATES = {  # kilobits per second, by (MPEG 1, layer); index 0 means any cons
 # fmt: on
 _RATES = (44100, 48000, 32000)
 _LARGEST_FREE = 5000  # bytes of a frame in free format
-_SLACK_BYTES = 64  # some writers count their tags
+_SLACK_BYTES = 64  # some encoders count their tags
 _DECODER_DELAY = 529  # samples that every decoder of layer III adds
 
 
@@ -84,7 +84,7 @@ class Mp3Link:
 def mp3_links(data: bytes) -> list[Mp3Link]:
     """Return the streams of an MPEG audio file; none if it holds no frames.
 
-    Bytes before the first frame and after the last one are passed over, and tags anywhere.
+    Tags, bytes before the first frame and bytes after the last one are skipped.
 
     Raises:
         DecodeError: Bytes between frames are not sound, the last frame is cut off, or a stream has fewer
@@ -217,5 +217,5 @@ def _read_info(tag: bytes, link: Mp3Link) -> None:
         position += 4
     position += (100 if flags & 4 else 0) + (4 if flags & 8 else 0)
     lame = int.from_bytes(tag[position + 21 : position + 24], "big")
-    if tag[position : position + 4].isalnum() and lame:  # written by LAME or by one that writes as it does
+    if tag[position : position + 4].isalnum() and lame:  # written by LAME or a compatible encoder
         link.trim = ((lame >> 12) + _DECODER_DELAY, max((lame & 0xFFF) - _DECODER_DELAY, 0))

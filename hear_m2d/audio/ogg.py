@@ -1,7 +1,7 @@
 """Ogg pages: each is checked, chained streams are separated, and Opus is decoded at a sufficient rate.
 
-RFC 3533 (Ogg), RFC 7845 (Opus in Ogg). libsndfile reads only the first stream of a chain, passes over damaged
-pages, and decodes Opus at the rate that its header gives for the encoder's input, which says little.
+RFC 3533 (Ogg), RFC 7845 (Opus in Ogg). libsndfile reads only the first stream of a chain, skips damaged
+pages, and decodes Opus at the header's rate, which describes the input of the encoder only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hear_m2d.audio.types import DecodeError
 
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))  # the bits of each byte, reversed
 _FIRST = 2  # flag of the first page of a stream
-_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)  # at which Opus decodes; the last holds everything
+_OPUS_RATES = (8000, 12000, 16000, 24000, 48000)  # rates at which Opus decodes; the last loses nothing
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Decode with PyAV in a process of its own: a decoder that crashes or hangs costs one file, not the run."""
+"""Decode with PyAV in a separate process: if a decoder crashes or hangs, only one file is lost."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from hear_m2d.audio.sndfile import check_rate
 from hear_m2d.audio.types import DecodeError, Piece
 
 INSTALL = "pip install 'hear-m2d[decoders]'"
-LIMIT_S = 30.0  # without sound; with sound it is
-LIMIT_S_PER_HOUR = 60.0  # more for each hour of it
+LIMIT_S = 30.0  # seconds for a file without sound
+LIMIT_S_PER_HOUR = 60.0  # additional seconds for each hour of sound
 _WORKER = Path(__file__).with_name("pyav_worker.py")
-_idle: dict[int, list[_Worker]] = {}  # by process: a fork must not share them
+_idle: dict[int, list[_Worker]] = {}  # by process id: a forked process must not use them
 
 
 def decode(source: str | os.PathLike[str] | bytes, kind: Format) -> list[Piece]:

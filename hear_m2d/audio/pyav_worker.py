@@ -16,7 +16,7 @@ from typing import IO, Any
 import av
 import numpy as np
 
-# Damage is an error, also where FFmpeg would pass over it.
+# Damage is an error, even where FFmpeg would ignore it.
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 _LENGTH_SLACK_S = 0.15  # of lossy codecs: containers count delay and padding
 _LOSSLESS = ("pcm_", "flac", "alac", "wavpack", "ape", "tta")
@@ -79,7 +79,7 @@ def send(out: IO[bytes], message: dict[str, Any]) -> None:
 def main() -> None:
     """Answer requests until the input ends."""
     requests, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print must not come between the messages
+    os.dup2(2, 1)  # output of libraries must not mix with the messages
     av.logging.set_level(av.logging.PANIC)
     for line in requests:
         request = json.loads(line)

@@ -37,9 +37,9 @@ from hear_m2d.audio.ogg import ogg_links
 from hear_m2d.audio.types import AudioError, DecodeError, Piece, Sound
 
 _MP3_SUFFIXES = (".mp1", ".mp2", ".mp3", ".mpga")
-_MP3_SLACK = 2 * 1152  # samples: the delay and padding of decoders
+_MP3_SLACK = 2 * 1152  # samples: largest delay and padding of decoders
 _SNDFILE = (OGG, FLAC, WAV, AIFF, CAF)  # what libsndfile may be able to decode
-_HEAD = 4096  # bytes from which a format is known
+_HEAD = 4096  # bytes that are read to find the format
 
 
 def read_audio(
@@ -50,7 +50,7 @@ def read_audio(
     Args:
         path: A file in any format of libsndfile, or with ``hear-m2d[decoders]`` of FFmpeg.
         sample_rate: The requested rate, in hertz.
-        content: The file's bytes, if they lie elsewhere (in an archive, in a table): ``path`` is then
+        content: The file's bytes, if it is not on disk (in an archive, in a table): ``path`` is then
             only the name in errors.
 
     Returns:
@@ -65,7 +65,7 @@ def read_audio(
 
 
 def read_sound(path: str | os.PathLike[str], sample_rate: int, *, content: bytes | None = None) -> Sound:
-    """Do what :func:`read_audio` does, and return also the file's own rate and number of channels.
+    """Read as :func:`read_audio`, and also return the file's own rate and number of channels.
 
     Args:
         path: As for :func:`read_audio`.
@@ -98,7 +98,7 @@ def _resampled(audio: NDArray[np.float32], rate: int, sample_rate: int) -> NDArr
     resampled = soxr.resample(audio, rate, sample_rate, quality="HQ")
     if len(resampled) == 0:
         raise DecodeError("empty", f"its {len(audio)} samples at {rate} hertz are none at {sample_rate}")
-    if not np.isfinite(resampled).all():  # by the filter's overshoot
+    if not np.isfinite(resampled).all():  # the filter may overshoot
         raise DecodeError("non-finite", "its samples are too loud to be resampled")
     return np.ascontiguousarray(resampled, dtype=np.float32)
 
@@ -106,13 +106,13 @@ def _resampled(audio: NDArray[np.float32], rate: int, sample_rate: int) -> NDArr
 def _decode(path: str | os.PathLike[str], content: bytes | None, sample_rate: int) -> list[Piece]:
     """Return the sound of a file at its own rate, in pieces if files were joined."""
     if content is None and not stat.S_ISREG(os.stat(path).st_mode) and not Path(path).is_dir():  # noqa: PTH116
-        raise DecodeError("unreadable", "it is not a regular file")  # a pipe might never end
+        raise DecodeError("unreadable", "it is not a regular file")  # reading a pipe might never end
     head = _head(path, content)
     if not head:
         raise DecodeError("empty", "it holds no bytes")
     kind = format_of(head)
     if kind is None and Path(path).suffix.lower() in _MP3_SUFFIXES:
-        kind = MP3  # with other bytes in front
+        kind = MP3  # with other bytes before it
     source = path if content is None else content
 
     def whole() -> bytes:
@@ -156,7 +156,7 @@ def _head(path: str | os.PathLike[str], content: bytes | None) -> bytes:
 
 
 def _either(source: str | os.PathLike[str] | bytes, kind: Format | None) -> list[Piece]:
-    """Decode with libsndfile, or with PyAV what libsndfile cannot read."""
+    """Decode with libsndfile, or else with PyAV."""
     if kind is not None and kind not in _SNDFILE:  # libsndfile takes AAC for MP3
         return pyav.decode(source, kind)
     try:

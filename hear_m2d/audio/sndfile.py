@@ -1,4 +1,4 @@
-"""Decode with libsndfile, and compare what decodes with what the file's header promises."""
+"""Decode with libsndfile, and compare the result with the length that the file's header states."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hear_m2d.audio.formats import is_unknown
 from hear_m2d.audio.types import DecodeError, Piece
 
-_BLOCK = 1 << 20  # values per read: a header that promises too much must not allocate it
+_BLOCK = 1 << 20  # values per read: memory must not depend on a wrong header
 # Sample rates that are accepted, hertz: from slowed-down seismograms to bats. With a header beyond them a
 # short file would be resampled to hours, or need a filter as long as the file.
 RATES = (100, 10_000_000)
@@ -26,7 +26,7 @@ _SHORT_DATA = re.compile(
     re.MULTILINE,
 )
 _FRAMES = re.compile(r"^\s*Frames\s*:\s*(\d+)", re.MULTILINE)
-_SLACK_BYTES = 64  # some writers count their header as sound
+_SLACK_BYTES = 64  # some encoders count their header as sound
 
 
 def decode(source: str | os.PathLike[str] | bytes, *, least: int | None = None) -> Piece:
@@ -34,7 +34,7 @@ def decode(source: str | os.PathLike[str] | bytes, *, least: int | None = None) 
 
     Args:
         source: Its path, or its bytes.
-        least: How many samples must decode, if that is known better than from its header.
+        least: Minimum number of decoded samples, if known from another source than the header.
 
     Raises:
         DecodeError: libsndfile cannot read it, or not to its end.
@@ -74,21 +74,21 @@ def decode(source: str | os.PathLike[str] | bytes, *, least: int | None = None) 
 
 
 def check_rate(rate: int) -> None:
-    """Refuse a sample rate that no sound has."""
+    """Refuse a sample rate that is not plausible."""
     if not RATES[0] <= rate <= RATES[1]:
         raise DecodeError("corrupt", f"its header states a rate of {rate} hertz")
 
 
 def to_mono(block: NDArray[np.float32]) -> NDArray[np.float32]:
     """Average channels, (frames, channels) → (frames,)."""
-    if block.shape[1] <= 2:  # the same numbers, twenty times as fast as numpy's mean over so short an axis
+    if block.shape[1] <= 2:  # equal to numpy's mean, and twenty times as fast for so short an axis
         return block[:, 0] if block.shape[1] == 1 else (block[:, 0] + block[:, 1]) * np.float32(0.5)
     mixed: NDArray[np.float32] = block.mean(axis=1)
     return mixed
 
 
 def _missing(reopen: Callable[[], IO[bytes]], kind: str, notes: str, declared: int, decoded: int) -> str:
-    """Return what a file's header promises and the file does not hold; nothing if it is whole.
+    """Return what is missing in a file according to its header; empty if it is complete.
 
     PAF, PVF, SD2 and IRCAM state no length, and are read as far as they go.
     """

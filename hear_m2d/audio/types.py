@@ -1,4 +1,4 @@
-"""What decoding gives: a sound, or an error that names the file and says why."""
+"""The results of decoding: a sound, or an error that names the file and the reason."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Reason = Literal[
 
 
 class AudioError(InputError):
-    """A file that does not decode to sound.
+    """A file that cannot be decoded.
 
     Args:
         path: The file.
@@ -36,7 +36,7 @@ class AudioError(InputError):
 
 
 class DecodeError(Exception):
-    """Content that does not decode, without the file's name.
+    """Content that cannot be decoded; the error does not have the file's name.
 
     Args:
         reason: As for :class:`AudioError`.

@@ -1,4 +1,4 @@
-"""A model from a checkpoint, and from what the user says in place of the file."""
+"""Build a model from a checkpoint, with values from the user in place of the file's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hear_m2d.model.hear_model import HearModel
 
 logger = logging.getLogger(__name__)
 
-ANSWERS = ("sample_rate", "input_frames", "mean", "std")  # options that say what a file should have said
+ANSWERS = ("sample_rate", "input_frames", "mean", "std")  # options that replace values of the file
 
 
 def model_of(checkpoint: Checkpoint, options: Options) -> HearModel:
@@ -26,7 +26,7 @@ def model_of(checkpoint: Checkpoint, options: Options) -> HearModel:
 
     Args:
         checkpoint: From :func:`hear_m2d.checkpoint.resolve.read_weights`.
-        options: What the user gave.
+        options: Options from the user.
 
     Returns:
         The model, in eval mode, on the CPU.
@@ -45,7 +45,7 @@ def model_of(checkpoint: Checkpoint, options: Options) -> HearModel:
     return model
 
 
-@torch.inference_mode(mode=False)  # weights made in inference mode could never be trained
+@torch.inference_mode(mode=False)  # weights made in inference mode cannot be trained
 def build_model(checkpoint: Checkpoint, options: Options | None = None) -> HearModel:
     """Return the model of a checkpoint, in eval mode.
 
@@ -65,18 +65,18 @@ def build_model(checkpoint: Checkpoint, options: Options | None = None) -> HearM
             for name, expected in part.state_dict().items()
         }
         part.load_state_dict(state, assign=True)
-    model.frontend = LogMelSpectrogram(model.config.frontend)  # its tables follow from the config
+    model.frontend = LogMelSpectrogram(model.config.frontend)  # its tables are computed from the config
     if options.dtype == "bfloat16":
         model.encoder.to(torch.bfloat16)
     return model.eval()
 
 
 def with_options(checkpoint: Checkpoint, options: Options, *, labels: Sequence[str] = ()) -> Checkpoint:
-    """Return the checkpoint with what the user gave in place of what the file says.
+    """Return the checkpoint with the user's values in place of the file's.
 
     Args:
         checkpoint: As read.
-        options: ``sample_rate``, ``input_frames``, ``mean`` and ``std``; the others have no place in a file.
+        options: ``sample_rate``, ``input_frames``, ``mean`` and ``std``; the others are not stored in a file.
         labels: Names of the classes.
 
     Raises:

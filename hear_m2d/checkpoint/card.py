@@ -1,4 +1,4 @@
-"""A checkpoint in words: what `hear-m2d info` shows, notes, and the model card for the hub."""
+"""Text about a checkpoint: the output of `hear-m2d info`, notes, and the model card for the hub."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PAPERS = """\
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the facts of a checkpoint that `hear-m2d info` shows, in its order."""
+    """Return the properties of a checkpoint that `hear-m2d info` shows, in its order."""
     config = checkpoint.config
     encoder, frontend = config.encoder, config.frontend
     weights = sum(t.numel() for n, t in checkpoint.tensors.items() if n != "pos_embed")
@@ -82,7 +82,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def notes_of(checkpoint: Checkpoint) -> list[str]:
-    """Return sentences on what the file does not say itself, and on what was left in it."""
+    """Return sentences about values that the file does not state, and about ignored tensors."""
     config, origin = checkpoint.config, checkpoint.provenance
     notes = [note for note in (rate_is_a_guess(checkpoint), given_by_user(checkpoint)) if note]
     if named := [field for field in ("sample_rate", "input_frames") if origin.get(field) == "name"]:
@@ -105,7 +105,7 @@ def notes_of(checkpoint: Checkpoint) -> list[str]:
 
 
 def rate_is_a_guess(checkpoint: Checkpoint) -> str:
-    """Return a sentence where nothing says the sample rate, else nothing."""
+    """Return a sentence if the sample rate is a guess, else an empty text."""
     if checkpoint.provenance.get("sample_rate") != "default":
         return ""
     rate = checkpoint.config.frontend.sample_rate
@@ -113,13 +113,13 @@ def rate_is_a_guess(checkpoint: Checkpoint) -> str:
 
 
 def given_by_user(checkpoint: Checkpoint) -> str:
-    """Return a sentence that names the values that a user gave, else nothing."""
+    """Return a sentence that names the values given by the user, else an empty text."""
     given = [name for name, source in checkpoint.provenance.items() if source == "user"]
     return f"given by the user: {', '.join(sorted(given))}" if given else ""
 
 
 def rate_conflict(checkpoint: Checkpoint, sample_rate: int | None) -> str:
-    """Return a sentence where a rate given by the user is not the one that the file states, else nothing."""
+    """Return a sentence if the user's sample rate is not the file's, else an empty text."""
     stated = checkpoint.config.frontend.sample_rate
     if sample_rate in (None, stated) or checkpoint.provenance.get("sample_rate") == "default":
         return ""
@@ -133,7 +133,7 @@ def model_card(config: ModelConfig, *, name: str = "", description: str = "") ->
     """Return the card.
 
     Args:
-        config: What the checkpoint says about itself.
+        config: Config of the checkpoint.
         name: ``owner/repo``, for the line that loads it.
         description: Text under the title, in Markdown: what the model was made for, and by whom.
     """
@@ -189,5 +189,5 @@ def _text(config: ModelConfig, name: str, description: str) -> str:
 
 
 def _cell(value: str) -> str:
-    """Return a text that cannot leave its place in a Markdown table: a checkpoint may come from anyone."""
+    """Escape a text for a Markdown table: a checkpoint may come from an unknown source."""
     return re.sub(r"([|<>\[\]`\\])", r"\\\1", " ".join(value.split()))

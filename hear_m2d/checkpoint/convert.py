@@ -1,4 +1,4 @@
-"""`hear-m2d convert`: any checkpoint that can be read, written as one ``.safetensors`` of our own."""
+"""`hear-m2d convert`: write any readable checkpoint as one ``.safetensors`` in our format."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def write_converted(
     licence: str = "",
     dtype: str = "float32",
 ) -> Checkpoint:
-    """Write a checkpoint as one of our own; what is given replaces what the file said.
+    """Write a checkpoint in our format; given values replace those of the file.
 
     Args:
         checkpoint: As read.
         target: A new ``.safetensors``.
-        options: ``sample_rate``, ``input_frames``, ``mean`` and ``std``; the others have no place in a file.
+        options: ``sample_rate``, ``input_frames``, ``mean`` and ``std``; the others are not stored in a file.
         labels: Names of the classes.
         licence: Terms of the weights.
         dtype: Of the stored floating-point tensors: ``float32`` or ``float16``.
 
     Returns:
-        What was written.
+        The written checkpoint.
 
     Raises:
         ValueError: An option that does not fit, a wrong number of labels, or a target that is the source.
@@ -68,7 +68,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
     AudioSet's classes are in the order of their machine ids as texts, not of that file's index.
 
     Raises:
-        ValueError: Not a text of names.
+        ValueError: The file is not a list of names.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

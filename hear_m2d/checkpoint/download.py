@@ -1,4 +1,4 @@
-"""An address → a file: ``https://`` into our cache, ``hf://`` into the hub's.
+"""Download the file of an address: ``https://`` into our cache, ``hf://`` into the hub's cache.
 
 Our cache is the folder that HEAR_M2D_CACHE names, else the system's own for caches. Each pair of URL and
 SHA-256 has a folder there, with a lock against two processes at once.
@@ -23,7 +23,7 @@ from hear_m2d.utils.files import file_sha256
 logger = logging.getLogger(__name__)
 
 CACHE_VARIABLE = "HEAR_M2D_CACHE"
-TIMEOUT_S = 30  # without a single byte
+TIMEOUT_S = 30  # seconds without a byte
 CHECKPOINT = "checkpoint.safetensors"
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_ADDRESS = re.compile(rf"(?i:hf)://(?P<repo>{REPO.pattern})(@(?P<revision>[^/]+))?(/(?P<file>[^/].*)?)?")
@@ -41,7 +41,7 @@ def cache_folder() -> Path:
 def cached_path(url: str, sha256: str | None = None) -> Path:
     """Return where the file of a URL lies once it is downloaded.
 
-    The last two parts of its path stay: the name of a published file, or its folder's, says the sample rate.
+    The last two parts of its path are kept: a published file's or its folder's name states the sample rate.
     """
     parts = [re.sub(r"[^A-Za-z0-9._-]", "_", part) for part in unquote(urlsplit(url).path).split("/")]
     names = [part.lstrip(".")[-100:] for part in parts if part.strip(".")][-2:]
@@ -54,17 +54,17 @@ def fetch(url: str, sha256: str | None = None) -> Path:
 
     Args:
         url: http or https.
-        sha256: Of the whole file, 64 lower-case hexadecimal digits; None: any file is accepted, and the first
-            one is kept for ever.
+        sha256: Of the whole file, 64 lower-case hexadecimal digits; None: any file is accepted, and the
+            cached copy is never replaced.
 
     Returns:
         Its path in the cache.
 
     Raises:
         FileNotFoundError: The server has no such file.
-        PermissionError: The server does not give it.
+        PermissionError: The server refuses access.
         ConnectionError: The server cannot be reached, or stopped before the end.
-        InputError: Not the SHA-256 that was given; nothing is kept.
+        InputError: The SHA-256 is not the given one; the file is not kept.
         OSError: The cache cannot be written.
     """
     target = cached_path(url, sha256)
@@ -79,7 +79,7 @@ def fetch(url: str, sha256: str | None = None) -> Path:
 
 
 def shown(url: str) -> str:
-    """Return a URL as it may be printed: without user, password and query, which may hold secrets."""
+    """Return a URL for messages, without user, password and query, which may contain secrets."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
@@ -96,7 +96,7 @@ def check_sha256(path: Path, sha256: str, source: str) -> None:
 
 @contextmanager
 def _locked(folder: Path, url: str) -> Iterator[None]:
-    """Hold a folder of the cache; wait where another process holds it."""
+    """Lock a folder of the cache; wait if another process holds the lock."""
     import filelock
 
     with _cache_errors():
@@ -176,7 +176,7 @@ def _refusal(url: str, status: int) -> OSError:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the innermost cause, in words: what wraps it repeats the address, and names objects."""
+    """Return the message of the innermost cause; the outer errors repeat the address."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     text = re.sub(r"<[^>]*>:? ?", "", str(error)).strip()
@@ -189,7 +189,7 @@ def _cache_errors() -> Iterator[None]:
 
     try:
         yield
-    except requests.RequestException:  # an OSError too
+    except requests.RequestException:  # also an OSError
         raise
     except OSError as error:
         why = error.strerror or str(error) or type(error).__name__
@@ -257,7 +257,7 @@ def _weights(names: Iterable[str]) -> list[str]:
 
 @contextmanager
 def hub_errors(what: str) -> Iterator[None]:
-    """Give the errors of huggingface_hub the classes that ours have, in one line, with its own words."""
+    """Raise errors of huggingface_hub as this package's classes, with its message in one line."""
     from huggingface_hub import errors
 
     missing = errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError

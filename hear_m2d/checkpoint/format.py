@@ -1,7 +1,7 @@
 """One checkpoint is one ``.safetensors`` file: tensors, and the config as JSON in its metadata.
 
-Reading is strict: every tensor present, none left over, shapes and types right. The metadata has the SHA-256
-of the tensors' bytes. Files are memory-mapped.
+Reading is strict: no tensor may be missing or left over, and shapes and types must be right. The metadata has
+the SHA-256 of the tensors' bytes. Files are memory-mapped.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ STORED = (
     "provenance",
     "ignored",
     "notes",
-)  # fields of a Checkpoint that lie within the config's ``training``
+)  # fields of a Checkpoint that are stored in the config's ``training``
 PROVENANCE = ("file", "name", "default", "user")
 HALF = {torch.float32: torch.float16}  # also allowed in a file; becomes float32 in the model
-VERIFY_BELOW = 32 << 20  # bytes: hashing so small a file takes no time that could be noticed
+VERIFY_BELOW = 32 << 20  # bytes: hashing a file of this size takes almost no time
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """Content of a checkpoint file.
 
     Attributes:
-        config: What it says about itself.
+        config: Config of the model.
         tensors: The encoder's state dict, plus ``head.*`` where it classifies and ``projector.*`` where it
             has M2D-CLAP's audio projector; float32, or float16 that becomes float32 in the model.
-        path: Where it was read.
-        provenance: What ``sample_rate``, ``input_frames``, ``mean``, ``std`` and ``labels`` rest on:
+        path: The file.
+        provenance: Sources of ``sample_rate``, ``input_frames``, ``mean``, ``std`` and ``labels``:
             ``file``, ``name`` (of the file), ``default`` or ``user``. A missing field is from the file.
-        ignored: Families of tensors that the file also held.
-        remarks: Sentences on what else was seen; :func:`~hear_m2d.checkpoint.card.notes_of` has the others.
+        ignored: Groups of tensors in the file that are not read.
+        remarks: Further sentences about the file; :func:`~hear_m2d.checkpoint.card.notes_of` has the others.
     """
 
     config: ModelConfig
@@ -61,7 +61,7 @@ class Checkpoint:
     remarks: tuple[str, ...] = ()
 
     def stored_config(self) -> ModelConfig:
-        """Return the config as it is written to a file, with what the numbers rest on."""
+        """Return the config as it is written to a file, with the sources of its numbers."""
         origin = {name: source for name, source in self.provenance.items() if source != "file"}
         values = zip(STORED, (origin, list(self.ignored), list(self.remarks)), strict=True)
         training = {key: value for key, value in self.config.training.items() if key not in STORED}
@@ -126,8 +126,8 @@ def read_tensors(
 
     Args:
         path: A ``.safetensors`` file; its tensors are memory-mapped.
-        key: Which JSON object of the metadata to return.
-        data: The file's bytes, where they are at hand.
+        key: Key of the JSON object of the metadata to return.
+        data: The file's bytes, if they are in memory.
         verify: Compare the SHA-256 of the tensors with the one in the metadata.
 
     Returns:
@@ -168,7 +168,7 @@ def read_checkpoint(
 
     Args:
         path: A ``.safetensors`` file.
-        data: Its bytes, where they are at hand.
+        data: Its bytes, if they are in memory.
         verify: Compare the SHA-256 of the tensors with the stored one; None: where the file is small.
 
     Raises:
@@ -196,7 +196,7 @@ def check_tensors(checkpoint: Checkpoint, options: Options | None = None) -> Hea
     Raises:
         InputError: Tensors missing, left over or misshapen, or an option that does not fit.
     """
-    # Before anything is built by them: a config may lie about its sizes.
+    # Before anything is built: the sizes in a config may be wrong.
     sizes, positions = checkpoint.config.encoder, checkpoint.tensors.get("pos_embed")
     misfit = "the tensors do not fit the config"
     if positions is None:
@@ -237,7 +237,7 @@ def model_state(model: HearModel) -> dict[str, Tensor]:
 
 
 def _stored_fields(config: ModelConfig) -> dict[str, Any]:
-    """Return the fields of a Checkpoint that the config keeps; those of another form are passed over."""
+    """Return the fields of a Checkpoint that the config stores; malformed ones are ignored."""
     origin, ignored, remarks = (config.training.get(key) for key in STORED)
     provenance = origin if isinstance(origin, dict) else {}
     guessed = config.training.get("guessed")  # of version 0.1: sentences by field

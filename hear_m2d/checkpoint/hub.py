@@ -1,6 +1,6 @@
 """Sharing models on the Hugging Face hub: a ``checkpoint.safetensors`` and a README.md that describes it.
 
-What is under the authors' evaluation license is not passed on.
+Weights under the authors' evaluation license are not shared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write_text
 
-UNKNOWN = "unknown"  # the license of a checkpoint that does not say
+UNKNOWN = "unknown"  # the license of a checkpoint that does not state one
 
 
 def save_pretrained(
@@ -56,12 +56,12 @@ def push_to_hub(
     Args:
         model: The model.
         repo_id: ``owner/repo``; made if it does not exist.
-        license: Terms of the weights, written into the checkpoint and the card. Needed where the checkpoint
-            does not say them.
+        license: Terms of the weights, written into the checkpoint and the card. Needed if the checkpoint
+            does not state them.
         description: Text under the card's title, in Markdown.
-        private: Whether a new repository is private; None: as the organization has it.
-        token: In the place of the one that `hf auth login` stored.
-        branch: In the place of main.
+        private: Whether a new repository is private; None: the default of the organization.
+        token: Used instead of the token that `hf auth login` stored.
+        branch: Used instead of main.
         commit_message: First line of the commit.
 
     Returns:
@@ -96,7 +96,7 @@ def push_to_hub(
 
 def _write(model: HearModel, config: ModelConfig, folder: Path, name: str, description: str) -> None:
     write_model_tensors(folder / CHECKPOINT, model_state(model), config, dtype="float32")
-    if not (folder / "README.md").exists():  # somebody may have edited it
+    if not (folder / "README.md").exists():  # a person may have edited it
         atomic_write_text(folder / "README.md", str(model_card(config, name=name, description=description)))
 
 

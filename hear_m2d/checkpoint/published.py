@@ -1,7 +1,7 @@
-"""The authors' .pth files, read safely into the same config and tensors as our own.
+"""The authors' .pth files, read safely into our config and tensors.
 
 ``torch_files.py`` reads them without executing anything. Sizes come from tensor shapes; what shapes cannot
-say (the sample rate, an input length that is not a multiple of the patch) comes from names and training
+show (the sample rate, an input length that is not a multiple of the patch) comes from names and training
 arguments: see ``published_names.py``.
 """
 
@@ -33,7 +33,7 @@ from hear_m2d.model.frontend import FrontendConfig
 from hear_m2d.model.heads import ProjectorConfig
 from hear_m2d.utils.errors import InputError
 
-HEAD_WIDTH = 64  # of every published encoder
+HEAD_WIDTH = 64  # features of a head in every published encoder
 MELS = 80
 # A fine-tuned task network, a M2D-CLAP runtime, or the bare encoder.
 PREFIXES = ("module.ar.runtime.backbone.", "backbone.")
@@ -48,7 +48,7 @@ RENAMED = {
 }
 # Beside a prefixed encoder: the front end's tables, which follow from the config, and text encoders.
 BESIDE = re.compile(r"module\.ar\.runtime\.to_spec\.|to_spec\.|text_encoder\.|logit_scale$")
-# What pretraining files hold beside the encoder: named, and ignored.
+# Other networks in pretraining files: named in the notes, and ignored.
 IGNORED_TENSORS = re.compile(
     r"(mask_token|decoder_\w+|target_blocks|target_norm|offline_predictor|text_proj|text_encoder|logit_scale)"
     r"(\.|$)"
@@ -91,7 +91,7 @@ def read_published(
 
 
 class _NotACheckpointError(InputError):
-    """A sound file of something else."""
+    """A valid file that is not a checkpoint."""
 
 
 def _checkpoint(content: Any, path: Path, names: Sequence[str], source: str) -> Checkpoint:
@@ -126,7 +126,7 @@ def _checkpoint(content: Any, path: Path, names: Sequence[str], source: str) -> 
 
 
 def _state_dict(content: Any) -> dict[str, Any]:
-    """Return the state dict of a training file (its ``model``) or of a bare one."""
+    """Return the state dict of a training file (its ``model``) or of a file that is a state dict."""
     state = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and TENSOR_NAME.fullmatch(key) for key in state
@@ -136,7 +136,7 @@ def _state_dict(content: Any) -> dict[str, Any]:
 
 
 def _arguments(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that a training file keeps; a bare state dict has none."""
+    """Return the arguments that a training file keeps; a file that is a state dict has none."""
     arguments = content.get("args")
     if isinstance(arguments, argparse.Namespace):
         arguments = vars(arguments)
@@ -144,7 +144,7 @@ def _arguments(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _without_prefix(state: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
-    """Strip the encoder's prefix, if there is one, and name what stands beside it."""
+    """Strip the encoder's prefix, if there is one, and name the other tensors."""
     prefix = next((p for p in PREFIXES if any(key.startswith(p) for key in state)), "")
     bare: dict[str, Any] = {}
     beside: set[str] = set()
@@ -152,7 +152,7 @@ def _without_prefix(state: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
         if prefix and not key.startswith(prefix) and BESIDE.match(key):
             beside.add(key.removeprefix("module.ar.runtime.").split(".")[0])
             continue
-        name = key.removeprefix(prefix)  # what is left over, the strict check names
+        name = key.removeprefix(prefix)  # the strict check names what is left over
         if name in bare:
             raise InputError(f"it holds {name} twice")
         bare[name] = value
@@ -198,7 +198,7 @@ def _joined_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _config(
     state: Mapping[str, Tensor], names: Sequence[str], arguments: Mapping[str, Any], stats: Tensor | None
 ) -> tuple[ModelConfig, ParsedName]:
-    """Return what shapes say, and names and arguments where shapes cannot."""
+    """Return the config from shapes, and from names and arguments where shapes are not enough."""
     weight, positions = state["patch_embed.proj.weight"], state.get("pos_embed")
     if weight.ndim != 4 or positions is None or positions.ndim != 3 or not 0 < weight.shape[2] <= MELS:
         raise InputError("patch_embed.proj.weight or pos_embed is missing or misshapen")

@@ -1,7 +1,7 @@
-"""What a published file's names and training arguments say, where tensors cannot: rate, input length, kind.
+"""Rate, input length and kind of a published file, from its names and training arguments.
 
 The names are those of the file, its folder and its zip: ``<model>-<mels>x<frames>p<high>x<wide>[p<rate>k]…``.
-A name that the tensors contradict is not believed.
+A name that contradicts the tensors is ignored.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ KEPT_ARGUMENTS = (
 
 @dataclass(frozen=True)
 class ParsedName:
-    """Input length and sample rate, and what they rest on.
+    """Input length and sample rate, and their sources.
 
     Attributes:
         frames: Of one window.
         sample_rate: Hertz.
         provenance: ``file`` (tensors or arguments), ``name`` or ``default``, for ``input_frames`` and
             ``sample_rate``.
-        remarks: Sentences on what was found and not used.
+        remarks: Sentences about values that were not used.
     """
 
     frames: int
@@ -85,7 +85,7 @@ def input_and_rate(
 
 
 def kind_of(state: Mapping[str, Any], names: Sequence[str], arguments: Mapping[str, Any]) -> str:
-    """Return the kind: from which networks a file holds, else from its name, else from what it predicts.
+    """Return the kind, from the networks in the file, or else its name, or else its predicted features.
 
     Args:
         state: The state dict without prefix; only keys and shapes are looked at.
@@ -117,7 +117,7 @@ def first_msm_mae(state: Mapping[str, Any]) -> bool:
 
 
 def training_facts(names: Sequence[str], arguments: Mapping[str, Any], epoch: Any) -> dict[str, Any]:
-    """Return how the file was trained, as far as names and arguments say, fit for JSON."""
+    """Return what names and arguments state about the training, as JSON values."""
     facts = {key: _plain(arguments[key]) for key in KEPT_ARGUMENTS if key in arguments}
     facts = {key: value for key, value in facts.items() if value not in (None, "", [])}
     if type(epoch) is int:
@@ -159,8 +159,8 @@ def _hertz(rate: Any) -> int | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return a scalar, or a list of scalars, fit for JSON; None for anything else."""
-    if isinstance(value, list | tuple):  # lists inside are left out unread: one may hold itself
+    """Return a scalar or a list of scalars as JSON values; None for anything else."""
+    if isinstance(value, list | tuple):  # nested lists are left out unread: a list may contain itself
         scalars = [_plain(item) for item in value[:16] if not isinstance(item, list | tuple)]
         return [scalar for scalar in scalars if scalar is not None]
     if isinstance(value, str):

@@ -2,7 +2,8 @@
 
 Ours is ``registry.json`` beside this file. A lab adds its own with a file of the same form, which the
 environment variable HEAR_M2D_REGISTRY names. A row with a ``page`` and no ``url`` is for weights that must be
-downloaded by hand: the authors' own are under a license for evaluation only, which does not let us do it.
+downloaded by hand: the authors' weights are under a license for evaluation only, which does not permit an
+automatic download.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class Entry:
         url: http, https or file.
         sha256: Of the whole file, in lower-case hexadecimal digits.
         licence: Terms of the weights, logged when they are used.
-        note: One sentence for people, logged likewise.
-        page: In the place of the others: where a person can download the weights.
+        note: One sentence for users, also logged.
+        page: Instead of the others: the page where a person can download the weights.
     """
 
     url: str = ""
@@ -109,7 +110,7 @@ def _entry(path: Path, name: str, value: Any) -> Entry:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object; JSON itself would keep the last of two equal keys."""
+    """Build an object without equal keys; Python's JSON reader would keep the last one."""
     keys = [key for key, _ in pairs]
     for key in keys:
         if keys.count(key) > 1:
@@ -118,7 +119,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def by_hand(name: str) -> str:
-    """Return what to do about a name of weights that we do not download: empty for any other name.
+    """Return instructions for weights that we do not download; empty for any other name.
 
     Args:
         name: A name, its zip, a file of its folder, or an address with one of them.
@@ -131,7 +132,7 @@ def by_hand(name: str) -> str:
 
 
 def refusal_of_address(host: str, path: str) -> str:
-    """Return what to do about an address in the authors' repositories; empty for any other address."""
+    """Return instructions for an address in the authors' repositories; empty for any other address."""
     found = AUTHORS_REPOSITORIES.fullmatch(path)
     if host.lower() not in ("github.com", "www.github.com") or not found:
         return ""
@@ -140,7 +141,7 @@ def refusal_of_address(host: str, path: str) -> str:
 
 
 def where_to_get(name: str, page: str) -> str:
-    """Return the sentence for somebody who asks for the authors' weights."""
+    """Return the sentence that explains how to get the authors' weights."""
     return (
         f"{name} is one of the authors' weights. hear-m2d does not download them: they are under the "
         f"{AUTHORS_LICENSE}, for internal evaluation only. If you accept these terms, download it from "
@@ -150,6 +151,6 @@ def where_to_get(name: str, page: str) -> str:
 
 
 def is_authors_license(license: str) -> bool:
-    """Return whether the terms of a checkpoint are the authors', under which nothing may be passed on."""
+    """Return whether the terms of a checkpoint are the authors', which do not permit sharing."""
     text = " ".join(license.split()).lower()
     return "license agreement for evaluation" in text or ("ntt" in text.split() and "evaluation" in text)

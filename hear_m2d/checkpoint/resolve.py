@@ -1,4 +1,4 @@
-"""What `load_model` was given → a checkpoint: a name, address or path, fetched where need be, and read.
+"""Read the checkpoint that a name, an address or a path means; download it if necessary.
 
 The content of a file decides what it is, not its suffix.
 """
@@ -37,9 +37,9 @@ WANTED = "give the path of a .safetensors of ours, of a .pth, or of a zip or fol
 SUFFIXES = (".safetensors", ".pth", ".pt", ".zip")
 STRIPPED = (*SUFFIXES, ".ckpt")  # what a file of any of these contents is often called
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-MAX_HEADER = 100_000_000  # bytes, of a safetensors file, by its own rules
+MAX_HEADER = 100_000_000  # bytes: limit of the safetensors format
 OLDER_PTH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # a pickle of its magic number
-MAX_RATIO = 100  # weights compress by a tenth; a zip bomb by a thousand
+MAX_RATIO = 100  # weights compress by about a tenth, a zip bomb by a factor of a thousand
 
 
 def read_weights(name: str | os.PathLike[str] = "", *, verify: bool | None = None) -> Checkpoint:
@@ -75,7 +75,7 @@ def read_weights(name: str | os.PathLike[str] = "", *, verify: bool | None = Non
     if hint := by_hand(name):
         raise FileNotFoundError(hint)
     if path.suffix.lower() in SUFFIXES or len(path.parts) > 1:
-        return read_local(path)  # which says that there is none
+        return read_local(path)  # its error says that there is none
     near = difflib.get_close_matches(name, registry, n=3, cutoff=0.5)
     hint = f"Did you mean {' or '.join(near)}?" if near else "No known name comes near it."
     names = sorted(known for known, entry in registry.items() if entry.url)
@@ -87,10 +87,10 @@ def read_weights(name: str | os.PathLike[str] = "", *, verify: bool | None = Non
 
 
 def bare_name(name: str | os.PathLike[str]) -> str:
-    """Return what to call a checkpoint by what :func:`read_weights` is given: no folder, no usual suffix."""
+    """Return a short name for an argument of :func:`read_weights`, without folder and usual suffix."""
     text = os.fspath(name)
     if isinstance(name, str) and SCHEME.match(text):
-        path = Path(re.split("[#?]", text)[0].rpartition("://")[2])  # a query may hold secrets
+        path = Path(re.split("[#?]", text)[0].rpartition("://")[2])  # a query may contain secrets
     else:
         path = Path(text)
         path = path.resolve() if path.name in ("", "..") else path
@@ -153,7 +153,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _in_zip(file: IO[bytes], path: Path) -> Checkpoint:
-    """Read the one checkpoint of a zip; nothing is unpacked by name."""
+    """Read the one checkpoint of a zip; no file is unpacked under its name."""
     file.seek(0)
     with _zip_errors(path), zipfile.ZipFile(file) as archive, tempfile.TemporaryFile() as member:
         members = [i for i in archive.infolist() if not i.is_dir() and not _hidden(Path(i.filename))]
@@ -181,7 +181,7 @@ def _in_zip(file: IO[bytes], path: Path) -> Checkpoint:
 
 @contextmanager
 def _zip_errors(path: Path) -> Iterator[None]:
-    """Name the zip in whatever the standard library meets in a damaged one."""
+    """Name the zip in errors of the standard library about a damaged one."""
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
@@ -191,7 +191,7 @@ def _zip_errors(path: Path) -> Iterator[None]:
 
 
 def _escaped(name: str) -> str:
-    """Return a member's name fit for a message."""
+    """Return a member's name, escaped for a message."""
     return ascii(name[:200])[1:-1]
 
 
@@ -268,7 +268,7 @@ def _read_address(address: str, scheme: str, verify: bool | None) -> Checkpoint:
 def _read_url(url: str, sha256: str | None, verify: bool | None) -> Checkpoint:
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port  # the port is looked at only when asked for
+        host, _ = parts.hostname, parts.port  # the port is checked only on access
     except ValueError as error:
         raise InputError(f"{url.partition('?')[0]} is not an address: {error}") from error
     if parts.scheme.lower() == "file":

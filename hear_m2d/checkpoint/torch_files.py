@@ -24,7 +24,7 @@ NUMPY_CODES = re.compile(r"b1|\?|[iu][1248]|f[248]|c8|c16|[US]\d{1,4}")
 
 
 class _NumpyType:
-    """Stands for a numpy element type, whose own state could be made to harm."""
+    """Replaces a numpy element type, whose state could be malicious."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str) or not NUMPY_CODES.fullmatch(code):
@@ -80,7 +80,7 @@ def load_torch_file(file: str | IO[bytes]) -> Any:
         return _load(file, mapped=mapped)
     except InputError:
         raise
-    except Exception as error:  # whatever torch meets in a damaged file, AssertionError and OSError included
+    except Exception as error:  # any error of torch about a damaged file, AssertionError and OSError included
         # torch's own message advises to load with weights_only=False, which would run the file's code.
         if found := re.search(r"GLOBAL ([\w.]+)|class ([\w.]+) ", str(error)):
             name = found[1] or found[2]
@@ -96,7 +96,7 @@ def _load(file: str | IO[bytes], *, mapped: bool) -> Any:
 
 
 def _check_zip(file: str | IO[bytes]) -> None:
-    """Check every member against its checksum: torch would load flipped bytes without a word."""
+    """Check every member against its checksum: torch would load flipped bytes without an error."""
     with zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:

@@ -73,7 +73,7 @@ def embed(
 ) -> None:
     """Embed audio files.
 
-    INPUT: files, folders (with all below them), or patterns in quotes ('recordings/**/*.flac'), in any common
+    INPUT: files, folders (with all subfolders), or patterns in quotes ('recordings/**/*.flac'), in any common
     format and at any rate. The same command continues an interrupted run. Files that cannot be read are
     listed at the end, in OUT/failed.csv (npy) or OUT.failed.csv (parquet).
     """

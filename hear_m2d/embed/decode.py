@@ -16,7 +16,7 @@ BUDGET_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class Decoded:
-    """A clip and its sound, or why there is none."""
+    """A clip and its sound, or the reason why it has none."""
 
     clip: Clip
     result: Sound | Failure
@@ -25,7 +25,7 @@ class Decoded:
 def default_workers(device: str) -> int:
     """Return the number of decoding threads: one fewer than there are processors, at most 8.
 
-    On a CPU with one or two cores they would take from the model what they spare it: none there.
+    None on a CPU with one or two cores, where the threads would take processor time from the model.
     """
     spare = min(max(processors() - 1, 1), 8)
     return 0 if device == "cpu" and spare < 2 else spare
@@ -53,7 +53,7 @@ def read_clips(
     Args:
         clips: What to decode.
         sample_rate: The requested rate, in hertz.
-        workers: Number of threads; 0 decodes in this one, when the next clip is asked for.
+        workers: Number of threads; 0 decodes in this one, when the caller needs the next clip.
         budget_bytes: No clip is started while decoded ones of this total size wait for the caller.
 
     Yields:

@@ -28,14 +28,14 @@ from hear_m2d.utils.files import file_sha256
 from hear_m2d.utils.version import installed_version
 
 WHAT = ("scene", "timestamps", "both")
-# Audio in a batch, seconds: enough windows for several passes, and little lost when a run is killed.
+# Seconds of audio in a batch: enough windows for several passes; a killed run loses at most one batch.
 _BATCH_S = {"cpu": 120.0, "cuda": 600.0}
 _BATCH_CLIPS = 512
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model, and what to compute.
+    """The model, and what to compute.
 
     Attributes:
         name: As for :func:`hear_m2d.load_model`.
@@ -63,8 +63,8 @@ class Embedding:
         clip: The clip.
         sound: The decoded file, without its samples.
         duration_s: Its length at the model's rate, seconds.
-        scene: (features,), float32; None if not asked for.
-        timestamps: (n, features), float32; None if not asked for.
+        scene: (features,), float32; None if not requested.
+        timestamps: (n, features), float32; None if not requested.
         times_ms: (n,), float32, milliseconds; None if not asked for.
     """
 
@@ -96,7 +96,7 @@ class Embedder:
         self.path = checkpoint.path
         self.model: HearModel = model_of(checkpoint, Options.parse(spec.options)).to(device)
         self.sample_rate = self.model.sample_rate
-        # With the batch's own statistics a clip's embedding would depend on its mates.
+        # With statistics of the batch, a clip's embedding would depend on the other clips.
         alone = self.model.options.normalization == "batch"
         self.batch_s = 0.0 if alone else _BATCH_S.get(device.type, _BATCH_S["cuda"])
 
@@ -115,7 +115,7 @@ class Embedder:
         }
 
     def batches(self, clips: Iterable[Decoded]) -> Iterator[list[Decoded]]:
-        """Group clips, in their order; those that failed go along and count for nothing."""
+        """Group clips, in their order; failed clips are included and do not count."""
         batch: list[Decoded] = []
         seconds, good = 0.0, 0
         for decoded in clips:
@@ -146,7 +146,7 @@ class Embedder:
             reason = "not embedded" if isinstance(error, InputError) else "too large"
             detail = " ".join(str(error).split()) or "out of memory"
         # Outside of `except`: the traceback keeps the tensors of the failed pass alive.
-        if len(batch) > 1:  # one of them is to blame, or together they are too much
+        if len(batch) > 1:  # one clip fails, or together they need too much memory
             return [result for decoded in batch for result in self._embed([decoded])]
         return [Failure(batch[0].clip.name, reason, detail)]
 

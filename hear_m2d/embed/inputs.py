@@ -15,7 +15,7 @@ from pathlib import Path
 from hear_m2d.audio import AUDIO_SUFFIXES, find_audio
 from hear_m2d.utils.errors import InputError
 
-_WILDCARDS = "*?["  # what makes a path a pattern
+_WILDCARDS = "*?["  # characters that make a path a pattern
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Failure:
 
     Attributes:
         name: The clip's name.
-        reason: A word or two, to count by.
+        reason: One or two words; failures are counted by it.
         detail: The rest of the sentence.
     """
 
@@ -48,12 +48,12 @@ class Failure:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What to embed.
+    """The clips to embed.
 
     Attributes:
         root: The folder that the names are relative to, absolute.
         clips: Sorted by name.
-        duplicates: How many further mentions of the same files were left out.
+        duplicates: Number of repeated mentions of the same files, which are left out.
         failures: The folders that cannot be read.
     """
 
@@ -149,7 +149,7 @@ class _Search:
         fixed = next(i for i, part in enumerate(parts) if any(character in part for character in _WILDCARDS))
         folder = os.path.join(*parts[:fixed])  # noqa: PTH118
         self.anchors.add(folder)
-        if "**" in parts:  # glob passes over folders that it cannot read
+        if "**" in parts:  # glob skips folders that it cannot read
             for _ in os.walk(folder, onerror=self.errors.append):
                 pass
         matches = sorted(glob.glob(absolute, recursive=True))  # noqa: PTH207

@@ -1,4 +1,4 @@
-"""Decoded clips → embeddings → an output, with what is counted on the way."""
+"""Embed decoded clips, write them to an output, and count."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Loop:
                 self.bar.note(f"{self.audio_s / 3600:.2f} h, {self.audio_s / self.seconds:.0f}x real time")
 
     def _timed(self, clips: Iterable[Decoded]) -> Iterator[Decoded]:
-        """Pass clips on, and count the time waited for them."""
+        """Yield the clips, and measure the time spent waiting for them."""
         iterator = iter(clips)
         while True:
             before = time.perf_counter()

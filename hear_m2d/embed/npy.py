@@ -1,4 +1,4 @@
-"""The .npy output of `hear-m2d embed`, and what all outputs share: whose a folder is, the list of failures.
+"""The .npy output of `hear-m2d embed`, and code of all outputs: folder owner, list of failures.
 
 A clip is done when its files exist under their final names. They are written elsewhere in the folder, synced
 to disk batch by batch, and renamed.
@@ -37,12 +37,12 @@ from hear_m2d.utils.files import (
 METADATA_FILE = "embed.json"
 FAILED_FILE = "failed.csv"
 IDENTITY = ("format", "sha256", "options", "root")  # if these are equal, the embeddings are equal
-_WRITTEN_FILE = ".written.jsonl"  # the names of clips whose files a run wrote, for --force
+_WRITTEN_FILE = ".written.jsonl"  # names of clips whose files were written by a run, for --force
 _PARTIAL = ".partial"
 _ARRAYS = {
     "scene": ("scene",),
     "timestamps": ("timestamps", "times"),
-    "both": ("timestamps", "scene", "times"),  # longest first: if that name is too long, none is written
+    "both": ("timestamps", "scene", "times"),  # longest first: if its name is too long, no file is written
 }
 
 
@@ -107,7 +107,7 @@ class NpyFolder:
     def open(
         folder: Path, what: str, inputs: Inputs, facts: Mapping[str, Any], *, force: bool
     ) -> Iterator[NpyFolder]:
-        """Lock the folder, and make sure that what lies in it agrees with what will be written.
+        """Lock the folder, and check that its content agrees with what will be written.
 
         Raises:
             InputError: Another model or other options wrote there, or files of these names exist and no run
@@ -179,7 +179,7 @@ def _check_free(folder: Path, inputs: Inputs) -> None:
 
 
 def _remove_written(folder: Path, names: Sequence[str]) -> None:
-    """Remove what earlier runs wrote into a folder, and what is in the way of these names; nothing else."""
+    """Remove files of earlier runs, and files with these names; nothing else."""
     names = list(names)
     written = folder / _WRITTEN_FILE
     for line in written.read_bytes().splitlines() if written.exists() else ():

@@ -1,7 +1,7 @@
-"""The Parquet output of `hear-m2d embed`: a folder of files, one row a clip, in the order of the names.
+"""The Parquet output of `hear-m2d embed`: a folder of files, one row per clip, in the order of the names.
 
 The sorted clips are divided into shards before anything is decoded. A shard is written whole under its final
-name, or not at all; a shard whose file exists is done. It also keeps the clips of which nothing came.
+name, or not at all; a shard whose file exists is done. It also records the clips that failed.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ METADATA_FILE = ".embed.json"  # hidden: readers of a folder of Parquet files ta
 METADATA_KEY = b"hear_m2d"
 FAILURES_KEY = b"hear_m2d_failures"
 _GROUP_BYTES = 64 << 20  # of embeddings: a row group is written when it holds as much
-_SHARD_CLIPS = (64, 512)  # fewest and most clips of a shard
-_SHARDS = 1000  # how many to aim at between those
-_SHARD_BYTES = 128 << 20  # of audio files: a shard of long ones must not be the work of a day
+_SHARD_CLIPS = (64, 512)  # minimum and maximum number of clips of a shard
+_SHARDS = 1000  # target number of shards, within these limits
+_SHARD_BYTES = 128 << 20  # bytes of audio files: a shard of long files must not take a day
 
 
 class Shards:
@@ -70,7 +70,7 @@ class Shards:
         force: bool,
         shard_clips: int | None = None,
     ) -> Iterator[Shards]:
-        """Lock the folder, and make sure that what lies in it agrees with what will be written.
+        """Lock the folder, and check that its content agrees with what will be written.
 
         Raises:
             InputError: The folder holds something else, or another process works in it.
@@ -125,7 +125,7 @@ class Shards:
         """Write the list of failures beside the folder; remove a folder without any shard."""
         with report_write_errors(self.folder):
             report = write_failures(self.folder.with_name(f"{self.folder.name}.failed.csv"), failures)
-        remove_leftovers(self.folder)  # of processes that were killed over a shard
+        remove_leftovers(self.folder)  # of processes that were killed while writing a shard
         if len(self.todo()) == len(self.ends):
             _remove_own(self.folder)
             (self.folder / ".lock").unlink(missing_ok=True)
@@ -174,7 +174,7 @@ def write_shard(path: Path, clips: Iterable[Decoded], loop: Loop, schema: Any) -
 
     with report_write_errors(path.parent), suppress(_EmptyShardError), atomic_write(path) as file:
         with pq.ParquetWriter(
-            # Floats hardly compress and are never equal.
+            # Floats hardly compress, and equal values are rare.
             file, schema, use_dictionary=False, compression="NONE", write_statistics=["path"],
         ) as writer:  # fmt: skip
 

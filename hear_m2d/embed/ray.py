@@ -1,8 +1,8 @@
-"""`hear-m2d embed --ray`: the same shards, made on many machines.
+"""`hear-m2d embed --ray`: the same shards, written on many machines.
 
-Each shard is a Ray task that writes its file. Ray itself tries a task again elsewhere if its machine dies; a
-shard that is made twice is the same shard. Audio, checkpoint and output must lie where every machine sees
-them under the same path.
+Each shard is a Ray task that writes its file. Ray retries a task on another machine if its machine fails; a
+shard that is written twice has the same content. Audio, checkpoint and output must lie where every machine
+sees them under the same path.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from hear_m2d.utils.files import differences
 from hear_m2d.utils.progress import ProgressBar
 
 INSTALL = "pip install 'hear-m2d[ray]'"
-_RETRIES = 10  # of a shard whose machine or process dies
+_RETRIES = 10  # retries of a shard whose machine or process fails
 _CPUS = 4  # that one model on a CPU uses
 
 
@@ -58,7 +58,7 @@ def embed_on_ray(
         shard_clips: The largest number of clips in a file; by default 64 to 512.
 
     Returns:
-        What was done; its seconds are those of the whole run, its waiting the mean over the models.
+        What was done; its seconds are those of the whole run, its waiting time is the mean over the models.
 
     Raises:
         MissingPackageError: ray is not installed.
@@ -151,22 +151,24 @@ def _make(
 
 
 def sentence_of(error: BaseException) -> str:
-    """Return what an error on the cluster comes down to: the last line of its innermost traceback."""
+    """Return the cause of an error on the cluster: the last line of its innermost traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"the work on the cluster failed: {lines[-1] if lines else type(error).__name__}"
 
 
 @contextmanager
 def cluster_at(address: str) -> Iterator[Any]:
-    """Connect to Ray, quietly, and disconnect if that began here."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that this call starts reports to nobody
+    """Connect to Ray without log output; disconnect at the end if this call connected."""
+    os.environ.setdefault(
+        "RAY_USAGE_STATS_ENABLED", "0"
+    )  # a cluster that this call starts sends no usage reports
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs to its own files
     import ray
 
     started = not ray.is_initialized()
     if started:
         try:
-            if match := re.fullmatch(r"([^/:]+):(\d+)", address):  # Ray itself would try for minutes
+            if match := re.fullmatch(r"([^/:]+):(\d+)", address):  # Ray would retry for minutes
                 socket.create_connection((match[1], int(match[2])), timeout=10).close()
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, OverflowError, ValueError, RuntimeError) as error:

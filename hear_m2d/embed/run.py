@@ -1,7 +1,7 @@
 """Many files → embeddings on disk: `hear-m2d embed` on one machine.
 
-Threads decode, this one runs the model and writes. What is written is done: the same call continues where an
-earlier one was killed. A file that cannot be read is reported at the end.
+Threads decode; this thread runs the model and writes. The same call continues after an earlier
+one was killed. A file that cannot be read is reported at the end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Summary:
         seconds: From the first file to the last.
         waited_s: How much of that the model waited for decoded audio.
         failures: Clips that gave no embedding.
-        report: The list of those, or None if there are none.
+        report: The file that lists the failures; None if there are none.
         many_channels: Number of files with more than two channels, which were averaged.
     """
 

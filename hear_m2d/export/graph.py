@@ -18,14 +18,14 @@ from torch.nn import functional as F
 from hear_m2d.model.frontend import LOG_EPS, LogMelSpectrogram
 from hear_m2d.model.hear_model import HearModel
 
-_check: Any = torch._check  # a promise to the tracer; torch leaves it untyped
+_check: Any = torch._check  # a guarantee for the tracer; torch leaves it untyped
 
 
 def size_from(value: Tensor, *, least: int = 1) -> int:
-    """Read a number of the graph back as a size, which is at least so much."""
+    """Convert a number of the graph to a size, with a minimum."""
     number = cast(int, value.item())
     if (older := getattr(torch, "_check_is_size", None)) is not None:
-        with warnings.catch_warnings():  # torch 2.6 needs it, later ones say that it will go
+        with warnings.catch_warnings():  # torch 2.6 needs it; later versions deprecate it
             warnings.simplefilter("ignore", FutureWarning)
             older(number)
     _check(number >= least)
@@ -39,7 +39,7 @@ class ExportableLogMel(nn.Module):
     this padding in every runtime.
 
     Args:
-        frontend: The log-mel to equal.
+        frontend: The log-mel to reproduce.
     """
 
     basis: Tensor
@@ -108,7 +108,7 @@ class ExportableModel(nn.Module):
         x = x.reshape(-1, rows, high, windows, in_window, wide).permute(0, 3, 1, 4, 2, 5)
         batch = audio.shape[0]
         patches = x.reshape(batch * windows, rows * in_window, high * wide)
-        valid = torch.arange(windows * in_window) < n  # the last window's padding is no part of the clip
+        valid = torch.arange(windows * in_window) < n  # the last window's padding is not part of the clip
         tokens, valid = self._embed(patches, valid.reshape(windows, 1, in_window), in_window)
         mask = torch.where(valid, 0.0, -math.inf)  # (windows, tokens)
         mask = mask.unsqueeze(0).expand(batch, -1, -1).reshape(batch * windows, 1, 1, -1)
@@ -150,7 +150,7 @@ class ExportableModel(nn.Module):
 
 
 def _block(block: Any, x: Tensor, mask: Tensor) -> Tensor:
-    """Run a block of timm, its attention written out: the fused one asks for sizes known beforehand."""
+    """Run a block of timm, with plain attention: the fused one needs sizes that are known in advance."""
     attention = block.attn
     heads, (count, tokens, width) = attention.num_heads, x.shape
     qkv = (

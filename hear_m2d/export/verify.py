@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the eager model computes: several lengths, batches and sounds."""
+"""Compare an exported file with the eager model, for several lengths, batches and sounds."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Runtime = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far an exported file is from the eager model.
+    """The difference between an exported file and the eager model.
 
     Attributes:
         inputs: How many clips were compared.
         scene: Largest absolute difference of a scene embedding; NaN where one was NaN.
-        columns: Likewise of the columns.
+        columns: Largest absolute difference of a column; NaN if one was NaN.
     """
 
     inputs: int
@@ -62,7 +62,7 @@ def compare(run: Runtime, model: HearModel) -> Agreement:
 
 
 def check_lengths(model: HearModel) -> list[int]:
-    """Return lengths, in samples, around each place where the graph could go wrong."""
+    """Return lengths, in samples, around each length where the graph could be wrong."""
     frontend, encoder = model.config.frontend, model.config.encoder
     hop, half = frontend.hop_length, frontend.n_fft // 2
     patch, window = encoder.patch_size[1] * hop, encoder.grid[1] * encoder.patch_size[1] * hop

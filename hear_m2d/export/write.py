@@ -1,7 +1,7 @@
 """A model as one file for other runtimes: ONNX, or PyTorch's own exported program.
 
 A file takes a waveform and gives the scene embedding and the columns, for any batch and length, front end
-included. It is held against the eager model before it is written.
+included. It is compared with the eager model before it is written.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def export_onnx(model: HearModel, path: str | os.PathLike[str], *, force: bool =
         force: Replace the file if it exists.
 
     Returns:
-        How far the file is from the eager model.
+        The difference between the file and the eager model.
 
     Raises:
         ValueError: Options that no file can have, or the file exists.
@@ -109,7 +109,7 @@ def check_exportable(model: HearModel) -> None:
 
 
 def metadata(model: HearModel) -> dict[str, str]:
-    """Return what a file says about itself, as texts."""
+    """Return the metadata of a file, as texts."""
     config, options = model.config, model.options
     encoder, frontend = config.encoder, config.frontend
     return {
@@ -128,7 +128,7 @@ def metadata(model: HearModel) -> dict[str, str]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the exporter says about its own insides from people who can do nothing about it."""
+    """Hide the exporter's messages about its internals, which do not help users."""
     talkers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
     levels = [talker.level for talker in talkers]
     with warnings.catch_warnings():
@@ -168,7 +168,7 @@ def onnx_bytes(model: HearModel) -> bytes:
     if program.model_proto.ByteSize() > LARGEST_ONNX:
         raise InputError("the network is larger than the 2 GB of one ONNX file. Use --format torch")
     proto = program.model_proto
-    del proto.graph.value_info[:]  # what the exporter calls the sizes in between helps nobody
+    del proto.graph.value_info[:]  # the exporter's names of inner sizes have no meaning
     dimensions = {INPUT: ["batch", "samples"], "scene": ["batch"], "columns": ["batch", "columns"]}
     for value in (*proto.graph.input, *proto.graph.output):
         for name, dimension in zip(dimensions[value.name], value.type.tensor_type.shape.dim, strict=False):

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself (ModelConfig), and what a caller may ask of it (Options)."""
+"""The config of a checkpoint (ModelConfig), and the options of a caller (Options)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT = 1
 CODE_BASES = ("m2d", "msm_mae")
 # Statistics of AudioSet at 16 kHz: they hold for every published file that stores none.
 DEFAULT_MEAN, DEFAULT_STD = -7.1, 4.2
-LARGEST = 1e6  # of a mean or standard deviation; a log-mel lies between -16 and about 15
+LARGEST = 1e6  # limit of a mean or standard deviation; a log-mel lies between -16 and about 15
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fields(kind: type, values: dict[str, Any]) -> Any:
-    """Make a part of the config; a number that is not there must not quietly become the usual one."""
+    """Build a nested config; missing fields are errors, never defaults."""
     lacking = [f.name for f in dataclasses.fields(kind) if f.name not in _known(kind, values)]
     if lacking:
         raise InputError(f"the checkpoint's {kind.__name__} lacks {', '.join(lacking)}")
@@ -125,7 +125,7 @@ def _fields(kind: type, values: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """Options of ``load_model``. The first four override what the file says.
+    """Options of ``load_model``. The first four replace the file's values.
 
     Attributes:
         sample_rate: Hertz, where the file does not say (published files say it in their name only).
@@ -134,8 +134,8 @@ class Options:
         std: Standard deviation of the log-mel.
         windows: ``whole``: no frame is lost between windows; ``published``: as the authors' code of the
             checkpoint's code base cuts them.
-        normalization: ``fixed``: the checkpoint's statistics; ``batch``: those of the batch at hand, as the
-            first MSM-MAE, so that a clip's embedding depends on its mates.
+        normalization: ``fixed``: the checkpoint's statistics; ``batch``: those of the current batch, as in
+            the first MSM-MAE, so that a clip's embedding depends on the other clips.
         dur_frames: Resample (longer) or crop (shorter) the stored positions to one window of this length.
         timestamps: ``interpolate`` columns in time, or ``dense``: one shifted pass per timestamp phase.
         layers: Block indices to embed with, from 0, negative ones allowed; None is the last block.
@@ -208,7 +208,7 @@ class Options:
         return Options(**options)
 
     def override(self, config: ModelConfig) -> ModelConfig:
-        """Return the config with the values given by hand put in place of the file's.
+        """Return the config with the given values in place of the file's.
 
         Raises:
             ValueError: A value that no front end, or not this encoder, can have.

@@ -156,7 +156,7 @@ def attention_kernels(device: torch.device) -> AbstractContextManager[Any]:
 def compile_blocks(blocks: nn.ModuleList) -> None:
     """Have torch compile the blocks on their first call, for any number and length of windows.
 
-    Block by block: the blocks are alike, so that what is compiled for the first serves all.
+    Block by block: the blocks are equal, so that the code compiled for the first is used for all.
     """
     for block in blocks:
         block.compile(dynamic=True)

@@ -137,7 +137,7 @@ class LogMelSpectrogram(nn.Module):
     def __init__(self, config: FrontendConfig | None = None) -> None:
         super().__init__()
         self.config = config or FrontendConfig()
-        # Not in the state dict: they follow from the config.
+        # Not in the state dict: they are computed from the config.
         self.register_buffer(
             "window", torch.hann_window(self.config.n_fft, dtype=torch.float32), persistent=False
         )
@@ -156,8 +156,8 @@ class LogMelSpectrogram(nn.Module):
 
         Args:
             clip: (samples,).
-            first: The first frame; it may lie before the clip, the last one past it. What such frames hold
-                is of no meaning.
+            first: The first frame; it may lie before the clip, the last one past it. Such frames have no
+                meaning.
             frames: How many.
 
         Returns:

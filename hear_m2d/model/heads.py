@@ -1,4 +1,4 @@
-"""What a checkpoint may hold behind the encoder: a classifier, and M2D-CLAP's audio projectors.
+"""Optional parts after the encoder: a classifier, and M2D-CLAP's audio projectors.
 
 A projector turns all tokens of a clip into one vector in the space of the text embeddings. 2024: the mean
 over tokens through a small MLP. 2025: the semantic projector, a learned token that attends to all tokens
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hear_m2d.utils.errors import InputError, check_integers
 
 KINDS = ("mean", "semantic")
-LARGEST, DEEPEST = 10**6, 100  # of a config that lies, nothing is built
+LARGEST, DEEPEST = 10**6, 100  # limits that protect against malicious configs
 
 
 class ClassifierHead(nn.Module):

@@ -34,8 +34,8 @@ class HearModel(nn.Module):
     """An audio embedding model behind the HEAR API.
 
     Args:
-        config: What the checkpoint says.
-        options: What the caller asks for.
+        config: Config of the checkpoint.
+        options: Options of the caller.
     """
 
     def __init__(self, config: ModelConfig, options: Options | None = None) -> None:
@@ -56,7 +56,7 @@ class HearModel(nn.Module):
             compile_blocks(self.encoder.blocks)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Come out of a pickle or a copy, where nothing compiled goes in."""
+        """Restore from a pickle or a copy, which never contains compiled code."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.options.compile:
             compile_blocks(self.encoder.blocks)
@@ -80,7 +80,7 @@ class HearModel(nn.Module):
 
     @property
     def scene_embedding_size(self) -> int:
-        """Features of a scene embedding: the mean over time has as many as one time."""
+        """Features of a scene embedding, which is a mean over time."""
         return self.timestamp_embedding_size
 
     @property
@@ -110,7 +110,7 @@ class HearModel(nn.Module):
 
     @torch.no_grad()
     def features(self, audio: Audio) -> PerClip:
-        """Return what embeddings are made of, as ``layers`` and ``output`` say, without gradients.
+        """Return the features selected by ``layers`` and ``output``, without gradients.
 
         Args:
             audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
@@ -163,7 +163,7 @@ class HearModel(nn.Module):
 
     @torch.no_grad()
     def scene_and_timestamp_embeddings(self, audio: Audio) -> tuple[Tensor, PerClip, PerClip]:
-        """Return what the two functions return, of one run of the encoder: scenes, embeddings, times."""
+        """Return scenes, embeddings in time and their times, from one run of the encoder."""
         return self._embed(audio, scenes=True)
 
     def classify(self, audio: Audio) -> Tensor:
@@ -203,7 +203,7 @@ class HearModel(nn.Module):
     def standardized(self, batch: Tensor) -> Tensor:
         """Return (log-mel - mean) / std of whole clips, (batch, mels, frames).
 
-        The statistics are the checkpoint's own; with ``normalization="batch"`` those of the batch at hand.
+        The statistics are the checkpoint's own; with ``normalization="batch"`` those of the current batch.
         """
         clips = [clip.to(self._device) for clip in check_audio(batch)]
         mean, std = self._statistics(clips)
@@ -339,7 +339,7 @@ class HearModel(nn.Module):
 
 
 def check_audio(audio: Audio) -> list[Tensor]:
-    """Return the clips, each (samples,), as they were given; or say why they cannot be embedded.
+    """Return the clips, each (samples,), or raise an error that says why they cannot be embedded.
 
     Raises:
         TypeError: Neither a tensor nor a list of tensors.

@@ -1,4 +1,4 @@
-"""Collectors: they take the encoder's columns pass by pass and keep only what will be returned."""
+"""Collectors take the encoder's columns pass by pass and keep only what will be returned."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hear_m2d.model.windows import Window
 
 
 class Collector(Protocol):
-    """What becomes of the columns of each pass."""
+    """Processes the columns of each pass."""
 
     def add(self, windows: Sequence[Window], columns: Tensor) -> None:
         """Take the columns (windows, columns of a window, features) of one pass."""
 
 
 class Columns:
-    """Keeps every column: one tensor (columns, features) a clip; gradients pass.
+    """Keeps every column: one tensor (columns, features) per clip, with gradients.
 
     Args:
         clips: How many.

@@ -1,4 +1,4 @@
-"""When each embedding happens: the closed form of the timestamps, and columns read at those times.
+"""The times of the embeddings: a closed form of the timestamps, and columns interpolated at those times.
 
 Frame k of the log-mel is centered on k hops, a column is p frames; timestamps are q frames apart, q the
 largest divisor of p with at most 50 ms. Timestamp i is the center of frames i·q … i·q + q - 1.

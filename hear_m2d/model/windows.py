@@ -1,8 +1,8 @@
-"""A long spectrogram in windows of the model's input length, and the windows in forward passes.
+"""Cut a long spectrogram into windows of the model's input length, and group windows into forward passes.
 
 Our rule loses no frame: windows step by whole patches, the last is padded to a whole patch. The published
 rules are kept for comparison; where the input length is a multiple of the patch, M2D's is the same.
-A pass holds windows of equal length, of whichever clips; memory does not grow with the length of the audio.
+A pass holds windows of equal length, of any clips; memory does not grow with the length of the audio.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def plan_windows(frames: int, *, window: int, patch: int, rule: str = "whole") -
     if rule == "whole":
         stride = window // patch * patch
         return WindowPlan(pad=-frames % patch, stride=stride, count=-(-frames // stride), patch=patch)
-    if rule == "m2d":  # slices of the padded log-mel; what the padding pushes past the last slice is lost
+    if (
+        rule == "m2d"
+    ):  # slices of the padded log-mel; frames that the padding moves past the last slice are lost
         return WindowPlan(
             pad=-(frames % window) % patch, stride=window, count=-(-frames // window), patch=patch
         )
@@ -186,7 +188,7 @@ def batch_statistics(
             segment = frontend.segment(clip, first, min(_STATISTICS_FRAMES, frames - first))
             x = frontend.of_segments(segment[None].to(device)).cpu().double()
             mean, n = float(x.mean()), x.numel()
-            # Chan's rule: sums of squares about each part's own mean lose no digits.
+            # Chan's rule: sums of squares about the mean of each part lose no digits.
             squares += float((x - mean).square().sum())
             squares += (mean - total / count) ** 2 * count * n / (count + n) if count else 0.0
             total += mean * n

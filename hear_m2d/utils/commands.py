@@ -1,4 +1,4 @@
-"""What the commands of all parts share: a command with optional packages, and the option for the model."""
+"""Shared by all commands: a command with optional packages, and the option for the model."""
 
 from __future__ import annotations
 

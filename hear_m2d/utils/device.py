@@ -57,7 +57,7 @@ def warn_of_slow_bfloat16(dtype: torch.dtype, device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return how many bytes are free on a device; None where it cannot be told."""
+    """Return how many bytes are free on a device; None if unknown."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

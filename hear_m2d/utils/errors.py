@@ -1,7 +1,7 @@
 """The two kinds of errors that the command line reports in one line, and checks that raise the first.
 
-An :class:`InputError` is of the user's making (exit code 2), a :class:`WorkFailedError` is not (exit code 1).
-Any other exception is a bug and keeps its traceback.
+An :class:`InputError` is caused by the user's input (exit code 2), a :class:`WorkFailedError` is not (exit
+code 1). Any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def check_integers(*, minimum: int | None = None, **values: Any) -> None:
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> str:
-    """Return a sentence that names an unknown ``what``, the nearest known names, and all of them."""
+    """Return a sentence about an unknown name of a ``what``, with the nearest and all known names."""
     names = sorted(known)
     folded = {known_name.casefold(): known_name for known_name in names}
     near = [folded[key] for key in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]

@@ -1,4 +1,4 @@
-"""Files and folders: atomic writes, who owns a folder, locks, JSON, checksums, names as text."""
+"""Files and folders: atomic writes, owners of folders, locks, JSON, checksums, names as text."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator
                 os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
-        with suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # the first error is the one to report
             temporary.unlink(missing_ok=True)
         raise
     if sync:
@@ -72,7 +72,7 @@ def _sync_file(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have a new name survive a power cut; where a folder cannot be synced, its system does without."""
+    """Sync a folder, so that a new name survives a power cut; does nothing where that is impossible."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:  # Windows opens no folders
@@ -116,7 +116,7 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what an :func:`atomic_write` that was killed left behind."""
+    """Remove temporary files of an :func:`atomic_write` that was killed."""
     for path in folder.glob(TEMPORARY):
         path.unlink(missing_ok=True)
 
@@ -156,7 +156,7 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
 
 
 def differences(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Return the fields of ``asked`` that ``known`` has otherwise, as text; empty where all are equal."""
+    """Return the fields of ``asked`` that differ in ``known``, as text; empty if all are equal."""
     return "; ".join(
         f"{key} is {known.get(key)!r} there, {value!r} now"
         for key, value in asked.items()
@@ -197,8 +197,8 @@ def claim_folder(
     Args:
         folder: The output folder; made if it does not exist. Hold :func:`lock_folder` meanwhile.
         metadata: Name of the metadata file in it.
-        content: What is written to the metadata file of a free folder, and what must be equal otherwise;
-            JSON values. Other fields of an existing file are not compared.
+        content: JSON values, written to the metadata file of a free folder; in another folder they must be
+            equal. Other fields of an existing file are not compared.
         ignore: Names that a free folder may hold, besides dot files.
 
     Returns:

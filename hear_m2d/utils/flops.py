@@ -36,7 +36,7 @@ def matrix_rate(dtype: torch.dtype, device: torch.device, sizes: Sequence[int] |
 
     Args:
         dtype: Of the matrices.
-        device: Where.
+        device: Where to measure.
         sizes: Rows of the matrices; by default 512 to 4096, to 16384 on a GPU. Fewer take less time.
     """
     if sizes is None:
@@ -63,7 +63,7 @@ def _seconds_on_cpu(product: Callable[[], Tensor], size: int, device: torch.devi
 
 
 def _seconds_on_gpu(product: Callable[[], Tensor]) -> float:
-    """Time many products in one go, on a warm device: an idle GPU runs at a fraction of its clock rate."""
+    """Time many products together, on a warm device: an idle GPU runs at a fraction of its clock rate."""
     start = time.perf_counter()
     calls = 0
     while time.perf_counter() - start < WARM_UP_S:

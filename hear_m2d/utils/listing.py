@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hear_m2d.utils.errors import InputError
 
-FILE_COLUMNS = ("file_name", "file", "path")  # the first one that a list has is used
+FILE_COLUMNS = ("file_name", "file", "path")  # the first one in the list is used
 LABEL_COLUMNS = ("label", "labels")
 
 
@@ -22,7 +22,7 @@ class ListedFile:
     Attributes:
         line: Line number in the list, from 1 (the header).
         file: Path as written; empty if the row names no usable path.
-        label: The label cell as written, in Unicode normal form C; None if it is empty or there is none.
+        label: The label cell as written, in Unicode normal form C; None if it is empty or missing.
         cells: Every cell by its column.
     """
 

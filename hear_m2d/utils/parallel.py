@@ -29,7 +29,7 @@ _QUEUED = 1024  # items handed to the threads at a time
 
 
 class ProcessDiedError(WorkFailedError):
-    """A worker process died over an item, twice."""
+    """A worker process died twice while it worked on an item."""
 
 
 def map_threads(
@@ -61,7 +61,7 @@ def map_threads(
 
     def work(index: int, item: T) -> tuple[R, int] | None:
         nonlocal waiting
-        with changed:  # the item that the caller waits for is never held back
+        with changed:  # the item that the caller waits for is always started
             changed.wait_for(lambda: waiting < budget or index == wanted or stopped)
         if stopped:
             return None
@@ -128,7 +128,7 @@ def _map_until_death(
     pool = ProcessPoolExecutor(workers, mp_context=_context(preload), initializer=_start_worker)
     try:
         while True:
-            # Few are queued: each that is in work when a process dies is done again alone.
+            # Only few are queued: all items in work when a process dies are repeated one by one.
             for item in islice(items, workers + 1 - len(running)):
                 submitted = [item]
                 running[pool.submit(function, item)] = item
@@ -140,7 +140,7 @@ def _map_until_death(
                 yield running.pop(future), result
     except BrokenProcessPool:
         return list(running.values()) + submitted
-    except BaseException:  # the caller stops early: what is in work is not waited for
+    except BaseException:  # the caller stops early: do not wait for items in work
         for process in list(pool._processes.values()):
             process.terminate()
         raise
@@ -158,7 +158,7 @@ def _context(preload: Sequence[str]) -> Any:
 
 
 def _start_worker() -> None:
-    """Leave Ctrl-C to the process that started this one, and end with it even when it is killed."""
+    """Ignore Ctrl-C, which the parent process handles, and end when the parent ends, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:

@@ -9,7 +9,7 @@ LOG_EVERY_S = 30.0
 
 
 class ProgressBar(tqdm):  # type: ignore[type-arg]
-    """tqdm that knows where it writes.
+    """A tqdm bar on a terminal, plain lines elsewhere.
 
     Args:
         settings: as for tqdm; `total`, `unit`, `desc`, `initial`, `disable`.
@@ -30,12 +30,12 @@ class ProgressBar(tqdm):  # type: ignore[type-arg]
         super().__init__(**settings)
 
     def note(self, text: str) -> None:
-        """Put a text behind the numbers; a log has it in its next line."""
+        """Show a text after the numbers; in a log it is in the next line."""
         self.set_postfix_str(text, refresh=self.on_terminal)
 
 
 class _Lines:
-    """Standard error, for what was made for a terminal: a line each, none twice."""
+    """Standard error for a log: one line for each update, no line twice."""
 
     def __init__(self) -> None:
         self.last = ""
