@@ -252,10 +252,10 @@ def pretrain(
     processes = init_distributed()
     try:
         with processes.abort_all_on_error():
-            # What cannot train is refused before any audio is prepared, which may take days.
+            # Check the settings before any audio is prepared, which may take days.
             begun = processes.run_on_main(RunFolder(out).known)
             check_given(recipe, noise=noise_dir, features=features)
-            if begun is None:  # else the checkpoint that it began from need not be there any more
+            if begun is None:  # a resumed run does not need its initial checkpoint any more
                 processes.run_on_main(lambda: check_start(recipe))
             check_trackers(track)
             probes = processes.run_on_main(
@@ -291,7 +291,7 @@ def pretrain(
             )
         end_distributed()
     except OtherProcessFailedError:
-        raise SystemExit(1) from None  # that process says why
+        raise SystemExit(1) from None  # the other process reports the error
     except StoppedError as stopped:
         if processes.is_main:
             click.echo(str(stopped), err=True)
@@ -312,7 +312,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str]:
-    """Yield what a run would take; of audio that is not prepared nobody knows how many clips it gives."""
+    """Yield the estimate of a run; the number of clips is unknown if the audio is not prepared."""
     from glob import glob
 
     from hear_m2d.pretrain.data.prepared import SetInfo, is_prepared, require_frontend
@@ -336,7 +336,7 @@ def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str
 
 
 def _check_data(recipe: Recipe, data: Path, noise: Path | None) -> None:
-    """Refuse data and noise that the recipe cannot use, as far as can be told before any is prepared."""
+    """Refuse data and noise that the recipe cannot use, as far as known before any is prepared."""
     from hear_m2d.pretrain.data.prepared import SetInfo, is_prepared, require_frontend, require_labels
     from hear_m2d.pretrain.data.sources import open_source
 
@@ -353,7 +353,7 @@ def _check_data(recipe: Recipe, data: Path, noise: Path | None) -> None:
 
 
 def _prepared(place: Path, into: Path, sample_rate: int, *, verify: bool) -> Path:
-    """Return a prepared folder; audio is prepared into the run's own. Compare it with its checksums."""
+    """Return a prepared folder, compared with its checksums; audio is prepared into the run's folder."""
     from hear_m2d.pretrain.data.prepare import prepare as run
     from hear_m2d.pretrain.data.prepared import LogMelData, is_prepared
 

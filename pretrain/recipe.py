@@ -1,4 +1,4 @@
-"""Recipe files: TOML with tables, upon a base; the shipped ones; the recipes in the records of runs."""
+"""Read recipes: TOML files with tables and a base, shipped recipes, and the recipes in records of runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CHECKED = {
     "encoder": dataclass(EncoderConfig, frozen=True, config=STRICT),
     "decoder": dataclass(DecoderConfig, frozen=True, config=STRICT),
 }
-# The published MSM-MAE differs from M2D, whose numbers are the defaults of the fields.
+# Values of the published MSM-MAE; those of M2D are the defaults of the fields.
 MSM_MAE_DEFAULTS: dict[str, Any] = {
     "mask_ratio": 0.75,
     "norm_pix_loss": False,
@@ -120,7 +120,7 @@ def parse_recipe(fields: Mapping[str, Any], where: str, *, allow_unused: bool = 
 def recipe_of_record(fields: Mapping[str, Any], where: str) -> Recipe:
     """Read the ``recipe`` of a run's record, also of a run that version 0.1 began.
 
-    Missing fields have their defaults: those of a field that the run's version did not have yet.
+    Missing fields get their defaults: the run's version did not have them yet.
 
     Raises:
         ValueError: The record has a field that this version does not know, or a value out of range.
@@ -139,7 +139,7 @@ def recipe_of_record(fields: Mapping[str, Any], where: str) -> Recipe:
 
 
 def _moved(name: str, value: Any) -> str:
-    """Say where a field of version 0.1 is now."""
+    """Return a sentence with the new place of a field of version 0.1."""
     table, _, field = FLAT_NAMES[name].partition(".")
     shown = [80, value] if name == "input_frames" else value
     if field == "source":

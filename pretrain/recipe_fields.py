@@ -63,7 +63,7 @@ class OfflineConfig:
         features: Classes, or features of a column's target; 0: as many as the teacher or the data has.
         feature_frames: M2D-S: frames of the spectrogram that one stored feature vector stands for.
         teacher: A path or name of the frozen network; empty: that of ``init``.
-        teacher_statistics: The teacher hears spectrograms standardized with the ``student`` data's mean and
+        teacher_statistics: The teacher's input is standardized with the ``student`` data's mean and
             standard deviation, as published, or with its ``own``.
     """
 
@@ -78,7 +78,7 @@ class OfflineConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class PublishedConfig:
-    """What is known of the published run, for readers: the table ``[published]``. It changes no training.
+    """Facts about the published run, for readers: the table ``[published]``. It changes no training.
 
     Attributes:
         reproduces: The name under which the weights were published.
@@ -99,7 +99,7 @@ class PublishedConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class Recipe:
-    """What a recipe file holds; a field that it omits has the published value of its objective.
+    """The content of a recipe file; an omitted field has the published value of its objective.
 
     Attributes:
         objective: ``m2d`` or ``msm_mae``.

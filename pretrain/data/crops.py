@@ -32,7 +32,7 @@ class Items(Protocol):
         ...
 
     def __getitems__(self, keys: list[Key]) -> Batch:
-        """Return several items, stacked: a loader's ``collate_fn`` has nothing left to do."""
+        """Return several items, already stacked, so that the loader needs no ``collate_fn``."""
         ...
 
     def find_non_finite(self, steps: Iterable[Sequence[Key]]) -> str:
@@ -94,7 +94,7 @@ class Crops:
 class MixedCrops:
     """Crops with noise: ``x`` is the mixture, ``clean`` the clip alone; other tensors of an item stay.
 
-    A clip shorter than the crop was padded with the mean; noise sounds there too.
+    A clip shorter than the crop was padded with the mean; the padding gets noise, too.
 
     Args:
         crops: The clean crops.
@@ -173,7 +173,7 @@ def noise_place(lengths: NDArray[np.int64], frames: int, *, seed: int, key: Key)
         seed: Of the run.
         key: Epoch and clip of the item.
     """
-    # One word more than the draw of a crop's start, so that the two are independent.
+    # One word more than for a crop's start, so that the two draws are independent.
     clip = draw(len(lengths), seed, *key, 1)
     length = int(lengths[clip])
     return clip, draw(length - frames + 1 if length >= frames else length, seed, *key, 2)
@@ -192,8 +192,8 @@ def crop_into(
         std: Of the set.
     """
     part = logmel[:, start : start + out.shape[1]]
-    # Copied frame after frame, as it lies on disk; torch turns float16 into float32 twice as fast as numpy,
-    # and numpy turns the axes twice as fast as torch.
+    # Copied frame by frame, as on disk. torch converts float16 to float32 twice as fast as numpy, and numpy
+    # transposes twice as fast as torch.
     copied = torch.from_numpy(np.array(part.T)).float().sub_(mean).mul_(1.0 / std)
     out[:, : part.shape[1]] = copied.numpy().T
     out[:, part.shape[1] :] = 0

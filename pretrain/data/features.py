@@ -1,6 +1,6 @@
-"""What a recipe trains on: crops, with labels, with stored features, with noise.
+"""The training items of a recipe: crops, with labels, with stored features, with noise.
 
-Features are M2D-S's: vectors in time that some network made of the clean audio, computed once.
+The features are those of M2D-S: vectors in time, computed once by another network from the clean audio.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ def training_items(
     Args:
         recipe: What to train.
         data: The clips.
-        noise: Prepared noise, if the recipe mixes some in.
+        noise: Prepared noise, if the recipe uses it.
         features: A folder with ``NAME.npy`` for each file of the data, if the recipe learns from features.
 
     Raises:
-        InputError: Something that the recipe needs is missing, or given and not needed.
+        InputError: A required folder is missing, or a folder is given that the recipe does not use.
     """
     check_given(recipe, noise=None if noise is None else noise.folder, features=features)
     if features is None:
@@ -51,7 +51,7 @@ def training_items(
 
 
 def check_given(recipe: Recipe, *, noise: Path | None, features: Path | None) -> None:
-    """Compare the folders that are given with those that the recipe needs; nothing is opened.
+    """Compare the given folders with those that the recipe needs, without opening them.
 
     Args:
         recipe: What to train.
@@ -59,7 +59,7 @@ def check_given(recipe: Recipe, *, noise: Path | None, features: Path | None) ->
         features: The folder of the stored features.
 
     Raises:
-        InputError: One is missing, or given and not needed.
+        InputError: A required folder is missing, or a folder is given that the recipe does not use.
     """
     ratio = recipe.noise_ratio
     if noise is None and ratio:
@@ -92,7 +92,7 @@ class FeatureCrops(Crops):
         feature_frames: Frames that a vector stands for.
 
     Raises:
-        InputError: A file of the data has no features; all are looked for now, not when one is drawn.
+        InputError: A file of the data has no features; this is checked at once, not when an item is drawn.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class FeatureCrops(Crops):
         frontend = self.data.frontend
         begins = round(begins_s * frontend.sample_rate / frontend.hop_length)  # in frames of the file
         expected = (begins + self.data.frames(key[1])) // self.feature_frames
-        # Networks without padding make a vector or two fewer; a file may be longer, cut into several clips.
+        # Networks without padding give one or two vectors fewer; a file may be longer than its clips.
         if len(vectors) < 0.9 * expected - 2:
             raise InputError(
                 f"{path} has {len(vectors)} vectors, fewer than the {expected} of its audio at one in "
@@ -166,7 +166,7 @@ def _without_features(names: Iterable[str], folder: Path) -> list[str]:
     listed: dict[str, set[str]] = {}
     missing = []
     for name in sorted(names):
-        if Path(name).is_absolute() or ".." in Path(name).parts:  # a set from a stranger
+        if Path(name).is_absolute() or ".." in Path(name).parts:  # a set from an unknown source
             missing.append(name)
             continue
         below, _, file = name.rpartition("/")

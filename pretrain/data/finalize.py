@@ -1,4 +1,4 @@
-"""The end of `hear-m2d prepare`: the shards' notes added up, and ``data.json`` written in their place."""
+"""The end of `hear-m2d prepare`: sum the shards' notes, and replace them by ``data.json``."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ REPORT_FILE = "skipped.csv"
 
 
 def finalize(out: Path, plan: Mapping[str, Any], problems: Sequence[Skipped] = ()) -> dict[str, Any]:
-    """Add the shards' notes up, and put ``data.json`` in their place.
+    """Sum the shards' notes, and replace them by ``data.json``.
 
     Args:
         out: The folder; every shard of the plan is there.
-        plan: What was made.
-        problems: What could not be listed.
+        plan: The content of ``plan.json``.
+        problems: Files and folders that could not be listed.
 
     Returns:
         What ``data.json`` says.
@@ -87,7 +87,7 @@ def finalize(out: Path, plan: Mapping[str, Any], problems: Sequence[Skipped] = (
 def _warnings(
     frontend: FrontendConfig, rates: Mapping[int, int], loud: Sequence[tuple[str, float]]
 ) -> Iterable[str]:
-    """Yield a sentence for each way in which files that were kept may not be what was meant."""
+    """Yield a warning for each kind of suspicious files that were kept."""
     filters = mel_filters(frontend)  # (mels, frequencies)
     for rate, files in sorted(rates.items()):
         heard = math.ceil(

@@ -1,6 +1,7 @@
-"""The batches of a run, as one process sees them: its share of each step's clips and masks, on its device.
+"""The batches of a run, for one process: its share of each step's clips and masks, on its device.
 
-Everything is a function of (seed, step): a resumed run, or one with other processes, sees what it would have.
+Everything is a function of (seed, step): a resumed run, or one with another number of processes, gets the
+same batches.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from hear_m2d.pretrain.data.sampling import Key, StepBatches
 from hear_m2d.pretrain.objectives.masking import mask_noise
 from hear_m2d.utils.errors import InputError, WorkFailedError
 
-GRACE_S = 30  # how long a loader process outlives SIGTERM; the same as torchrun's
+GRACE_S = 30  # seconds that a loader process continues after SIGTERM; the same as torchrun's
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _PREFETCH = 2  # batches that each loader process prepares ahead
 _SHARED_MEMORY = Path("/dev/shm")
@@ -44,19 +45,19 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """Yield this process's part of each step's batch, on its device.
 
-    On a GPU the copies run beside the computation: from pinned memory, on a stream of their own.
+    On a GPU, copies run in parallel with the computation: from pinned memory, on a separate stream.
 
     Args:
         items: Items by (epoch, clip).
         steps: Which steps.
         share: Which of a batch's clips are this process's.
         patches: Patches of a clip.
-        device: Where to put them.
+        device: Device of the batches.
         dtype: Of spectrograms and targets.
         workers: Processes that load while the network trains.
 
     Yields:
-        What the items hold, stacked, and ``noise``, which chooses the masks, (clips, patches).
+        The tensors of the items, stacked, and ``noise``, which chooses the masks, (clips, patches).
 
     Raises:
         InputError: There is too little shared memory for the loader processes.
@@ -74,7 +75,7 @@ def batches(
         collate_fn=dict,  # stacked already
         pin_memory=on_gpu,
         worker_init_fn=_begin_worker,
-        generator=torch.Generator(),  # otherwise it draws from the caller's random state
+        generator=torch.Generator(),  # otherwise it uses the caller's random state
     )
     for step, batch in zip(steps.steps, _load(loader, items, steps, share), strict=True):
         # Drawn for the whole batch: masks do not depend on the number of processes.
@@ -96,8 +97,8 @@ def _load(loader: DataLoader[Batch], items: Items, steps: StepBatches, share: sl
             for process in processes:
                 if process.exitcode is not None:
                     raise WorkFailedError(_cause_of_death(process.exitcode)) from error
-            # torch would raise another error, whose text is the traceback. Items follow from their keys, so
-            # the same error comes again here.
+            # torch would raise another error, whose text is the traceback. Items depend on their keys only:
+            # the same error is raised again here.
             items.__getitems__(steps.keys(step)[share])
             raise WorkFailedError(
                 f"a loader process failed once ({type(error).__name__}); the same command continues from the "
@@ -150,9 +151,9 @@ def _to_device(tensor: Tensor, dtype: torch.dtype, stream: Any) -> Tensor:
 
 
 def _begin_worker(worker: int) -> None:
-    """Have a loader process outlive SIGTERM for a while, and never its parent."""
+    """Let a loader process continue for a while after SIGTERM, but end with its parent."""
     # A cluster sends SIGTERM to all processes, and the training process needs one more batch before it stops.
-    # Not for ever: a program that ends by an error sends SIGTERM too, and waits until this process is gone.
+    # But not forever: a program that ends by an error also sends SIGTERM, and waits until this process ends.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
-    if sys.platform == "linux":  # or it would hold the run's folder after its parent is killed
+    if sys.platform == "linux":  # otherwise it would keep the run's folder locked after its parent is killed
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -32,9 +32,9 @@ from hear_m2d.utils.files import differences, folder_owner, lock_folder, visible
 from hear_m2d.utils.parallel import ProcessDiedError, map_processes
 from hear_m2d.utils.progress import ProgressBar
 
-_SHARD_ITEMS = (64, 1024)  # fewest (except for bytes and seams) and most items in a shard
-_SHARD_SOURCE_BYTES = 512 << 20  # of files: so that a shard of long ones does not take a day
-_SHARDS = 256  # how many to aim at between those
+_SHARD_ITEMS = (64, 1024)  # minimum (except for bytes and seams) and maximum number of items in a shard
+_SHARD_SOURCE_BYTES = 512 << 20  # of files: a shard of long files must not take a day
+_SHARDS = 256  # target number of shards, within these limits
 _POOL_FROM_ITEMS = 400  # below, starting worker processes costs more than it saves
 
 
@@ -48,8 +48,8 @@ class Summary:
         mean: Over every bin of every frame.
         std: Standard deviation over the same.
         skipped: Number of files left out, by reason.
-        report: The list of those files, or None if there are none.
-        already: The folder was complete already, and nothing was done.
+        report: The file that lists them; None if there are none.
+        already: Whether the folder was already complete, so that nothing was done.
     """
 
     clips: int
@@ -67,7 +67,7 @@ class PartSummary:
 
     Attributes:
         shards: How many are this job's.
-        missing: How many of the whole set are not made yet.
+        missing: Number of shards of the whole set that are not written yet.
     """
 
     shards: int
@@ -110,7 +110,7 @@ def prepare(
         data = LogMelData(task.out)  # raises if a shard is damaged
         return dataclasses.replace(_summary(task.out, data.summary), already=True)
     with lock_folder(task.out), ExitStack() as jobs:
-        for path in task.out.glob(".job-*.lock"):  # a job of an array that still works
+        for path in task.out.glob(".job-*.lock"):  # a job of an array that is still running
             jobs.enter_context(lock_folder(task.out, path.name))
         task.begin()
         _make_all(task, range(len(task.cuts)), workers=workers, ray=ray, progress=progress)
@@ -131,7 +131,7 @@ def prepare_shard(
     """Make the i-th of n parts of the shards, as one job of an array; any number may run at the same time.
 
     Args:
-        source: As for :func:`prepare`, like the rest.
+        source: As for :func:`prepare`, like the other arguments.
         out: The folder to write, which every job sees.
         shard: (i, n), 1 ≤ i ≤ n.
         sample_rate: Of the front end.
@@ -171,7 +171,7 @@ class Task:
     Attributes:
         source: The source.
         out: The folder to write.
-        plan: What is to be made: equal plans mean equal shards.
+        plan: Description of the shards: equal plans mean equal shards.
         cuts: First and last-plus-one item of each shard.
     """
 
@@ -191,7 +191,7 @@ class Task:
         return metadata == DATA_FILE
 
     def begin(self) -> None:
-        """Write into the folder what is being made."""
+        """Write the plan into the folder."""
         if not (self.out / PLAN_FILE).is_file():
             write_json(self.out / PLAN_FILE, self.plan)
 
@@ -263,7 +263,7 @@ def cut(sizes: NDArray[np.int64], seams: NDArray[np.int64] | None = None) -> Ite
 def _make_all(
     task: Task, indices: Sequence[int], *, workers: int | None, ray: str | None = None, progress: bool
 ) -> None:
-    """Make those of some shards that are not made yet."""
+    """Write the shards that do not exist yet."""
     todo = task.todo(indices)
     with ProgressBar(total=task.items(indices), unit="file", desc="prepare", disable=not progress) as bar:
         bar.update(task.items(indices) - task.items(todo))

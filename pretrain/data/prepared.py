@@ -1,4 +1,4 @@
-"""A prepared set, opened: what ``data.json`` says, and the shards, memory-mapped."""
+"""A prepared set: the content of ``data.json``, and the memory-mapped shards."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ShardInfo(NamedTuple):
 
     @staticmethod
     def parse(line: Mapping[str, Any]) -> ShardInfo:
-        """Read a line; the set may come from a stranger, so that its name must not lead out of the folder."""
+        """Read a line. The set may come from an unknown source: the name must not lead out of the folder."""
         name = str(line["file"])
         if not _SHARD_NAME.fullmatch(name):
             raise ValueError(f"{name!r} is not the name of a shard")
@@ -63,7 +63,7 @@ class ShardInfo(NamedTuple):
 
 
 class SetInfo:
-    """What ``data.json`` says about a prepared set; its shards are not opened.
+    """The content of a prepared set's ``data.json``; its shards are not opened.
 
     Args:
         folder: A folder that ``hear-m2d prepare`` finished.
@@ -119,7 +119,7 @@ class LogMelData(SetInfo):
         self._open = [_OpenShard(self.folder / info.file, info, self.frontend.n_mels) for info in self.shards]
         self._firsts = np.cumsum([0, *(len(shard.lengths) for shard in self._open)])
         self.lengths: NDArray[np.int64] = np.concatenate([shard.lengths for shard in self._open])
-        # The shard of each clip: looked up for every crop.
+        # The shard of each clip, which every crop needs.
         self._shard_of = np.repeat(np.arange(len(self._open)), np.diff(self._firsts))
 
     def __len__(self) -> int:
@@ -173,13 +173,13 @@ class LogMelData(SetInfo):
         return sum(not split_labels(self.label(index)) for index in range(len(self)))
 
     def describe_clip(self, index: int) -> str:
-        """Return where a clip lies: its shard, its row there, its file."""
+        """Return the place of a clip: its shard, its row there, its file."""
         shard, clip = self._find(index)
         name, start_s = shard.origin(clip)
         return f"clip {shard.row(clip)} of {shard.path} (from {name}, at {start_s:g} s)"
 
     def find_non_finite(self, clips: Iterable[int]) -> str:
-        """Return which of some clips, the first, has values that are not finite; empty for none."""
+        """Describe the first of some clips with values that are not finite; empty if there is none."""
         for index in dict.fromkeys(clips):
             if not np.isfinite(self.logmel(index)).all():
                 return self.describe_clip(index)
@@ -280,7 +280,7 @@ def _read_batches(path: Path, size: int, mels: int) -> Iterator[Any]:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         for index in range(reader.num_record_batches):
             batch = reader.get_batch(index)
-            batch.validate(full=True)  # wrong offsets would read beyond the file
+            batch.validate(full=True)  # wrong offsets would read outside the file
             # An earlier version has one column more.
             if any(batch.schema.field(field.name) != field for field in SCHEMA):
                 raise pa.ArrowInvalid("its columns are not those of a shard")
@@ -297,7 +297,8 @@ def require_frontend(data: SetInfo, wanted: FrontendConfig) -> None:
     """Refuse a set that was made with another front end.
 
     Raises:
-        InputError: It was; each field that differs is named with both values.
+        InputError: It was made with another front end; the message names each differing field with both
+            values.
     """
     here, asked = dataclasses.asdict(data.frontend), dataclasses.asdict(wanted)
     differing = [name for name in here if here[name] != asked[name]]
@@ -324,7 +325,7 @@ def require_labels(labels: Sequence[str], place: str | Path) -> None:
 
 
 def is_prepared(folder: Path) -> bool:
-    """Return whether ``hear-m2d prepare`` wrote here, finished or not; others write a data.json, too."""
+    """Return whether ``hear-m2d prepare`` wrote here, finished or not; others may write a data.json, too."""
     for name, key in ((DATA_FILE, "frontend"), (PLAN_FILE, "format")):
         try:
             content = json.loads((folder / name).read_text(encoding="utf-8"))

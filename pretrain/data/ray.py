@@ -13,7 +13,7 @@ from hear_m2d.pretrain.data.shards import ShardJob, make_shard
 from hear_m2d.utils.errors import MissingPackageError, WorkFailedError
 
 INSTALL = "pip install 'hear-m2d[pretrain,ray]'"
-_RETRIES = 10  # of a shard whose process or machine died
+_RETRIES = 10  # retries of a shard whose process or machine failed
 
 
 def make_on_ray(jobs: Iterable[ShardJob], *, address: str) -> Iterator[int]:

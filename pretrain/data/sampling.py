@@ -1,6 +1,6 @@
 """Which clips make up a step, and every draw: pure functions of (seed, epoch, clip) or (seed, step).
 
-A run that resumes at step n, with any number of loader processes, therefore sees what it would have seen.
+A run that resumes at step n, with any number of loader processes, therefore gets the same batches.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def draw(choices: int, *words: int) -> int:
 
 def epoch_order(n_clips: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order of the clips in an epoch: a permutation that follows from (seed, epoch)."""
-    # Four words, so that no crop's draw of three words uses the same stream.
+    # Four words, so that no draw for a crop (three words) uses the same stream.
     return np.random.default_rng((seed, epoch, 0, 1)).permutation(n_clips)
 
 
@@ -67,7 +67,7 @@ class StepBatches:
     Args:
         first_step: Where to begin; a resumed run's next step.
         last_step: One past the last.
-        batch_size: As for :func:`batch_keys`, like the rest.
+        batch_size: As for :func:`batch_keys`, like the other arguments.
         n_clips: Clips in the set.
         seed: Of the run.
 

@@ -25,13 +25,13 @@ from hear_m2d.pretrain.data.sources.base import Part, Skipped
 from hear_m2d.utils.files import atomic_write, atomic_write_text, printable
 from hear_m2d.utils.listing import split_labels
 
-# Digital silence: no sample leaves the middle of the range by more than 1e-4 (-80 dB, three steps of 16 bits:
-# zeros, a constant, or dither alone).
+# Digital silence: no sample differs from the middle of the range by more than 1e-4 (-80 dB, three steps of
+# 16 bits): zeros, a constant, or dither alone.
 SILENCE = 1e-4
 MAX_PEAK = 1e6  # a file with a larger sample is skipped: it would dominate the set's mean and deviation
-LOUD_PEAK = 8.0  # a file with a sample from here on is reported: floats that hold integers, most likely
+LOUD_PEAK = 8.0  # a file with such a peak is reported: probably integers stored as floats
 SHARD_BYTES = 128 << 20  # of log-mel, about 2.3 hours: a shard that would be larger continues in another file
-MAX_CLASSES = 20_000  # a set with more distinct labels has texts, not classes
+MAX_CLASSES = 20_000  # more distinct labels than this are probably texts, not classes
 _BATCH_VALUES = 16 << 20  # log-mel values in a record batch: 32 MiB, all that a worker keeps in memory
 
 SCHEMA = pa.schema(
@@ -41,7 +41,7 @@ SCHEMA = pa.schema(
         ("start_s", pa.float64()),
         ("samples", pa.int64()),
         ("frames", pa.int32()),
-        ("logmel", pa.large_list(pa.float16())),  # frame after frame, so that a crop is one run of bytes
+        ("logmel", pa.large_list(pa.float16())),  # frame by frame, so that a crop is contiguous
     ]
 )
 
@@ -71,7 +71,7 @@ class ShardJob:
 
 @dataclass
 class ShardNote:
-    """What a shard adds to the set; its file says that the shard is complete.
+    """Statistics of a shard; its file shows that the shard is complete.
 
     Attributes:
         shards: Name, clips, bytes and checksum of each file.
@@ -132,7 +132,7 @@ def note_path(out: Path, index: int) -> Path:
 def make_shard(job: ShardJob) -> int:
     """Write one shard, then its note; return its number."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same rounding however many workers there are
+    torch.set_num_threads(1)  # the same rounding for any number of workers
     try:
         note = _write_shard(job)
     finally:
@@ -145,7 +145,7 @@ def _write_shard(job: ShardJob) -> ShardNote:
     note = ShardNote()
     clips = _clips(job, note)
     clip = next(clips, None)
-    while clip is not None or not note.shards:  # a shard without a clip is written too: it is done
+    while clip is not None or not note.shards:  # a shard without clips is also written, to mark it as done
         path, count, size = job.path(len(note.shards)), 0, 0
         with atomic_write(path) as file, pa.ipc.new_file(file, SCHEMA) as writer:
             rows: list[_Clip] = []

@@ -1,4 +1,4 @@
-"""What the training loop needs of an objective, and what M2D and MSM-MAE share."""
+"""The interface between training loop and objectives, and code shared by M2D and MSM-MAE."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class ObjectiveOutput(NamedTuple):
     Attributes:
         loss: A scalar with gradients.
         predicted: Predictions at the masked patches, (batch, masked, features).
-        target: What they are compared with, before standardization, likewise.
+        target: Their targets before standardization, (batch, masked, features).
         latent: Encoder output, (batch, [1 +] visible, width).
         meters: Scalars to log.
     """
@@ -30,7 +30,7 @@ class ObjectiveOutput(NamedTuple):
 
 
 class Objective(nn.Module):
-    """An encoder with what trains it: ``objective(x, noise, target)`` returns an :class:`ObjectiveOutput`."""
+    """An encoder and its objective: ``objective(x, noise, target)`` returns an :class:`ObjectiveOutput`."""
 
     encoder: SpectrogramEncoder
     decoder: Decoder
@@ -41,11 +41,11 @@ class Objective(nn.Module):
         return None
 
     def offline_target(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """Return what a batch is compared with besides the objective's own targets; None where nothing is."""
+        """Return the offline target of a batch; None if the objective has none."""
         return None
 
     def momentum_update(self, decay: float) -> None:
-        """Update a momentum network after an optimizer step; nothing where there is none."""
+        """Update a momentum network after an optimizer step; does nothing if there is none."""
 
     def beside_encoder(self) -> dict[str, Tensor]:
         """Return the state that a checkpoint of the encoder leaves out."""

@@ -65,14 +65,14 @@ def begin_objective(
     """Return the recipe with its open fields filled in, its objective at the start of a run, and notes.
 
     The objective has fresh weights or those of ``init``, and its teacher, where it has one. The notes say
-    for each part whether it was taken from ``init``, copied or made anew.
+    for each part whether it comes from ``init``, is a copy or is new.
 
     Args:
         recipe: What to train.
         mean: Of the data.
-        std: Likewise.
+        std: Of the data.
         target_shape: Of one item's ``target``; None where the data carries none.
-        resumed: The weights will come from a saved state: ``init`` need not be there any more.
+        resumed: The weights will come from a saved state: ``init`` need not exist any more.
 
     Raises:
         FileNotFoundError: No such checkpoint.
@@ -89,7 +89,7 @@ def begin_objective(
 
 
 def check_start(recipe: Recipe) -> None:
-    """Refuse a checkpoint to continue from, or a teacher, that does not fit; the data need not be there yet.
+    """Refuse an initial checkpoint or a teacher that does not fit; the data need not exist yet.
 
     Raises:
         FileNotFoundError: No such checkpoint.
@@ -124,7 +124,7 @@ def hear_model(
 
 
 def _without_folders(recipe: Recipe) -> dict[str, Any]:
-    """Return the recipe's fields for a file that may be given away: of a path, the file and its folder."""
+    """Return the recipe's fields for a file that may be shared: paths keep only the file and its folder."""
     fields = recipe.to_json()
     for table, name in (fields, "init"), (fields["offline"], "teacher"):
         if "://" not in table[name]:

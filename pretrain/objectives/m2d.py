@@ -1,4 +1,4 @@
-"""Masked Modeling Duo: predict, from the visible patches, how a momentum encoder sees the masked ones.
+"""Masked Modeling Duo: predict a momentum encoder's output for the masked patches from the visible ones.
 
 Source: Niizumi et al., "Masked Modeling Duo: Learning Representations by Encouraging Both Networks to
 Model the Input" (ICASSP 2023), section III; steps and numbers as in its published implementation.
@@ -84,14 +84,14 @@ class M2D(Objective):
             target: An offline target; this objective has none.
         """
         tokens, mask, z, predicted = self.online(x, noise)
-        # 7. The target encoder sees the masked patches, and nothing of the visible ones.
+        # 7. The target encoder sees only the masked patches.
         seen = self.targets(tokens.detach(), mask)  # (batch, masked, width)
         # 8. and 9. Standardize each target token, compare directions.
         loss = self.compare(predicted, seen)
         return ObjectiveOutput(loss=loss, predicted=predicted, target=seen, latent=z, meters={})
 
     def online(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Mask, Tensor, Tensor]:
-        """Run the part that learns, steps 1 to 6, and return the result of each step.
+        """Run the trained part, steps 1 to 6, and return the result of each step.
 
         Args:
             x: Standardized log-mel, (batch, 1, mels, frames).
@@ -103,7 +103,7 @@ class M2D(Objective):
         mask = random_mask(noise, self.mask_ratio)
         # 3. The online encoder sees the class token and the visible patches.
         z = self.encoder.encode(take(tokens, mask.visible))  # (batch, 1 + visible, width)
-        # 4. to 6. The predictor fills in the masked ones.
+        # 4. to 6. The predictor predicts the masked ones.
         predicted = self.decoder(z, mask)  # (batch, masked, width)
         return tokens, mask, z, predicted
 

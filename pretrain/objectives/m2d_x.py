@@ -1,4 +1,4 @@
-"""M2D-X: M2D with a second, offline task on the same pass: a frozen teacher's, the labels', given features'.
+"""M2D-X: M2D with a second, offline task in the same pass, from a frozen teacher, labels or given features.
 
 Source: Niizumi et al., "Masked Modeling Duo: Toward a Universal Audio Pre-training Framework" (TASLP 2024);
 its applications M2D-AS (AudioSet's labels) and M2D-S (features of HuBERT). Numbers as in its published code.
@@ -33,7 +33,8 @@ class M2DX(M2D):
         **options: Those of :class:`M2D`.
 
     Attributes:
-        teacher: The frozen network, if there is one. It is no part of this module: not trained, not saved.
+        teacher: The frozen network, if there is one. It is not part of this module: it is neither trained nor
+            saved.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class M2DX(M2D):
         self.online_weight, self.offline_weight = online_weight, offline_weight
         self.teacher: Teacher | None = None
         self.offline_predictor = nn.Linear(encoder.column_width, offline_features)
-        if offline != "features":  # M2D-S leaves PyTorch's default
+        if offline != "features":  # M2D-S keeps PyTorch's default
             initialize(self.offline_predictor)
 
     @property
@@ -63,7 +64,7 @@ class M2DX(M2D):
 
     @torch.no_grad()
     def offline_target(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return what the teacher makes of the clean clips, or what the data carries.
+        """Return the teacher's output for the clean clips, or the data's target.
 
         Args:
             batch: ``clean`` where noise is mixed in, else ``x``, (batch, 1, mels, frames); ``target`` where
@@ -97,8 +98,8 @@ class M2DX(M2D):
         tokens, mask, z, predicted = self.online(x, noise)
         seen = self.targets(tokens.detach(), mask)  # (batch, masked, width)
         online = self.compare(predicted, seen)
-        # 10. What the student knows of each column: encoder outputs where patches were visible, predictions
-        # where they were masked.
+        # 10. The student's features of each column: encoder outputs at visible patches, predictions at
+        # masked ones.
         columns = self.student_columns(z, predicted, mask)  # (batch, columns, rows * width)
         # 11. The offline predictor: one linear layer a column.
         answer = self.offline_predictor(columns)  # (batch, columns, features)
@@ -128,7 +129,7 @@ class M2DX(M2D):
 
         Args:
             answer: (batch, columns, features).
-            target: Likewise, or (batch, classes).
+            target: (batch, columns, features), or labels (batch, classes).
         """
         if self.offline != "labels":
             return self.compare(answer, target)

@@ -51,7 +51,7 @@ class MSMMAE(Objective):
         # The encoder sees the class token and the visible patches.
         mask = random_mask(noise, self.mask_ratio)
         z = self.encoder.encode(take(self.encoder.embed(x), mask.visible))  # (batch, 1 + visible, width)
-        # The decoder paints the masked ones.
+        # The decoder reconstructs the masked ones.
         predicted = self.decoder(z, mask)  # (batch, masked, pixels)
         pixels = patchify(x, self.encoder.config.patch_size)  # (batch, patches, pixels)
         painted = take(pixels, mask.masked)
@@ -65,8 +65,8 @@ class MSMMAE(Objective):
     def reconstruct(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Mask]:
         """Return the decoder's patches in grid order, (batch, patches, pixels), and the mask.
 
-        With ``norm_pix_loss`` the decoder paints standardized patches; they get the mean and spread of the
-        true ones back, which it never predicts.
+        With ``norm_pix_loss`` the decoder predicts standardized patches. They get the mean and deviation of
+        the true patches, which it does not predict.
         """
         mask = random_mask(noise, self.mask_ratio)
         z = self.encoder.encode(take(self.encoder.embed(x), mask.visible))

@@ -1,4 +1,4 @@
-"""The frozen network that M2D-X learns from beside its own targets, and what must fit before training.
+"""The frozen teacher of M2D-X, and checks before training that it fits the recipe.
 
 Source: M2D-X (see ``m2d_x.py``), whose published code hands the teacher the student's spectrograms.
 """
@@ -26,15 +26,15 @@ def to_columns(tokens: Tensor, rows: int) -> Tensor:
 
 
 class Teacher:
-    """A frozen encoder: clean spectrograms in, columns out, one after another of its own windows.
+    """A frozen encoder: clean spectrograms → columns, window by window.
 
-    It is no ``nn.Module``: an objective that holds it neither trains, saves nor synchronizes it.
+    It is not an ``nn.Module``, so that an objective does not train, save or synchronize it.
 
     Args:
         model: The network; put into eval mode.
         mean: Of the student's data.
-        std: Likewise.
-        statistics: It hears spectrograms standardized as the ``student``'s, or with its ``own`` two numbers.
+        std: Of the student's data.
+        statistics: Its input is standardized with the ``student``'s mean and deviation, or with its ``own``.
     """
 
     def __init__(self, model: HearModel, *, mean: float, std: float, statistics: str = "student") -> None:
@@ -45,7 +45,7 @@ class Teacher:
             self.shift = (mean - model.config.mean) / model.config.std
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
-        """Return itself: it never changes, and a copy of an objective can do with the one."""
+        """Return itself: it never changes, so that copies of an objective can share it."""
         return self
 
     @property
@@ -72,7 +72,7 @@ class Teacher:
 
 
 def teacher_name(recipe: Recipe) -> str:
-    """Return the teacher's path or name; what a run continues from also teaches, as published.
+    """Return the teacher's path or name; by default it is ``init``, as published.
 
     Raises:
         ValueError: The recipe names neither.
@@ -88,19 +88,19 @@ def teacher_name(recipe: Recipe) -> str:
 def with_offline(
     recipe: Recipe, *, mean: float, std: float, target_shape: tuple[int, ...] | None = None
 ) -> tuple[Recipe, Teacher | None]:
-    """Read the teacher, or look at what the data carries, and fill in ``offline_features``.
+    """Read the teacher, or the size of the data's targets, and fill in ``offline_features``.
 
     Args:
         recipe: What will be trained.
         mean: Of the data.
-        std: Likewise.
-        target_shape: Of one clip's target in the data, once cropped; None where it carries none.
+        std: Of the student's data.
+        target_shape: Of one clip's target in the data, once cropped; None if it has none.
 
     Returns:
         The recipe with its ``offline_features``, and the teacher, if there is one.
 
     Raises:
-        ValueError: What there is does not fit the recipe: front end, time grid, number of features.
+        ValueError: The teacher or the data does not fit the recipe: front end, time grid, number of features.
     """
     if not recipe.offline.source:
         return recipe, None
@@ -149,7 +149,7 @@ def read_teacher(recipe: Recipe) -> tuple[Recipe, Checkpoint]:
 
 
 def check_teacher(recipe: Recipe, teacher: EncoderConfig, name: str) -> None:
-    """Hold a teacher's time grid against the recipe's.
+    """Compare a teacher's time grid with the recipe's.
 
     Raises:
         ValueError: It makes another number of columns of a crop, or reads other mel bins.

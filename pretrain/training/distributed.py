@@ -1,4 +1,4 @@
-"""One run in several processes: ranks, work of the main process alone, and how all of them end together.
+"""One run in several processes: ranks, work done by the main process only, and a common end.
 
 The launcher's environment decides (torchrun or accelerate launch); without one there is a single process.
 Weights are the same everywhere, so only the main process writes.
@@ -29,8 +29,8 @@ from hear_m2d.utils.errors import InputError, WorkFailedError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-FAILED = "hear_m2d_failed"  # a process that fails says so in the store, before the others notice its silence
-LONG = timedelta(days=30)  # the others may wait while the main process prepares the data
+FAILED = "hear_m2d_failed"  # a failing process writes to the store before the others' calls fail
+LONG = timedelta(days=30)  # the others wait while the main process prepares the data
 STOPPED = 128 + signal.SIGTERM  # the exit code of a run that SIGTERM stopped
 
 
@@ -50,8 +50,8 @@ class Processes:
         rank: Which one this is; 0 is the main one.
         count: How many there are.
         local: Which one this is on its machine.
-        store: What all of them can read and write, beside the collective calls.
-        group: Collective calls on the CPU, with a patience of days.
+        store: A key-value store that all of them can read and write.
+        group: For collective calls on the CPU, with a timeout of days.
     """
 
     rank: int = 0
@@ -62,7 +62,7 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes, logs and holds the folder."""
+        """Whether this is the process that writes, logs and locks the folder."""
         return self.rank == 0
 
     def log_once(self, message: str, *values: object) -> None:
@@ -84,7 +84,7 @@ class Processes:
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def run_everywhere(self, work: Callable[[], T]) -> T:
-        """Do something in every process; an error in one of them is an error in all.
+        """Call a function in every process; an error in one of them is an error in all.
 
         Raises:
             OtherProcessFailedError: Another process failed; that one raises its own error.
@@ -105,7 +105,7 @@ class Processes:
         return done
 
     def run_on_main(self, work: Callable[[], T]) -> T:
-        """Do something in the main process alone, and return its result everywhere."""
+        """Call a function in the main process only, and return its result in every process."""
         if self.count == 1:
             return work()
         done = self.run_everywhere(lambda: work() if self.is_main else None)
@@ -126,7 +126,7 @@ class Processes:
         return received
 
     def mean(self, values: list[Tensor]) -> list[float]:
-        """Return the means of scalars over all processes; the device is waited for here."""
+        """Return the means of scalars over all processes; this waits for the device."""
         stacked = torch.stack([value.detach().double() for value in values]).cpu()
         if self.count > 1:
             dist.all_reduce(stacked, group=self.group)
@@ -135,7 +135,7 @@ class Processes:
 
     @contextmanager
     def abort_all_on_error(self) -> Iterator[None]:
-        """End every process when one fails, with one sentence between them."""
+        """End every process when one fails, with a single error message."""
         if self.count == 1:
             yield
             return
@@ -151,19 +151,19 @@ class Processes:
             raise
 
     def _first_to_fail(self) -> int:
-        """Return which process failed first: the one that tells why."""
+        """Return which process failed first: this one reports the error."""
         try:
             return int(self.store.compare_set(FAILED, "", str(self.rank)))
-        except dist.DistError:  # the process that kept the store is gone
+        except dist.DistError:  # the process with the store has ended
             return self.rank
 
     def _ask_the_others(self, error: RuntimeError) -> None:
-        """Tell an error of this process from the silence of another one."""
+        """Return whether an error is this process's own, or the consequence of another one's failure."""
         try:
             self.store.wait([FAILED], timedelta(seconds=3))
             raise OtherProcessFailedError("another process of the run failed") from error
         except (dist.DistStoreError, dist.DistNetworkError):
-            pass  # nobody said anything, or the process that kept the store is gone
+            pass  # no process reported an error, or the process with the store has ended
         # gloo raises a plain RuntimeError.
         if isinstance(error, dist.DistError) or re.search("gloo|nccl|connection", str(error), re.IGNORECASE):
             if not self.is_main:
@@ -244,8 +244,8 @@ class _InterruptedWork(BaseException):  # raised by the signal's handler, caught
 class StopRequest:
     """SIGTERM, noticed between two steps, in all processes at the same step.
 
-    Each process tells its own flag in the background while a step is computed, and reads what came of it
-    before the next: no waiting, and no process runs into a step that another has left out.
+    Each process shares its flag in the background during a step, and reads the common result before the
+    next step. No process waits, and none starts a step that another one skips.
     """
 
     def __init__(self, processes: Processes) -> None:
@@ -261,7 +261,7 @@ class StopRequest:
             raise _InterruptedWork
 
     def run_interruptible(self, work: Callable[[], None]) -> None:
-        """Do work that SIGTERM ends at once, because a continued run does it again."""
+        """Do work that SIGTERM interrupts at once, because a continued run repeats it."""
         self._interrupts = True
         try:
             if not self._asked:
@@ -273,7 +273,7 @@ class StopRequest:
 
     @contextmanager
     def heard(self) -> Iterator[StopRequest]:
-        """Catch the signal meanwhile; outside the main thread, where Python allows no handler, do not."""
+        """Catch the signal meanwhile, in the main thread only, because Python allows no other handler."""
         try:
             before = signal.signal(signal.SIGTERM, self._handle)
         except ValueError:

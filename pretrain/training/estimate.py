@@ -1,6 +1,6 @@
-"""What a recipe will take, before anything is trained: parameters, operations, steps, memory, time.
+"""The cost of a recipe before training: parameters, operations, steps, memory, time.
 
-Counts are exact; memory and time are estimates, and say what they rest on.
+Counts are exact; memory and time are estimates, whose assumptions are printed.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ QUICK_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will take.
+    """The cost of a run.
 
     Attributes:
-        encoder: Learned parameters of the encoder; its positions are none.
+        encoder: Learned parameters of the encoder, without its positions.
         predictor: Those of the predictor or decoder, and of the offline predictor.
         target: Parameters of M2D's target network, which are averaged, not learned.
         operations: Of one clip's step.
         clips: Of the set; None where none is known.
         steps: Of the run; None where that follows from an unknown set.
         state_bytes: Weights, gradients, moments, target network, and copies in the network's precision.
-        clip_bytes: What one clip of the batch adds.
-        precision: What the network computes in.
+        clip_bytes: Additional bytes for each clip of the batch.
+        precision: Precision of the network.
     """
 
     encoder: int
@@ -70,7 +70,7 @@ def make_plan(
     device: torch.device | None = None,
     teacher: EncoderConfig | None = None,
 ) -> Plan:
-    """Count what a run of the recipe will take.
+    """Estimate the cost of a run of the recipe.
 
     Args:
         recipe: What would be trained.
@@ -173,7 +173,7 @@ def _block(width: int, tokens: int, mlp_ratio: float, value: int) -> float:
 
 
 def operations_per_clip(recipe: Recipe, teacher: EncoderConfig | None = None) -> float:
-    """Count the matrix products of one clip's step: the forward pass, and twice its part that learns.
+    """Count the matrix products of one clip's step: the forward pass, and twice its trained part.
 
     A closed form: torch's FlopCounterMode gives the same numbers (a test), but takes seconds.
 

@@ -1,7 +1,7 @@
-"""The life of a pretraining run, from top to bottom.
+"""A pretraining run, from start to end.
 
-Weights, crops and masks are functions of (seed, step), so a run that was interrupted continues as if it
-had not been, and needs nothing stored but weights, optimizer moments and the step.
+Weights, crops and masks are functions of (seed, step), so that an interrupted run continues with the same
+result. Only weights, optimizer moments and the step are stored.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ RATE_MOVED = 0.2  # share by which the matrix rate must change to be logged
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a run behaves on this machine; nothing of it changes what is learned.
+    """Settings of a run on this machine, which do not change the trained weights.
 
     Attributes:
         device: ``auto``, ``cpu``, ``cuda``, …
@@ -67,9 +67,10 @@ class TrainOptions:
         keep_every: States at multiples of so many steps are kept for good; 0 keeps none of them.
         workers: Processes that load crops beside the training, for each training process; None: four for a
             GPU, none for a CPU.
-        micro_batch_size: Most clips in one forward pass; 0: on a GPU as many as fit, on a CPU all.
+        micro_batch_size: Maximum number of clips in one forward pass; 0: on a GPU as many as fit, on a CPU
+            all.
         progress: Show a progress bar.
-        probes: Labeled sets that are probed now and then.
+        probes: Labeled sets that are probed during the run.
         track: Trackers besides TensorBoard: accelerate's names, or instances of its ``GeneralTracker``.
     """
 
@@ -96,13 +97,13 @@ def train(
     force: bool = False,
     **options: Any,
 ) -> Path:
-    """Train a network, or continue the run that lies in ``out``; alone, or as one of a launcher's processes.
+    """Train a network, or continue the run in ``out``, in one process or as one of a launcher's processes.
 
     Args:
         recipe: What to train and how.
         data: Prepared log-mels.
         out: The run's folder.
-        noise: Prepared noise, where the recipe mixes some in.
+        noise: Prepared noise, if the recipe uses it.
         features: A folder of stored features, where the recipe learns from them.
         minutes: Choose the number of steps so that the run takes about this long here; the recipe's
             length is then ignored.
@@ -169,7 +170,7 @@ def _train(
     )
     check_trackers(settings.track)
 
-    # Where it was.
+    # The state of an earlier call.
     states = States(out, keep_last=settings.keep_last, keep_every=settings.keep_every)
     newest: list[tuple[int, dict[str, Tensor]]] = []
     processes.run_on_main(lambda: newest.append(states.newest()))
@@ -210,7 +211,7 @@ def _train(
         processes.run_on_main(
             lambda: run.changed(record, step=first, force=force)
         )  # before minutes of timing
-        # Nothing here may hold the copy, so that it is gone when training begins: it is a second network.
+        # No reference to the copy may remain: it is a second network, whose memory training needs.
         steps = steps_within(minutes * 60, trainer(copy.deepcopy(objective)), recipe, processes)
         gc.collect()  # compiled blocks refer to themselves
     record["steps"] = steps
@@ -275,7 +276,7 @@ def _train(
         trackers.log(line)
 
     def ask(step: int) -> float:
-        """Probe after so many steps, and return the seconds that it took."""
+        """Probe after a number of steps, and return the seconds that it took."""
         start = time.perf_counter()
         if probes.due(step, steps):
             processes.run_on_main(lambda: probe(step))
@@ -313,7 +314,7 @@ def _train(
         unit="step",
         disable=not (settings.progress and processes.is_main),
     )
-    # What loads ahead ends with the steps, not with the program.
+    # Loader processes end with the steps, not with the program.
     with bar, report_data_errors(out), closing(stream):
         for step in range(first, steps):
             if stop.asked():
@@ -335,7 +336,7 @@ def _train(
 
             bar.update()
             saves = done % settings.save_every == 0 and done < steps
-            if logs or saves:  # the only place where the device is waited for
+            if logs or saves:  # the only place that waits for the device
                 line = {"step": done, "lr": rate, **_read(result, processes)}
                 _check(line, first_loss, states, partial(items.find_non_finite, steps_from(checked, done)))
                 checked = done
@@ -361,7 +362,7 @@ def _train(
     if trackers is not None:
         trackers.finish()
 
-    # The result, last: its presence says that the run is whole.
+    # The result is written last: it exists only if the run is complete.
     def finish() -> None:
         states.save(objective, training.optimizer, steps)
         run.save_objective(objective, record)

@@ -1,4 +1,4 @@
-"""What tells a network that learns from one that collapses, and a fast machine from an idle one.
+"""Metrics of training: they show whether a network collapses, and whether the machine is used well.
 
 The meters of the encoder's output are computed in steps that are logged, on the device, and in no others.
 """
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from hear_m2d.pretrain.objectives.base import at_least_float32
 from hear_m2d.utils.flops import matrix_rate
 
-MOST_CLIPS = 1024  # that RankMe looks at
-EPSILON = 1e-7  # RankMe's own
+MOST_CLIPS = 1024  # maximum number of rows for RankMe
+EPSILON = 1e-7  # epsilon of RankMe
 # Of matrices large enough to reach a device's rate, and small enough to be multiplied in a moment.
 RATE_SIZES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
 
 
 @torch.no_grad()
 def token_meters(target: Tensor) -> dict[str, Tensor]:
-    """Return what tells a collapsed target (std → 0, cosine → 1) from a learning one.
+    """Return metrics that show a collapse of the target (std → 0, cosine → 1).
 
     Args:
         target: (batch, masked, width).
@@ -79,7 +79,7 @@ def rankme(x: Tensor) -> Tensor:
     # From the smaller Gram matrix, in float64: on a GPU several times faster than the singular values.
     x = x.double()
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
-    finite = gram.isfinite().all()  # the decomposition would raise, before the loss tells what is wrong
+    finite = gram.isfinite().all()  # the decomposition would raise before the loss shows the error
     gram = torch.where(finite, gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
     values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + EPSILON
@@ -89,8 +89,8 @@ def rankme(x: Tensor) -> Tensor:
 class MatrixRate:
     """The matrix rate of the run's device, measured again every few minutes.
 
-    Other work on the machine slows a measurement down, and a share of too low a rate would be too large.
-    The rate is therefore the highest one of the process.
+    Other work on the machine lowers a measured rate, which would make the share too large. The highest rate
+    of the process is therefore used.
 
     Args:
         device: Where.
@@ -112,7 +112,7 @@ class MatrixRate:
         return self.measured.get(self._key, (0.0,))[0]
 
     def due(self) -> bool:
-        """Return whether the last measurement is some minutes old."""
+        """Return whether the last measurement is older than the interval."""
         return self._key not in self.measured or time.monotonic() - self.measured[self._key][2] > self.every
 
     def measure(self) -> tuple[float, float]:

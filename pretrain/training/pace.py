@@ -1,4 +1,4 @@
-"""How many steps a run has: those of its epochs, or as many as fit into the minutes that were asked for."""
+"""The number of steps of a run: from its epochs, or as many as fit into the given minutes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hear_m2d.pretrain.training.distributed import Processes
 from hear_m2d.pretrain.training.step import Trainer
 from hear_m2d.utils.errors import InputError
 
-TIMED_STEPS, TIMED_S = 5, 10.0  # at least so many steps, at most so long
-TIMED_SHARE = 0.2  # of the time asked for, at most, unless one step takes longer
+TIMED_STEPS, TIMED_S = 5, 10.0  # minimum number of steps, maximum seconds
+TIMED_SHARE = 0.2  # maximum share of the given time, unless one step takes longer
 
 
 def steps_of_epochs(recipe: Recipe, clips: int) -> int:
@@ -37,13 +37,13 @@ def steps_within(seconds: float, trial: Trainer, recipe: Recipe, processes: Proc
     """Time a few steps of a copy on noise, and return how many fit.
 
     Args:
-        seconds: In which they shall fit.
-        trial: With a copy of the objective: it is trained.
+        seconds: The available time.
+        trial: A trainer with a copy of the objective, which is trained.
         recipe: What to train.
         processes: Those of the run.
 
     Raises:
-        ValueError: No length of time.
+        ValueError: The time is not positive.
     """
     if not 0 < seconds < math.inf:
         raise InputError(f"minutes = {seconds / 60:g}: give a number above 0")

@@ -1,7 +1,7 @@
-"""Probes of a network in training: how well its frozen embeddings tell labeled clips apart, now and then.
+"""Probes of a network in training: how well its frozen embeddings separate labeled clips, at intervals.
 
-The main process asks and the others wait. Nothing that the training depends on is touched: not the weights,
-not their modes, not a random state. A run with probes ends with the weights of one without.
+The main process probes and the others wait. Probes change nothing that the training depends on: no weights,
+no modes, no random state. Runs with and without probes end with the same weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INSTALL = "pip install 'hear-m2d[evaluation]'"
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """What to probe with, and when.
+    """The labeled sets of probes, and when to probe.
 
     Attributes:
         places: HEAR task folders, or CSV files with the columns file and label.
@@ -66,7 +66,7 @@ class Probes:
         settings: What and when.
         sample_rate: Of the network, hertz.
         epoch: Steps of an epoch.
-        read: Read the sets; only the process that probes needs them.
+        read: Read the sets; only the main process needs them.
 
     Raises:
         FileNotFoundError: A set, or a part of its audio, is not there.
@@ -93,11 +93,11 @@ class Probes:
             self.sets.append(labeled)
 
     def due(self, step: int, steps: int) -> bool:
-        """Return whether to probe after so many of so many steps."""
+        """Return whether to probe after this step."""
         return self.wanted and (step % self.every == 0 or step == steps)
 
     def describe(self) -> str:
-        """Return a sentence on what is probed with."""
+        """Return a sentence about the labeled sets."""
         sets = [f"{s.name} ({'; '.join(s.notes) or f'{len(s.clips)} clips'})" for s in self.sets]
         return f"probes every {self.every} steps: {', '.join(sets)}"
 
@@ -114,8 +114,8 @@ class Probes:
             objective: In training.
             recipe: Of it.
             mean: Of the data.
-            std: Likewise.
-            step: After which it is asked.
+            std: Of the data.
+            step: Number of finished steps.
         """
         from hear_m2d.evaluation.linear.probes import embed_task, probe
 

@@ -31,7 +31,7 @@ from hear_m2d.utils.files import (
 )
 
 OBJECTIVE_KEY = "hear_m2d_objective"
-NOT_COMPARED = ("history", "start")  # what happened, not what was asked for
+NOT_COMPARED = ("history", "start")  # fields that record events, not settings
 TEXTS = ("description",)  # fields of a recipe that change nothing
 
 
@@ -50,7 +50,7 @@ class RunFolder:
         self.objective = folder / "objective.safetensors"
 
     def known(self) -> dict[str, Any] | None:
-        """Return what ``run.json`` says, or None where no run began here.
+        """Return the content of ``run.json``; None if no run was started here.
 
         Raises:
             ValueError: The folder holds something else, or a damaged ``run.json``.
@@ -81,10 +81,10 @@ class RunFolder:
     def changed(
         self, record: dict[str, Any], *, step: int = 0, force: bool = False
     ) -> dict[str, tuple[Any, Any]]:
-        """Return what differs between the run here and what is asked for: nothing, unless forced.
+        """Return the differences between this folder's run and the requested one: none, unless forced.
 
         Args:
-            record: What is asked for.
+            record: The requested run.
             step: Where the run is.
             force: Whether it may differ.
 
@@ -115,7 +115,7 @@ class RunFolder:
         step: int = 0,
         start: Sequence[str] = (),
     ) -> None:
-        """Write ``run.json``, or what changed in it.
+        """Write ``run.json``, or add the changes to it.
 
         Args:
             record: What is asked for.
@@ -128,7 +128,7 @@ class RunFolder:
         if known is None:
             self._write({**record, "start": list(start), "history": []})
         elif changed:
-            # First, so that the run is unfinished before it is longer.
+            # First, so that the run is marked as unfinished before its length changes.
             for path in (self.checkpoint, self.objective):
                 if path.exists():
                     path.replace(path.with_name(f"{path.stem}-{known['steps']}{path.suffix}"))
@@ -145,7 +145,7 @@ class RunFolder:
             file.write(json.dumps(line) + "\n")
 
     def sync_log(self) -> None:
-        """Have the lines written so far survive a power cut."""
+        """Sync the lines written so far to disk."""
         if self.metrics.exists():
             with self.metrics.open("rb") as file:
                 os.fsync(file.fileno())
@@ -170,7 +170,7 @@ class RunFolder:
         return next(losses, None), [entry["step"] for entry in kept if "probe_s" in entry]
 
     def save_objective(self, objective: Objective, record: dict[str, Any]) -> None:
-        """Write what the checkpoint leaves out."""
+        """Write the parts that the checkpoint leaves out."""
         tensors = {n: t.detach().cpu().contiguous() for n, t in objective.beside_encoder().items()}
         write_tensors(self.objective, tensors, {OBJECTIVE_KEY: record})
 
@@ -216,7 +216,7 @@ def report_data_errors(out: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_run(run: RunFolder, processes: Processes) -> Iterator[None]:
-    """Lock the folder in the main process; a folder of something else is refused untouched."""
+    """Lock the folder in the main process; another folder is refused and not changed."""
     processes.run_on_main(run.known)
     lock = lock_folder(run.folder)
     processes.run_on_main(lock.__enter__)

@@ -1,4 +1,4 @@
-"""The training state on disk: everything that the next step depends on, in files that are whole or not there.
+"""The training state on disk: everything that the next step depends on, in files that are written atomically.
 
 state-<step>.safetensors holds weights, optimizer moments and the step; randomness is a function of the step.
 A state is written before an older one is removed, so that a full disk or a kill at any moment loses nothing.
@@ -129,7 +129,7 @@ class States:
         return 0, {}
 
     def kept(self) -> str:
-        """Return a sentence on what there is to go back to."""
+        """Return a sentence about the available states."""
         steps = self.steps()
         return f"{self.path(steps[-1])} keeps the last good state" if steps else "no state was saved yet"
 
@@ -139,5 +139,5 @@ class States:
             if not (self.keep_every and step % self.keep_every == 0):
                 try:
                     self.path(step).unlink(missing_ok=True)
-                except OSError as error:  # it is in the way of nothing but space
+                except OSError as error:  # it only takes disk space
                     logger.warning("%s cannot be removed: %s", self.path(step), error)

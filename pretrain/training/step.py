@@ -1,4 +1,4 @@
-"""One training step, and what it needs: the optimizer, the processes' common gradient, compiled blocks.
+"""One training step, with the optimizer, gradients averaged over processes, and compiled blocks.
 
 Nothing in a step waits for the device, except the effective rank in steps that are logged.
 """
@@ -101,7 +101,7 @@ class Trainer:
             ) from error
 
     def _step(self, batch: dict[str, Tensor], *, rate: float, with_metrics: bool) -> Step:
-        if self._stepper is None:  # not before: the weights that a resumed run loads are those to be shared
+        if self._stepper is None:  # not earlier: a resumed run first loads its weights, which are then shared
             self._stepper, self._optimizer = self.accelerator.prepare(self.objective, self.optimizer)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -128,7 +128,7 @@ class Trainer:
                 scalars = {**scalars, **latent_meters(output.latent, class_token=extra)}
                 means.append(clip_means(output.latent, class_token=extra))
             meters.append({name: value.detach() * share for name, value in scalars.items()})
-            del output  # its activations, before the next part makes its own
+            del output  # frees its activations before the next part
         limit = self.recipe.optimizer.clip_grad or math.inf
         norm = self.accelerator.clip_grad_norm_(self._stepper.parameters(), limit)
         self._optimizer.step()

@@ -1,4 +1,4 @@
-"""Where the curves go besides metrics.jsonl: TensorBoard always, and accelerate's other trackers by name."""
+"""Trackers besides metrics.jsonl: always TensorBoard, and accelerate's other trackers by name."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Trackers:
     Args:
         folder: The run's folder; TensorBoard's files lie in it.
         names: Of accelerate's trackers, besides TensorBoard; or instances of its ``GeneralTracker``.
-        settings: What the run is, for the trackers that keep such things.
+        settings: Settings of the run, for trackers that store them.
         step: Where the run is: TensorBoard hides the lines after it, which a resumed run writes again.
 
     Raises:
-        ValueError: One of them cannot begin.
+        ValueError: One of them cannot start.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Trackers:
         self._open: list[Any] = []
         try:
             self._begin(folder, names, settings or {}, step)
-        except Exception as error:  # no login, no connection: better known now than after days
+        except Exception as error:  # no login, no connection: reported now, not after days
             raise InputError(
                 f"the trackers {', '.join(map(str, [ALWAYS, *names]))} cannot begin: {error} "
                 f"Put that right, or leave --track out"
@@ -69,7 +69,7 @@ class Trackers:
     def _begin(self, folder: Path, names: Sequence[Any], settings: Mapping[str, Any], step: int) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        # As `cut_log` does: a run without a state begins anew, what was asked before its first step included.
+        # As in `cut_log`: a run without a state starts again, and repeats the probe before its first step.
         purged = step + 1 if step else 0
         self._open = [LOGGER_TYPE_TO_CLASS[ALWAYS](ALWAYS, str(folder), purge_step=purged)]
         for name in dict.fromkeys(names):
@@ -87,7 +87,7 @@ class Trackers:
             tracker.store_init_configuration(plain)
 
     def log(self, line: Mapping[str, Any]) -> None:
-        """Hand on a line of the log; a tracker that fails is left out from then on, and the run goes on."""
+        """Send a line of the log to all trackers; one that fails is left out, and the run goes on."""
         values = {name: value for name, value in line.items() if name != "step"}
         self._each(lambda tracker: tracker.log(values, step=line["step"]))
 
@@ -99,6 +99,6 @@ class Trackers:
         for tracker in list(self._open):
             try:
                 work(tracker)
-            except Exception as error:  # a service that is away is no reason to stop a run of days
+            except Exception as error:  # an unavailable service must not stop a run of days
                 logger.warning("the tracker %s failed and gets no more lines: %s", tracker.name, error)
                 self._open.remove(tracker)

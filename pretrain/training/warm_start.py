@@ -1,7 +1,7 @@
-"""Continuing from a checkpoint: `init` of a recipe. A new run from these weights, not the resuming of a run.
+"""Start a new run from a checkpoint: `init` of a recipe. This does not continue the checkpoint's run.
 
-A run of ours gives everything: ``objective.safetensors`` lies beside its checkpoint. A published training
-file does too. With an encoder alone, the predictor starts anew, and the target as ``target_init`` says.
+Our own runs and published training files give all parts (``objective.safetensors`` is beside our checkpoint).
+With an encoder alone, the predictor gets new weights, and the target starts as ``target_init`` says.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from hear_m2d.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# What a published training file holds beside the encoder, and our names for it.
+# Other networks in a published training file, and our names for them.
 BESIDE = {
     r"decoder_(embed|blocks|norm|pred)\b": r"decoder.\1",
     r"mask_token$": "decoder.mask_token",
@@ -33,7 +33,7 @@ BESIDE = {
     r"offline_predictor\b": "offline_predictor",
 }
 PARTS = {"decoder.": "predictor", "target.": "target network", "offline_predictor.": "offline predictor"}
-# Sizes that weights are bound to, and how the recipe says each.
+# Sizes that must agree with the weights, and their fields in a recipe.
 SIZES = ("patch_size", "width", "depth", "heads", "mlp_ratio", "class_token")
 
 
@@ -134,7 +134,7 @@ def _copy(into: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
 
 
 def _beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Return what was trained beside the encoder, under our names; empty where nothing of it is kept."""
+    """Return the other trained networks, under our names; empty if the file has none."""
     path = checkpoint.path
     run = path.with_name("objective.safetensors")
     if path.name == "checkpoint.safetensors" and run.is_file():
@@ -146,7 +146,7 @@ def _beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def _published_beside(path: Path) -> dict[str, Tensor]:
     """Read the predictor, target network and offline predictor of a published training file."""
-    if path.suffix == ".safetensors":  # converted: the note is of the file that it was made from
+    if path.suffix == ".safetensors":  # converted: the note describes the original file
         return {}
     weights: dict[str, Tensor] = {}
     try:
@@ -159,7 +159,7 @@ def _published_beside(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: {error}; unzip it, and give the .pth in it") from error
     for name in [
         name for name in weights if name.endswith(".q_bias")
-    ]:  # the first MSM-MAE: no bias of the keys
+    ]:  # the first MSM-MAE has no bias of the keys
         q, v = weights.pop(name), weights.pop(name.replace("q_bias", "v_bias"))
         weights[name.replace("q_bias", "qkv.bias")] = torch.cat([q, torch.zeros_like(q), v])
     return weights

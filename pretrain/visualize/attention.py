@@ -12,7 +12,7 @@ from hear_m2d.model.encoder import SpectrogramEncoder
 
 
 def attention_weights(block: Any, tokens: Tensor, queries: Sequence[int] | None = None) -> Tensor:
-    """Return what a block's tokens attend to: softmax(q k / sqrt(head features)) of its own projections.
+    """Return attention weights: softmax(q k / sqrt(head features)) of its own projections.
 
     Args:
         block: A timm ``Block``.
@@ -37,7 +37,7 @@ def attention_weights(block: Any, tokens: Tensor, queries: Sequence[int] | None 
 def attention_maps(
     encoder: SpectrogramEncoder, x: Tensor, *, queries: Sequence[int], layers: Sequence[int]
 ) -> Tensor:
-    """Return what chosen tokens of a window attend to, by layer and head; the encoder sees every patch.
+    """Return the attention of chosen tokens of a window, by layer and head; the encoder sees every patch.
 
     Args:
         encoder: The encoder, in eval mode.

@@ -73,7 +73,7 @@ def draw_attention(
     heads: Sequence[int | None],
     window: Window,
 ) -> None:
-    """Draw what one query attends to: a row for each layer, a column for each head, over the log-mel in gray.
+    """Draw one query's attention: a row for each layer, a column for each head, over the log-mel in gray.
 
     Args:
         logmel: Standardized, (mels, frames) in whole patches.
@@ -82,7 +82,7 @@ def draw_attention(
         picture: The PNG.
         layers: Block indices, for the titles.
         heads: Head indices; None: the mean over all heads.
-        window: Where the log-mel lies.
+        window: Position of the log-mel.
     """
     encoder, frontend, start_s = window.encoder, window.frontend, window.start_s
     high, wide = encoder.patch_size
@@ -142,7 +142,7 @@ def _grid(rows: int, columns: int, panel: tuple[float, float]) -> tuple[Figure, 
 def _strength(shares: NDArray[np.float32], *, even: float) -> NDArray[np.float64]:
     """Scale attention to 0 … 0.9: what exceeds an even share, relative to the largest (at least four shares).
 
-    As the square root: next to one patch with most of the attention, all others would be black.
+    The square root keeps small weights visible beside one patch with most of the attention.
     """
     largest = max(float(shares.max()), 4 * even)
     scaled: NDArray[np.float64] = 0.9 * np.sqrt(np.clip((shares - even) / (largest - even), 0, 1))
@@ -150,7 +150,7 @@ def _strength(shares: NDArray[np.float32], *, even: float) -> NDArray[np.float64
 
 
 def _gray(logmel: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Scale to 0 … 0.7: attention must stand out from the loudest sound."""
+    """Scale to 0 … 0.7: attention must be brighter than the loudest sound."""
     low, high = np.percentile(logmel, [1, 99.5])
     scaled: NDArray[np.float64] = np.clip((logmel - low) / max(high - low, 1e-6), 0, 1) * 0.7
     return scaled
@@ -164,7 +164,7 @@ def _outline(axis: Axes, place: tuple[int, int], window: Window) -> None:
 
 
 def _frame(frames: int, frontend: FrontendConfig, start_s: float) -> dict[str, Any]:
-    """Return where an image lies: frame k is centered on k hops, mel bin m on m."""
+    """Return the extent of an image: frame k is centered on k hops, mel bin m on m."""
     hop_s = frontend.hop_ms / 1000
     extent = (start_s - 0.5 * hop_s, start_s + (frames - 0.5) * hop_s, -0.5, frontend.n_mels - 0.5)
     return {"origin": "lower", "aspect": "auto", "extent": extent}

@@ -41,7 +41,7 @@ class Network:
         model: Encoder, front end, statistics.
         mae: The MSM-MAE with its decoder, if there is one.
         why_no_decoder: Otherwise a sentence that says why.
-        training: How it was trained: recipe, steps, of how many, data; None if the checkpoint does not say.
+        training: How it was trained: recipe, steps done, all steps, data; None if unknown.
     """
 
     name: str
@@ -93,7 +93,7 @@ def _open_run(folder: RunFolder) -> Network:
             tensors, _ = read_tensors(folder.objective, OBJECTIVE_KEY)
             encoder = {f"encoder.{key}": value for key, value in model.encoder.state_dict().items()}
             objective = _load(recipe, {**encoder, **tensors}, folder.objective)
-    else:  # not finished: as it was when its state was last saved
+    else:  # not finished: use its newest state
         states = States(folder.folder)
         step, tensors = states.newest()
         if not step:
@@ -131,7 +131,7 @@ def _why_no_decoder(model: HearModel, missing: str) -> str:
 
 
 def _training(training: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return how a checkpoint was trained; its metadata may come from anyone, and have any form."""
+    """Return how a checkpoint was trained; its metadata may come from an unknown source, in any form."""
     recipe, steps, data = training.get("recipe"), training.get("steps"), training.get("data")
     if not isinstance(recipe, dict) or not isinstance(steps, int):
         return None

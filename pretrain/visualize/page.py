@@ -41,7 +41,7 @@ class VisualizeOptions:
     Attributes:
         queries: Patches; empty: the class token, the loudest patch, and some far from it.
         layers: Block indices, negative ones allowed; None: some from first to last; empty: all.
-        start_s: Where in each file the window begins, seconds.
+        start_s: Start of the window in each file, seconds.
     """
 
     queries: tuple[Point, ...] = ()
@@ -128,7 +128,7 @@ def visualize(name: str, audio: Sequence[Path], out: Path, options: VisualizeOpt
             continue
         end_s = min(options.start_s + frames * config.hop_ms / 1000, length_s)
         clip = Clip(path.name, folder, options.start_s, end_s, length_s)
-        if not clips:  # marks the folder as ours before anything else lies in it
+        if not clips:  # marks the folder as ours before other files are written
             write_page(out, [], **shared, done=False)
         _remove_old(folder)
         if network.mae is not None:
@@ -139,7 +139,7 @@ def visualize(name: str, audio: Sequence[Path], out: Path, options: VisualizeOpt
     if not clips:
         more = f" (and {len(left_out) - 1} more)" if len(left_out) > 1 else ""
         raise InputError(f"no file could be drawn: {next(iter(left_out.values()))}{more}")
-    # The page is made to be handed on, without the folders of this machine.
+    # The page may be shared: it must not show folders of this machine.
     public = [sentence.replace(str(path), path.name) for path, sentence in left_out.items()]
     return Result(write_page(out, clips, **shared, left_out=public), clips, list(left_out.values()))
 
@@ -158,7 +158,7 @@ def write_page(
     Args:
         out: The folder.
         clips: What was drawn.
-        network: What drew it.
+        network: The network.
         why_no_sound: A sentence, if there are no sounds.
         left_out: A sentence for each file that could not be drawn.
         done: Whether all was drawn; the page of a call that was interrupted says so.
@@ -189,7 +189,7 @@ def _read_window(model: HearModel, path: Path, start_s: float) -> tuple[Tensor, 
     if first >= len(samples):
         raise InputError(f"{path} lasts {length_s:.2f} s: there is nothing to draw from --start {start_s:g}")
     most = config.grid[1] * config.patch_size[1]
-    # Half a window more than the frames need, so that the last ones hear what follows and no reflection.
+    # Half a window more than the frames need, so that the last frames have real samples, not a reflection.
     samples = samples[first : first + most * frontend.hop_length + frontend.n_fft]
     with torch.no_grad():
         x = model.standardized(samples[None])[:, None, :, :most]

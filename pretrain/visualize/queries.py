@@ -154,7 +154,7 @@ def patch_query(what: str, row: int, column: int, window: Window) -> Query:
 def choose_queries(x: Tensor, window: Window) -> list[Query]:
     """Choose the class token, the loudest patch, and patches far from it and from one another.
 
-    Only patches louder than the median are chosen: silence has nothing to attend to.
+    Only patches louder than the median are chosen, not silence.
 
     Args:
         x: The standardized window, (1, 1, mels, frames) in whole patches.

@@ -1,7 +1,7 @@
 """The reconstruction of masked patches by an MSM-MAE, and its sound.
 
-A log-mel keeps neither the phase nor the detail within a mel band, so the sound is what the numbers say, not
-the recording. Sources: Lee and Seung (2001), "Algorithms for Non-negative Matrix Factorization", for the
+A log-mel has neither the phase nor the detail within a mel band, so that the sound differs from the
+recording. Sources: Lee and Seung (2001), "Algorithms for Non-negative Matrix Factorization", for the
 inverse mel; Griffin and Lim (1984) with the momentum of Perraudin et al. (2013), in torchaudio, for the
 phase.
 """
@@ -24,7 +24,7 @@ from hear_m2d.utils.errors import InputError
 INVERSE_STEPS = 60
 PHASE_STEPS = 64
 INSTALL = "pip install torchaudio"
-_TINY = 1e-20  # far below LOG_EPS: keeps a division by an empty frame finite
+_TINY = 1e-20  # far below LOG_EPS: a division by an empty frame stays finite
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Reconstruction:
 
 
 def reconstruct(mae: MSMMAE, x: Tensor, frames: int, *, index: int) -> Reconstruction:
-    """Mask a window's patches, and have the decoder reconstruct them.
+    """Mask patches of a window, and reconstruct them with the decoder.
 
     Args:
         mae: The network, in eval mode.

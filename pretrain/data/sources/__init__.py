@@ -26,7 +26,7 @@ def open_source(source: str | os.PathLike[str]) -> Source:
 
     Raises:
         FileNotFoundError: It does not exist.
-        InputError: There is no audio in it, or it is of another kind.
+        InputError: It contains no audio, or is not a supported source.
         ConnectionError: The hub cannot be reached.
     """
     text = os.fspath(source)
@@ -68,7 +68,7 @@ def open_source(source: str | os.PathLike[str]) -> Source:
 
 
 def address_of(place: str | os.PathLike[str]) -> str:
-    """Return the address that a text means, empty for a path; a Path keeps one slash of two."""
+    """Return the address in a text, empty for a path; a Path keeps only one of two slashes."""
     found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", os.fspath(place))  # one letter is a drive
     return f"{found[1]}://{found[2]}" if found else ""
 

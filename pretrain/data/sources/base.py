@@ -1,6 +1,6 @@
-"""What a source of audio is: named items in a fixed order, each with a label and a way to read it.
+"""A source of audio: named items in a fixed order, each with a label and a function that reads it.
 
-A source is listed once, before anything is decoded, and keeps little more than names and sizes. A worker gets
+A source is listed once, before anything is decoded, and keeps mainly names and sizes. A worker gets
 a :class:`Part`, a run of items, and reads them on any machine that sees the same paths.
 """
 
@@ -55,8 +55,8 @@ class Source:
         sizes: Bytes of each item, (items,); an estimate in tables.
         sha256: Of the listing: equal sums mean equal items.
         part: Takes the first and the last-plus-one item.
-        seams: Items at which a part should begin or end if possible, sorted; None if it does not matter.
-        problems: What could not be listed.
+        seams: Items at which a part should begin or end if possible, sorted; None: anywhere.
+        problems: Files and folders that could not be listed.
     """
 
     kind: str

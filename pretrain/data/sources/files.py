@@ -53,7 +53,7 @@ def files_source(
 
 
 def list_source(path: Path) -> Source:
-    """List what a CSV or TSV names: a column of paths, relative to its folder; perhaps one of labels."""
+    """List the files of a CSV or TSV: a column of paths relative to its folder, perhaps one of labels."""
     listed = read_list(path)
     names, sizes, labels, problems = [], [], [], []
     for row in listed.rows:

@@ -21,14 +21,14 @@ from hear_m2d.utils.errors import InputError, WorkFailedError, unknown_name
 _ADDRESS = re.compile(
     r"hf://datasets/(?P<repo>[^/@:]+/[^/@:]+)(@(?P<revision>[^/:]+))?(/(?P<config>[^:]+))?(:(?P<split>.+))?"
 )
-# The hub's own words for splits in file names.
+# Words for splits in file names, as the hub uses them.
 _SPLITS = {
     "train": "train", "training": "train", "validation": "validation", "valid": "validation",
     "val": "validation", "dev": "validation", "test": "test", "testing": "test", "eval": "test",
     "evaluation": "test",
 }  # fmt: skip
 _CONVERTED = (
-    "refs/convert/parquet"  # where the hub keeps data sets of other formats as CONFIG/SPLIT/*.parquet
+    "refs/convert/parquet"  # where the hub converts data sets of other formats to CONFIG/SPLIT/*.parquet
 )
 
 

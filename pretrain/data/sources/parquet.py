@@ -23,7 +23,7 @@ from hear_m2d.pretrain.data.sources.base import Item, Part, Skipped, Source, lis
 from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.listing import LABEL_COLUMNS, join_labels
 
-_ROWS = 32  # read at a time
+_ROWS = 32  # rows read at a time
 
 
 class Table(NamedTuple):
@@ -65,7 +65,7 @@ def tables_source(
         InputError: A table has no column of audio, or no table has a row.
     """
     groups: list[_Group] = []
-    sizes: list[int] = []  # of a group's rows, an estimate
+    sizes: list[int] = []  # estimated bytes of a group's rows
     problems: list[Skipped] = []
     rows_so_far: dict[str, int] = {}
     for table in tables:
@@ -175,7 +175,7 @@ def _item(name: str, audio: Mapping[str, Any] | bytes | None, label: str | None,
         return Item(name, label, partial(_decode, name, content))
     if not path or folder is None:
         return Item(name, label, partial(_refuse, name, "its row holds no bytes"))
-    # A table from a stranger must not make this program read other files.
+    # A table from an unknown source must not make this program read other files.
     if PurePath(path).is_absolute() or PurePath(path).drive or ".." in PurePath(path).parts:
         return Item(name, label, partial(_refuse, name, f"its path {path!r} leads out of the table's folder"))
     return Item(name, label, partial(read_sound, folder / path))
