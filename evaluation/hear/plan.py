@@ -245,10 +245,10 @@ def _check_tasks(plan: Plan, waiting: list[TaskFolder], progress: Progress) -> N
     from hear_m2d.evaluation.archives.check import check_tasks, has_errors, summarize
 
     rate = plan.model["sample_rate"]
-    check_rate(waiting, rate)
     findings = check_tasks(plan.settings.tasks_dir, [task.name for task in waiting], rate)
     for line in summarize(findings):
         progress("", line)
+    check_rate(waiting, rate)
     if has_errors(findings):
         broken = sorted({finding.task for finding in findings if finding.level == "error"})
         raise InputError(

@@ -115,7 +115,15 @@ def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[TaskFolder]:
     for name in names:
         if name not in known:
             raise InputError(unknown_name(f"task of {tasks_dir},", name, known))
-    return [read_task(tasks_dir / name) for name in dict.fromkeys(names or known)]
+    tasks, broken = [], []
+    for name in dict.fromkeys(names or known):
+        try:
+            tasks.append(read_task(tasks_dir / name))
+        except InputError as error:
+            broken.append(str(error))
+    if broken:
+        raise InputError("; ".join(broken))
+    return tasks
 
 
 def check_rate(tasks: Iterable[TaskFolder], sample_rate: int) -> None:

@@ -48,6 +48,14 @@ def test_a_broken_task_is_named_by_its_file(tasks: Path) -> None:
         read_task(task)
 
 
+def test_every_task_with_damaged_metadata_is_named_at_once(tasks: Path) -> None:
+    for name in ("a", "b"):
+        (tasks / name).mkdir()
+        (tasks / name / "task_metadata.json").write_text("{}")
+    with pytest.raises(InputError, match=r"a/task_metadata\.json does not .*b/task_metadata\.json does not "):
+        find_tasks(tasks)
+
+
 @pytest.mark.parametrize("key", ["splits", "evaluation"])
 @pytest.mark.parametrize("value", ["train", None, 3, {"train": 1}, ["train", 1]])
 def test_metadata_of_another_type_are_refused(tasks: Path, key: str, value: object) -> None:
