@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from hear_m2d.pretrain.recipe import Recipe
 
 RESULTS: dict[str, object] = {}
-KEPT: list[Path] = []  # the file of this section's results: a section that is killed keeps its lines
+RESULT_FILES: list[Path] = []  # the file of this section's results: a section that is killed keeps its lines
 
 
 def say(name: str, value: object) -> None:
     """Write a result to the file of results, and print it."""
     RESULTS[name] = value
-    KEPT[0].write_text(json.dumps(RESULTS, default=str))
+    RESULT_FILES[0].write_text(json.dumps(RESULTS, default=str))
     print(f"  {name}: {value}", flush=True)
 
 
 def check(name: str, passed: bool, note: object = "") -> None:
     """Write whether a check passed, and print it."""
     RESULTS[f"check {name}"] = bool(passed)
-    KEPT[0].write_text(json.dumps(RESULTS, default=str))
+    RESULT_FILES[0].write_text(json.dumps(RESULTS, default=str))
     print(f"  {'PASS' if passed else 'FAIL'} {name} {note}", flush=True)
 
 

@@ -141,7 +141,7 @@ def main() -> None:
     import gpu_common
     import gpu_speed
 
-    gpu_common.KEPT.append(Path(options.out, f"{options.section}.json"))
+    gpu_common.RESULT_FILES.append(Path(options.out, f"{options.section}.json"))
     section = getattr(gpu_checks, options.section, None) or getattr(gpu_speed, options.section)
     section(gpu_common.Place(options))
 

@@ -293,8 +293,8 @@ def embed_speed(place: Place) -> None:
             place.device,
         ]
         done = place.cli(*words, "--workers", 1 if place.tiny else 15)
-        told = [line for line in done.stdout.splitlines() if "hours per minute" in line]
-        check(f"hear-m2d embed, {suffix}", done.returncode == 0, told or done.stderr[-300:])
+        speed_lines = [line for line in done.stdout.splitlines() if "hours per minute" in line]
+        check(f"hear-m2d embed, {suffix}", done.returncode == 0, speed_lines or done.stderr[-300:])
 
 
 def run(place: Place) -> None:

@@ -60,9 +60,14 @@ def costs(recipe: Recipe, plan: Plan, rate: float) -> list[str]:
 def published_row(name: str) -> str:
     """Return the row of a published recipe."""
     recipe = load_recipe(name)
-    told = [options(recipe), recipe.published.reproduces, recipe.published.hours, recipe.published.scores]
+    description_cells = [
+        options(recipe),
+        recipe.published.reproduces,
+        recipe.published.hours,
+        recipe.published.scores,
+    ]
     plan = plan_of(recipe, "bfloat16")
-    return line([f"`{name}`", *told, *costs(recipe, plan, GPU_RATE * ASSUMED_SHARE["cuda"])])
+    return line([f"`{name}`", *description_cells, *costs(recipe, plan, GPU_RATE * ASSUMED_SHARE["cuda"])])
 
 
 def own_row(name: str) -> str:

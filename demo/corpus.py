@@ -70,7 +70,7 @@ def generate(out: Path, *, seed: int, clips: int, seconds: float = CLIP_S) -> Co
             partial.replace(path)
     minutes = clips * seconds / 60
     about = f"{clips} generated clips of {seconds:g} s, {minutes:.0f} minutes (seed {seed})"
-    return _note(out, Corpus(about, clips, minutes, examples))
+    return _write_description(out, Corpus(about, clips, minutes, examples))
 
 
 def draw(audio: Path, out: Path, *, seed: int, hours: float = 1.0) -> Corpus:
@@ -109,14 +109,16 @@ def draw(audio: Path, out: Path, *, seed: int, hours: float = 1.0) -> Corpus:
         if taken_s + used > hours * 3600:
             left.append((path, length))
             continue
-        _put(path, out / "corpus" / names[path], start_s=rng.uniform(0, length - used), length_s=length)
+        _link_or_cut(
+            path, out / "corpus" / names[path], start_s=rng.uniform(0, length - used), length_s=length
+        )
         taken, taken_s = taken + 1, taken_s + used
     if not taken:
         raise ValueError(f"{audio} holds {len(files)} audio files, and none of them could be read")
 
     inside = [(path, 0.0) for path in sorted((out / "corpus").iterdir())]
     for path, length in (left + inside)[:EXAMPLES]:  # preferably files that are not used in training
-        _put(path, out / "examples" / names.get(path, path.stem), start_s=0.0, length_s=length)
+        _link_or_cut(path, out / "examples" / names.get(path, path.stem), start_s=0.0, length_s=length)
     examples = sorted(path.name for path in (out / "examples").iterdir())
     whole_s = seen_s * len(files) / (seen + unreadable)
     roughly = "about " if len(files) > MEASURED else ""
@@ -124,7 +126,7 @@ def draw(audio: Path, out: Path, *, seed: int, hours: float = 1.0) -> Corpus:
         f"{taken_s / 60:.1f} minutes of {roughly}{whole_s / 60:.1f}: {taken} of {len(files)} files"
         f" drawn by seed {seed}, at most {hours:g} h" + (f"; {unreadable} not readable" if unreadable else "")
     )
-    return _note(out, Corpus(about, taken, taken_s / 60, examples))
+    return _write_description(out, Corpus(about, taken, taken_s / 60, examples))
 
 
 def _lengths(files: list[Path]) -> Iterator[tuple[Path, float]]:
@@ -137,7 +139,7 @@ def _lengths(files: list[Path]) -> Iterator[tuple[Path, float]]:
             yield path, 0.0
 
 
-def _put(path: Path, target: Path, *, start_s: float, length_s: float) -> None:
+def _link_or_cut(path: Path, target: Path, *, start_s: float, length_s: float) -> None:
     """Link a file, or write the excerpt of one that is too long."""
     if length_s <= LONGEST_S:
         target.with_name(target.name + path.suffix).symlink_to(path.resolve())
@@ -152,7 +154,7 @@ def _plain(stem: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", stem)[:60]
 
 
-def _note(out: Path, corpus: Corpus) -> Corpus:
+def _write_description(out: Path, corpus: Corpus) -> Corpus:
     """Write the description beside the folder."""
     atomic_write_text(out / "corpus.json", json.dumps(asdict(corpus), indent=1))
     return corpus

@@ -331,8 +331,8 @@ def _dry_run(recipe: Recipe, data_dir: Path | None, device: str) -> Iterator[str
                 recipe = replace_fields(recipe, {"offline.features": len(data.labels)})
         elif not (data_dir.exists() or address_of(data_dir) or glob(str(data_dir))):  # noqa: PTH207
             raise click.UsageError(f"{data_dir} does not exist")
-    place = pick_device(device)
-    yield from describe_plan(recipe, make_plan(recipe, clips=clips, device=place), place)
+    target_device = pick_device(device)
+    yield from describe_plan(recipe, make_plan(recipe, clips=clips, device=target_device), target_device)
 
 
 def _check_data(recipe: Recipe, data: Path, noise: Path | None) -> None:
@@ -352,20 +352,20 @@ def _check_data(recipe: Recipe, data: Path, noise: Path | None) -> None:
         require_frontend(SetInfo(noise), recipe.frontend)
 
 
-def _prepared(place: Path, into: Path, sample_rate: int, *, verify: bool) -> Path:
+def _prepared(source: Path, into: Path, sample_rate: int, *, verify: bool) -> Path:
     """Return a prepared folder, compared with its checksums; audio is prepared into the run's folder."""
     from hear_m2d.pretrain.data.prepare import prepare as run
     from hear_m2d.pretrain.data.prepared import LogMelData, is_prepared
 
-    if not is_prepared(place):
-        run(place, into, sample_rate=sample_rate, progress=True)
-        place = into
+    if not is_prepared(source):
+        run(source, into, sample_rate=sample_rate, progress=True)
+        source = into
     if verify:
         begun = time.perf_counter()
-        size = LogMelData(place).verify()
+        size = LogMelData(source).verify()
         if size:
             seconds = time.perf_counter() - begun
             click.echo(
-                f"{place}: {size / 2**30:.1f} GiB agree with their checksums ({seconds:.0f} s)", err=True
+                f"{source}: {size / 2**30:.1f} GiB agree with their checksums ({seconds:.0f} s)", err=True
             )
-    return place
+    return source

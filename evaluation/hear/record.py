@@ -55,10 +55,10 @@ class RunRecord:
             InputError: If the folder holds something else.
         """
         record = cls(out=out, facts=facts, digests={})
-        record._look()
+        record._read_folder()
         return record
 
-    def _look(self) -> None:
+    def _read_folder(self) -> None:
         """Compare the folder with this evaluation, and read what an earlier call recorded."""
         known = folder_owner(self.out, RECORD, ignore=(LOGS,))  # a refused call may leave a log
         if known is None:
@@ -73,7 +73,7 @@ class RunRecord:
     def lock(self) -> Iterator[None]:
         """Lock the folder against a second evaluation."""
         with lock_folder(self.out):
-            self._look()  # another evaluation may have claimed the folder since
+            self._read_folder()  # another evaluation may have claimed the folder since
             yield
 
     def has_changed(self, task: TaskFolder) -> bool:

@@ -63,9 +63,9 @@ class ExportableLogMel(nn.Module):
         samples = torch.full((), audio.shape[1], dtype=torch.int64)
         length = samples.clamp(min=half + 1)  # zeros are appended to audio too short for a reflection
         frames = torch.floor_divide(length + 2 * half - size, hop) + 1
-        place = (torch.arange((size_from(frames) - 1) * hop + size) - half).abs()
-        place = length - 1 - (length - 1 - place).abs()  # reflected at both ends
-        extended = audio.index_select(1, torch.minimum(place, samples - 1)) * (place < samples)
+        position = (torch.arange((size_from(frames) - 1) * hop + size) - half).abs()
+        position = length - 1 - (length - 1 - position).abs()  # reflected at both ends
+        extended = audio.index_select(1, torch.minimum(position, samples - 1)) * (position < samples)
         parts = F.conv1d(extended.unsqueeze(1), self.basis, stride=hop).square()
         real, imaginary = parts.chunk(2, dim=1)
         power = real + imaginary  # (batch, bins, frames)

@@ -171,8 +171,8 @@ def _without_features(names: Iterable[str], folder: Path) -> list[str]:
             continue
         below, _, file = name.rpartition("/")
         if below not in listed:
-            place = folder / below
-            listed[below] = {path.name for path in place.iterdir()} if place.is_dir() else set()
+            parent = folder / below
+            listed[below] = {path.name for path in parent.iterdir()} if parent.is_dir() else set()
         # Some file systems find a name under another spelling than the one that they list.
         if f"{file}.npy" not in listed[below] and not (folder / f"{name}.npy").exists():
             missing.append(name)

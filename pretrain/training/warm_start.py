@@ -55,7 +55,7 @@ def warm_start(objective: Objective, recipe: Recipe) -> list[str]:
     """
     checkpoint = read_init(recipe)
     notes = [_take_encoder(objective, checkpoint)]
-    rest = _beside(checkpoint)
+    rest = _other_networks(checkpoint)
     wanted = objective.beside_encoder()
     for prefix, part in PARTS.items():
         names = [name for name in wanted if name.startswith(prefix)]
@@ -133,18 +133,18 @@ def _copy(into: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         into[name].copy_(tensor)
 
 
-def _beside(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def _other_networks(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Return the other trained networks, under our names; empty if the file has none."""
     path = checkpoint.path
     run = path.with_name("objective.safetensors")
     if path.name == "checkpoint.safetensors" and run.is_file():
         return read_tensors(run, OBJECTIVE_KEY)[0]
     if checkpoint.ignored:
-        return _published_beside(path)
+        return _published_networks(path)
     return {}
 
 
-def _published_beside(path: Path) -> dict[str, Tensor]:
+def _published_networks(path: Path) -> dict[str, Tensor]:
     """Read the predictor, target network and offline predictor of a published training file."""
     if path.suffix == ".safetensors":  # converted: the note describes the original file
         return {}

@@ -43,11 +43,11 @@ def files_source(
     problems: tuple[Skipped, ...] = (),
 ) -> Source:
     """Return a source of files, named by their paths relative to ``root``."""
-    place = os.path.abspath(root)  # noqa: PTH100  # a worker may have another working directory
+    folder = os.path.abspath(root)  # noqa: PTH100  # a worker may have another working directory
     sha256 = listing_sha256(zip(names, sizes, labels or [None] * len(names), strict=True))
 
     def part(first: int, last: int) -> Part:
-        return _Files(place, tuple(names[first:last]), tuple(labels[first:last]) if labels else None)
+        return _Files(folder, tuple(names[first:last]), tuple(labels[first:last]) if labels else None)
 
     return Source(kind, name, np.array(sizes, np.int64), sha256, part, problems=problems)
 

@@ -256,7 +256,7 @@ def test_what_is_no_source_is_refused_with_a_sentence(tmp_path):
     with pytest.raises(FileNotFoundError, match="matches no file"):
         open_source(str(tmp_path / "*.tar"))
     (tmp_path / "a.txt").write_text("x")
-    with pytest.raises(ValueError, match="no audio file by its suffix"):
+    with pytest.raises(ValueError, match="not an audio file by its suffix"):
         open_source(tmp_path / "a.txt")
     for name in ("a.tar.gz", "a.zip"):
         (tmp_path / name).write_bytes(b"x")
