@@ -76,7 +76,8 @@ def finetune(
     batches = [(chosen.epoch_clips or len(one.train)) // chosen.batch_size or 1 for one in splits]
     steps = len(seeds) * chosen.epochs * sum(batches)
     if dry_run:
-        click.echo(f"recipe {name}: {chosen}")
+        fields = [f"{field}={value}" for field, value in chosen.to_json().items() if field != "description"]
+        click.echo(f"recipe {name}: {', '.join(fields)}")
         click.echo(
             f"{labeled.name}: {len(labeled.clips)} clips, {len(labeled.classes)} classes, "
             f"{len(splits)} folds x {len(seeds)} seeds, {steps} steps; "

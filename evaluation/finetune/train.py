@@ -140,7 +140,7 @@ def finetune_run(
         StoppedError: SIGTERM came; the state is saved.
     """
     record = {
-        "recipe": {name: value for name, value in recipe.to_json().items() if name != "description"},
+        **{name: value for name, value in recipe.to_json().items() if name != "description"},
         "seed": seed,
         "fold": splits.fold,
         "model": str(model_path),

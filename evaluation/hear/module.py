@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from hear_m2d.utils.errors import InputError
 
 FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")
 ATTRIBUTES = ("sample_rate", "scene_embedding_size", "timestamp_embedding_size")
+
+
+def import_module(name: str) -> ModuleType:
+    """Import a module with the HEAR API, which may also be a file in the working directory."""
+    if (folder := str(Path.cwd())) not in sys.path:
+        sys.path.append(folder)  # after everything installed
+    return importlib.import_module(name)
 
 
 def resolve_model(module: str, model: str | os.PathLike[str]) -> Path:
@@ -33,7 +42,7 @@ def resolve_model(module: str, model: str | os.PathLike[str]) -> Path:
     if path.exists():
         return path
     try:
-        resolve = getattr(importlib.import_module(module), "resolve_model", None)
+        resolve = getattr(import_module(module), "resolve_model", None)
     except ImportError:  # reported when the module is loaded
         resolve = None
     if resolve is None:

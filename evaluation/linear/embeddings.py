@@ -7,7 +7,6 @@ files' names, sizes and dates.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import itertools
 import json
 import logging
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from hear_m2d.audio import read_audio
 from hear_m2d.checkpoint.format import read_tensors, write_tensors
+from hear_m2d.evaluation.hear.module import import_module
 from hear_m2d.evaluation.linear.datasets import Clip, LabeledSet
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.errors import InputError
@@ -79,7 +79,7 @@ def module_embedder(
     if path is not None and not path.exists():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     try:
-        module = importlib.import_module(name)
+        module = import_module(name)
     except ImportError as error:
         raise InputError(f"the module {name} cannot be imported: {error}") from error
     for function in ("load_model", "get_scene_embeddings"):

@@ -124,7 +124,7 @@ def linear_evaluation(
                     "valid": (data["train"][0][held], data["train"][1][held]),
                 }
                 if not complete:
-                    notes.append(f"no draw of {DRAWS} held out every class: the last one is used")
+                    notes.append(f"in {DRAWS} draws, no validation part had every class: the last is used")
             layer, best, epochs = fit_linear(
                 *fit_data["train"],
                 *fit_data["valid"],
@@ -141,9 +141,7 @@ def linear_evaluation(
         run["score"] = float(np.mean([fold["score"] for fold in run["folds"]]))
     scores = [run["score"] for run in runs]
     if labeled.splits == "folds" or "valid" not in labeled.folds:
-        notes.append(
-            "validation: a random tenth of the training clips, with all classes in it, for each seed"
-        )
+        notes.append("validation: a random tenth of the training clips, for each seed")
     return LinearResult(
         task=labeled.name,
         metric=labeled.metric,

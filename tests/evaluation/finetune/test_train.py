@@ -130,6 +130,8 @@ def test_another_run_in_the_same_folder_is_refused(labeled, our_checkpoint, tmp_
     run(tmp_path / "run", labeled, our_checkpoint, epochs=1)
     with pytest.raises(ValueError, match="belongs to another run: seed is 43 there, 44 now"):
         run(tmp_path / "run", labeled, our_checkpoint, epochs=1, seed=44)
+    with pytest.raises(ValueError, match=r"belongs to another run: epochs is 1 there, 2 now\."):
+        run(tmp_path / "run", labeled, our_checkpoint, epochs=2)
 
 
 def test_several_labels_weighted_drawing_and_log_mel_mixup_train(tiny_tasks, our_checkpoint, tmp_path):
@@ -235,6 +237,7 @@ def test_the_command_runs_folds_and_seeds_and_says_that_the_test_split_chose(
     code, out, _ = command(*words, "--dry-run")
     assert code == 0
     assert "3 folds x 2 seeds, 18 steps; the best epoch is chosen on the test split" in out
+    assert "epochs=1, " in out and "FinetuneRecipe" not in out
     assert not (tmp_path / "out").exists()
     code, out, err = command(*words, "--compare")
     assert code == 0, err

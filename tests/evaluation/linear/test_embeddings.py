@@ -1,6 +1,7 @@
 """Embeddings of a set: those of the HEAR function, kept by weights and files, remade where either changed."""
 
 import os
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -155,6 +156,14 @@ def test_any_hear_module_embeds(labeled, tmp_path):
     model = tiny_hear_module.load_model()
     alone = tiny_hear_module.get_scene_embeddings(audio, model)[0]
     np.testing.assert_allclose(embeddings[0], alone, atol=1e-5)
+
+
+def test_a_module_in_the_working_directory_is_found(tmp_path, monkeypatch):
+    (tmp_path / "module_of_mine.py").write_text("from tiny_hear_module import *\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])  # the working directory is left in it
+    embedder = module_embedder("module_of_mine", None, options={}, device=torch.device("cpu"))
+    assert embedder.sample_rate == 16000
 
 
 def test_a_module_that_lacks_a_part_of_the_api_is_refused_by_name():
