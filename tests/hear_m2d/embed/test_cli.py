@@ -167,7 +167,7 @@ def test_where_nothing_can_be_embedded_the_work_has_failed(tmp_path, spec, run, 
     ("arguments", "words"),
     [
         (["--model-options", '{"ouput": "mean"}'], ["unknown option 'ouput'", "Did you mean output"]),
-        (["--model-options", "output=mean"], ["'output=mean' is no JSON"]),
+        (["--model-options", "output=mean"], ["'output=mean' is not JSON"]),
         (["--model-options", '{"dtype": "bfloat16"}'], ["--dtype bfloat16"]),
         (["--model-options", '{"output": "middle"}'], ["output='middle'", "columns"]),
         (["--model-options", '{"layers": 7}'], ["layers=7", "list"]),
