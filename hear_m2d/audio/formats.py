@@ -64,7 +64,8 @@ def cut_chunk(file: IO[bytes], kind: Format | None) -> str:
     order: Literal["little", "big"] = "little" if kind is WAV else "big"
     end = file.seek(0, io.SEEK_END)
     position = 8 if kind is CAF else 12
-    while file.seek(position) + 4 + width <= end:
+    while position + 4 + width <= end:
+        file.seek(position)
         head = file.read(4 + width)
         size = int.from_bytes(head[4:], order)
         position += 4 + width + size + (size % 2 if kind is not CAF else 0)

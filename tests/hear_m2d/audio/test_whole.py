@@ -266,3 +266,11 @@ def test_a_decoder_that_dies_or_hangs_costs_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(pyav, "LIMIT_S", 0.5)
     with pytest.raises(AudioError, match="is too slow: its decoder was ended after its time limit"):
         read_audio("x.mp3", 44100, content=data)
+
+
+@needs_av
+def test_a_caf_through_a_pipe_whose_size_is_unknown_is_read():
+    data = encoded(tone(), format="CAF")
+    at = data.index(b"data") + 4
+    piped = data[:at] + b"\xff" * 8 + data[at + 8 :]
+    assert len(read_audio("x.caf", 44100, content=piped)) == pytest.approx(2 * 44100, abs=4)
