@@ -172,6 +172,7 @@ finetune_run(Path(out), labeled, run_splits(labeled)[0], read_recipe("default", 
 
 
 @pytest.mark.kill
+@pytest.mark.slow  # half a minute each
 @pytest.mark.parametrize("steps", [1, 4, 5, 8])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "lars"])
 def test_a_killed_run_continues_bit_for_bit(steps, optimizer, tiny_tasks, our_checkpoint, tmp_path):
