@@ -50,7 +50,8 @@ def test_audio_that_is_not_there_is_refused_in_one_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("rate", "message"), [(None, "error: no task in"), (48000, "bells has 48000 Hz. To resample bells, type")]
+    ("rate", "message"),
+    [(None, "error: there is no task in"), (48000, "bells has 48000 Hz. Type: hear-m2d tasks resample")],
 )
 def test_tasks_that_cannot_be_scored_are_refused_before_anything_is_done(tmp_path, capsys, rate, message):
     (tmp_path / "tasks").mkdir()

@@ -225,7 +225,6 @@ def test_evaluate_ends_with_1_where_a_task_fails(
         (["--grid", "default2"], "unknown grid 'default2'"),
         (["--model", "absent.safetensors"], "there is no checkpoint at absent.safetensors"),
         (["--model-options", '{"a":'], "is not JSON"),
-        (["--model-options", '{"sample_rate": 48000}'], "takes audio at 48000 Hz"),
         (["--tasks-dir", "absent"], "there is no folder of tasks at absent"),
         (["--device", "abacus"], "unknown device 'abacus'"),
         (["--device", "cuda"], "the device cuda cannot be used: torch sees no GPU"),
@@ -303,3 +302,15 @@ def test_without_the_official_packages_the_commands_say_what_to_type(
     assert "pip install --no-deps heareval==2021.1.3" in said
     assert "in a checkout: make install" in said
     assert {"validate", "evaluate"} <= set(cli.list_commands(None))  # type: ignore[arg-type]
+
+
+def test_a_rate_that_no_task_has_is_the_last_line_after_the_findings(
+    tiny_tasks: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    tiny_tasks.scene_multiclass(tmp_path / "tasks", sizes=(4, 4, 4))
+    start = ["evaluate", "--module", "tiny_hear_module", "--tasks-dir", str(tmp_path / "tasks")]
+    options = ["--model-options", '{"sample_rate": 48000}', "--out", str(tmp_path / "out")]
+    assert code_of(*start, *options) == 2
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: the model takes audio at 48000 Hz")
+    assert "hear-m2d tasks resample" in last

@@ -67,7 +67,7 @@ def test_parquet_holds_what_the_npy_files_hold_in_the_order_of_the_names(sounds,
 def test_the_checkpoint_is_read_once(checkpoint_path, monkeypatch):
     reads = []
     read = weights.read_local
-    monkeypatch.setattr(weights, "read_local", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(weights, "read_local", lambda path, **how: reads.append(path) or read(path, **how))
     spec = ModelSpec(str(checkpoint_path), options={"output": "mean"}, device="cpu")
     assert Embedder(spec).path == checkpoint_path
     assert len(reads) == 1

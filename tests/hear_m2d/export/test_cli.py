@@ -87,7 +87,7 @@ def test_an_existing_file_is_refused_before_anything_is_read(run, tmp_path):
         (("{}", "--format", "tflite"), ["onnx", "torch"]),
         (("{}", "--out", "."), ["is a folder"]),
         (("{}", "--model-options", "layers=1"), ["is not JSON"]),
-        (("{}", "--model-options", "[1]"), ["is not JSON object"]),
+        (("{}", "--model-options", "[1]"), ["is not a JSON object"]),
         (("{}", "--model-options", '{"layer": [1]}'), ["Did you mean layers"]),
         (("{}", "--model-options", '{"windows": "published"}'), ["windows='published' cannot be exported"]),
     ],
