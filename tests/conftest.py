@@ -5,9 +5,10 @@ be imported by another. What tests share is therefore a fixture: here for all pa
 `tests/<part>/conftest.py` for one. A helper function is shared by a fixture that returns it.
 """
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,26 @@ def noise() -> Callable[..., Any]:
         return scale * (2 * torch.rand(batch, samples, generator=generator) - 1)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A Ray cluster: a head without processors, two nodes with one each, and this process connected."""
+    ray = pytest.importorskip("ray")
+    from ray.cluster_utils import Cluster
+
+    store = 80 << 20  # bytes
+    head = {"num_cpus": 0, "object_store_memory": store, "include_dashboard": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        for _ in range(2):
+            cluster.add_node(num_cpus=1, object_store_memory=store)
+        cluster.wait_for_nodes()
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
 
 
 def _folder(variable: str, what: str) -> Path:

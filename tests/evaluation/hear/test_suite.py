@@ -1,9 +1,7 @@
 """Processes of tasks: how one that dies is reported; tasks on a Ray cluster, though a machine is killed."""
 
-import logging
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -21,27 +19,6 @@ def test_a_signal_is_named_and_sigkill_explained() -> None:
     assert ending(-11) == "its process was ended by SIGSEGV"
     assert ending(-250) == "its process was ended by signal 250"
     assert ending(3) == "its process ended with exit code 3"
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A head without processors, two nodes with one each, and this process connected."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    store = 80 << 20
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": store, "include_dashboard": False},
-    )
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, object_store_memory=store)
-    cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 @pytest.mark.slow
@@ -65,7 +42,7 @@ def test_a_cluster_that_loses_a_machine_gives_the_scores_of_one_machine(
     def lose_a_machine() -> None:
         while not list((tmp_path / "many/logs").glob("*.log")):
             time.sleep(0.05)
-        cluster.remove_node(cluster.worker_nodes[0], allow_graceful=False)
+        cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
     killer = threading.Thread(target=lose_a_machine)
     killer.start()

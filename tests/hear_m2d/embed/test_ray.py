@@ -1,6 +1,5 @@
 """`hear-m2d embed --ray`: the same rows from a cluster, though one of its nodes is killed."""
 
-import logging
 import threading
 import time
 
@@ -15,28 +14,6 @@ from hear_m2d.utils.errors import WorkFailedError
 
 pytestmark = pytest.mark.slow
 pq = pytest.importorskip("pyarrow.parquet")
-pytest.importorskip("ray")
-
-
-@pytest.fixture
-def cluster(monkeypatch):
-    """A head that only keeps the books, two nodes with a processor each, and this process connected."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    store = 80 << 20
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={"num_cpus": 0, "object_store_memory": store, "include_dashboard": False},
-    )
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, object_store_memory=store)
-    cluster.wait_for_nodes()
-    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
 
 
 @pytest.fixture
@@ -54,6 +31,16 @@ def sounds(tmp_path):
 
 def rows(path):
     return sorted(pq.read_table(path).to_pylist(), key=lambda row: row["path"])
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:999999"])
+def test_a_cluster_that_does_not_answer_is_an_input_error(sounds, checkpoint_path, tmp_path, address):
+    from hear_m2d.embed.ray import embed_on_ray
+
+    pytest.importorskip("ray")
+    spec = ModelSpec(str(checkpoint_path), device="cpu")
+    with pytest.raises(ValueError, match=f"no Ray cluster answers at '{address}': "):
+        embed_on_ray(collect_inputs([sounds]), spec, tmp_path / "out", address=address)
 
 
 def test_a_cluster_that_loses_a_node_half_way_gives_the_rows_of_one_machine(
@@ -113,12 +100,3 @@ def test_where_nothing_can_be_embedded_what_others_wrote_stays(cluster, tmp_path
             embed_on_ray(collect_inputs([tmp_path / "bad"]), spec, tmp_path / out, address="auto", force=True)
         assert (sorted(p.name for p in (tmp_path / out).iterdir()) if left else None) == left
     assert not (tmp_path / "new").exists()
-
-
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:999999"])
-def test_a_cluster_that_does_not_answer_is_an_input_error(sounds, checkpoint_path, tmp_path, address):
-    from hear_m2d.embed.ray import embed_on_ray
-
-    spec = ModelSpec(str(checkpoint_path), device="cpu")
-    with pytest.raises(ValueError, match=f"no Ray cluster answers at '{address}': "):
-        embed_on_ray(collect_inputs([sounds]), spec, tmp_path / "out", address=address)

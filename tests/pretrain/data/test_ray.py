@@ -1,7 +1,5 @@
 """`hear-m2d prepare --ray`: the same folder from a cluster as from one process."""
 
-import logging
-
 import numpy as np
 import pytest
 import soundfile
@@ -11,29 +9,6 @@ from hear_m2d.pretrain.data.prepare import prepare
 from hear_m2d.utils.errors import WorkFailedError
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("ray")
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A head that only keeps the books, two nodes with a processor each, and this process connected."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        store = 80 << 20
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={"num_cpus": 0, "object_store_memory": store, "include_dashboard": False},
-        )
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, object_store_memory=store)
-        cluster.wait_for_nodes()
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
-        yield cluster
-        ray.shutdown()
-        cluster.shutdown()
 
 
 @pytest.fixture
