@@ -26,7 +26,7 @@ import synth
 import table
 import tasks
 
-from hear_m2d.evaluation.hear.tasks import check_rate, find_tasks
+from hear_m2d.evaluation.archives.folder import check_rate, find_tasks
 from hear_m2d.utils.device import processors
 from hear_m2d.utils.files import atomic_write_text
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hear_m2d.utils.commands import aligned
+
 MODELS = {"m2d": "M2D", "msm_mae": "MSM-MAE", "untrained": "untrained"}
 SMALLER_IS_BETTER = ("segment_1s_er",)
 ABOUT = {
@@ -105,10 +107,7 @@ def text(table: Sequence[Row]) -> str:
         marks = ("*" if best else " " for best in row.best)
         cells = (number(score) + mark for score, mark in zip(row.scores, marks, strict=True))
         lines.append((row.task if row.primary else "", row.metric, *cells, number(row.chance)))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
+    return "\n".join(aligned(lines))
 
 
 def number(score: float | None) -> str:

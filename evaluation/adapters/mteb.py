@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hear_m2d.evaluation.linear.embeddings import weights_digest
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.errors import InputError
 
@@ -72,7 +70,7 @@ class MtebEncoder:
             raise InputError(f"name must be organization/model, got {name!r}")
         self.model = model
         self.name = name
-        self.revision = revision or fingerprint(model)
+        self.revision = revision or weights_digest(model)[:16]
         self._meta: Any = None
 
     @property
@@ -132,17 +130,6 @@ class MtebEncoder:
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Tensor:
         """Return the cosine of corresponding embeddings, (n,)."""
         return (_unit(embeddings1) * _unit(embeddings2)).sum(-1)
-
-
-def fingerprint(model: HearModel) -> str:
-    """Return 16 hexadecimal digits that differ where weights, config or options differ."""
-    digest = hashlib.sha256()
-    fields = {"config": model.config.to_json(), "options": asdict(model.options)}
-    digest.update(json.dumps(fields, sort_keys=True).encode())
-    for name, weight in sorted(model.encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _unit(embeddings: Any) -> Tensor:

@@ -67,11 +67,6 @@ class Task:
     """Recalled, not checked."""
 
     @property
-    def split_mode(self) -> str:
-        """``trainvaltest`` or ``kfold``."""
-        return "kfold" if self.folds else "trainvaltest"
-
-    @property
     def archive(self) -> str:
         """The archive's name in the public record: all names that were seen follow this pattern."""
         return f"hear2021-{self.directory}-{RATE}.tar.gz"

@@ -33,7 +33,7 @@ def check_audio(
         rates = ", ".join(map(str, rate_folders(task))) or "none"
         message = f"there is no audio at {rate} Hz; rates that are there: {rates}"
         return [error("rate", str(rate), f"{message}. Type: hear-m2d tasks resample {task} --rate {rate}")]
-    files = compare_files(folder, {split: list(rows) for split, rows in splits.items()}, rate)
+    files = compare_files(folder, splits, rate)
     findings = [error("missing file", f"{rate}/{name}", "the file is not there") for name in files.missing]
     findings += [warning("extra file", f"{rate}/{name}", "no split lists it") for name in files.extra]
     missing = set(files.missing)

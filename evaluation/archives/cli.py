@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -10,12 +9,11 @@ import click
 from hear_m2d.evaluation.archives.catalog import BASE_URL, Task, all_tasks
 from hear_m2d.evaluation.archives.folder import (
     METADATA,
-    compare_files,
     rate_folders,
-    split_files,
+    read_task,
     task_folders,
 )
-from hear_m2d.utils.commands import PartCommand
+from hear_m2d.utils.commands import PartCommand, aligned
 from hear_m2d.utils.errors import InputError, WorkFailedError
 
 INSTALL = "pip install 'hear-m2d[evaluation]'"
@@ -126,7 +124,7 @@ def catalog_table() -> str:
                 task.license,
             )
         )
-    return f"{_table(rows)}\n\nLicenses are recalled: check LICENSE.txt in the record."
+    return "\n".join([*aligned(rows), "", "Licenses are recalled: check LICENSE.txt in the record."])
 
 
 def folder_table(folder: Path) -> str:
@@ -136,37 +134,31 @@ def folder_table(folder: Path) -> str:
         InputError: The folder does not exist.
     """
     if not folder.is_dir():
-        raise InputError(f"there is no folder {folder}")
+        raise InputError(f"there is no folder of tasks at {folder}")
     known = {task.directory: task for task in all_tasks()}
     try:
-        there = {path.resolve().name: path for path in task_folders(folder)}
+        there = {path.absolute().name: path for path in task_folders(folder)}
     except InputError:  # it holds no task
         there = {}
     rows = [("task", "leaderboard", "audio")]
     rows += [(name, _column(known.get(name)), _audio(path)) for name, path in there.items()]
     rows += [(name, _column(task), "not there") for name, task in known.items() if name not in there]
-    return _table(rows)
+    return "\n".join(aligned(rows))
 
 
 def _column(task: Task | None) -> str:
     return task.leaderboard if task else "-"
 
 
-def _audio(task: Path) -> str:
+def _audio(path: Path) -> str:
     """Return which rates a task has, and whether they are complete."""
     try:
-        splits = split_files(task)
+        task = read_task(path)
     except InputError as problem:
         return f"broken: {problem}"
     states = []
-    for rate in rate_folders(task):
-        files = compare_files(task / str(rate), splits, rate)
+    for rate in rate_folders(path):
+        files = task.compare(rate)
         state = "complete" if files.complete else f"{len(files.missing)} of {files.listed} files missing"
         states.append(f"{rate} Hz {state}")
     return ", ".join(states) or f"none, only {METADATA}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)

@@ -26,7 +26,7 @@ from hear_m2d.utils.files import lock_folder
 
 logger = logging.getLogger(__name__)
 
-WORKPLACE = ".download"
+WORK_FOLDER = ".download"
 _SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
 
@@ -52,14 +52,14 @@ def download_tasks(
     tasks = select_tasks(names)
     wanted = [task for task in tasks if not _is_there(folder / task.directory, rate)]
     archives = locate_archives(wanted, base_url) if wanted else {}
-    with _workplace(folder) as place:
+    with _work_folder(folder) as work:
         check_space(archives, folder)
 
         def bring(task: Task) -> None:
             remote = archives[task]
-            archive = fetch_file(remote, place / remote.name)
+            archive = fetch_file(remote, work / remote.name)
             try:
-                unpacked = unpack(archive, folder, scratch=place / "unpacked")
+                unpacked = unpack(archive, folder, scratch=work / "unpacked")
             except ArchiveError as error:
                 archive.unlink()
                 raise WorkFailedError(f"{error}. The archive was removed") from error
@@ -91,7 +91,7 @@ def import_archives(source: Path, folder: Path, names: Sequence[str] = ()) -> li
         raise InputError(f"there is no {source}")
     archives = _local_archives(source, names)
     done: list[Path] = []
-    with _workplace(folder) as place:
+    with _work_folder(folder) as work:
         size = sum(archive.stat().st_size for archive in archives)
         _check_free(folder, size * 2, "twice the size of the archives")
 
@@ -99,7 +99,7 @@ def import_archives(source: Path, folder: Path, names: Sequence[str] = ()) -> li
             md5 = next((task.md5 for task in all_tasks() if task.archive == archive.name), None)
             if damage := find_damage(archive, size=None, md5=md5):
                 raise ArchiveError(f"{archive} {damage}")
-            unpacked = unpack(archive, folder, scratch=place / "unpacked")
+            unpacked = unpack(archive, folder, scratch=work / "unpacked")
             _report(unpacked)
             done.extend(unpacked)
 
@@ -127,15 +127,15 @@ def _check_free(folder: Path, needed: float, what: str) -> None:
 
 
 @contextmanager
-def _workplace(folder: Path) -> Iterator[Path]:
+def _work_folder(folder: Path) -> Iterator[Path]:
     """Yield the hidden folder of a download, locked for one process; remove it if it is empty."""
-    place = folder / WORKPLACE
-    with lock_folder(place):
+    work = folder / WORK_FOLDER
+    with lock_folder(work):
         try:
-            yield place
+            yield work
         finally:
-            if all(entry.name == ".lock" for entry in place.iterdir()):
-                shutil.rmtree(place, ignore_errors=True)
+            if all(entry.name == ".lock" for entry in work.iterdir()):
+                shutil.rmtree(work, ignore_errors=True)
 
 
 def _run_all(jobs: Sequence[Callable[[], None]]) -> None:

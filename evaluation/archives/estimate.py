@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from hear_m2d.evaluation.archives.catalog import Task
 from hear_m2d.evaluation.archives.check_audio import read_headers
-from hear_m2d.evaluation.archives.folder import METADATA, VOCABULARY, read_json_object, split_files
+from hear_m2d.evaluation.archives.folder import VOCABULARY, TaskFolder
 
 FLOAT_BYTES = 4
 CLIP_BYTES = 3 * 4096
@@ -23,8 +22,6 @@ EVENT_ROW_BYTES = 200
 """Per timestamp: its names and labels as JSON and pickle."""
 ROW_MEMORY_BYTES = 400
 """Per row: Python objects of the kit (label lists, file names, timestamps)."""
-TRAINING_BYTES = 60_000_000
-"""A training's log and checkpoint for embeddings of 3840 dimensions; the kit keeps one per training."""
 
 
 @dataclass(frozen=True)
@@ -64,27 +61,22 @@ def size_of_task(task: Task) -> TaskSize:
     )
 
 
-def size_of_folder(task: Path, rate: int) -> TaskSize:
+def size_of_folder(task: TaskFolder, rate: int) -> TaskSize:
     """Return the size of a task folder; the headers of its audio are read only if their length matters.
 
     Args:
         task: The folder.
         rate: The sample rate of the audio, in Hz.
-
-    Raises:
-        InputError: The metadata or a split cannot be read.
     """
-    metadata = read_json_object(task / METADATA)
-    event = metadata.get("embedding_type") == "event"
-    duration = metadata.get("sample_duration")
-    splits = split_files(task)
-    seconds = {split: len(names) * float(duration or 0) for split, names in splits.items()}
+    event = task.metadata.get("embedding_type") == "event"
+    duration = task.metadata.get("sample_duration")
+    seconds = {split: len(names) * float(duration or 0) for split, names in task.splits.items()}
     if event and duration is None:
-        for split, names in splits.items():
-            headers = read_headers([task / str(rate) / split / name for name in names])
+        for split, names in task.splits.items():
+            headers = read_headers([task.path / str(rate) / split / name for name in names])
             seconds[split] = sum(header[2] / rate for header in headers if not isinstance(header, str))
-    classes = max(len((task / VOCABULARY).read_text(encoding="utf-8").split()) - 1, 0)
-    return TaskSize(event, classes, {split: len(names) for split, names in splits.items()}, seconds)
+    classes = max(len((task.path / VOCABULARY).read_text(encoding="utf-8").split()) - 1, 0)
+    return TaskSize(event, classes, {split: len(names) for split, names in task.splits.items()}, seconds)
 
 
 def estimate_embeddings(
@@ -107,7 +99,7 @@ def estimate_embeddings(
         in_memory: Whether the kit holds the embeddings in memory (its default) or reads them from disk.
 
     Returns:
-        The estimate. The logs of trainings (:data:`TRAINING_BYTES` each) are not in it.
+        The estimate. The kit's training logs, up to 60 MB per training until the task is done, are not in it.
     """
     if size.event:
         rows = {split: round(seconds * timestamps_per_second) for split, seconds in size.seconds.items()}

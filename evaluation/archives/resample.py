@@ -20,9 +20,10 @@ import soxr
 from hear_m2d.evaluation.archives.catalog import RATES
 from hear_m2d.evaluation.archives.folder import (
     RateFiles,
+    TaskFolder,
     compare_files,
     rate_folders,
-    split_files,
+    read_task,
     task_folders,
 )
 from hear_m2d.utils.device import processors
@@ -73,22 +74,23 @@ def resample_tasks(
     if rate not in RATES:
         raise InputError(f"the rate must be one of {', '.join(map(str, RATES))}, not {rate}")
     jobs = jobs or processors()
-    tasks = task_folders(folder, names)
+    tasks = [read_task(path) for path in task_folders(folder, names)]
     sources = [_source(task, rate) for task in tasks]  # all are checked before the first is written
     return [_resample(task, source, rate, jobs) for task, source in zip(tasks, sources, strict=True)]
 
 
-def _source(task: Path, rate: int) -> int:
+def _source(task: TaskFolder, rate: int) -> int:
     """Return the highest complete rate of a task; the rate itself if it is complete."""
-    splits = split_files(task)
-    found = {there: compare_files(task / str(there), splits, there) for there in rate_folders(task)}
+    found = {there: task.compare(there) for there in rate_folders(task.path)}
     if rate in found and found[rate].complete:
         return rate
     complete = [there for there in found if found[there].complete and there != rate]
     if not complete:
-        raise InputError(f"{task} is not complete at any rate. {_lacking(found.values())}")
+        raise InputError(f"{task.path} is not complete at any rate. {_lacking(found.values())}")
     if max(complete) < rate:
-        logger.warning("%s: made from %d Hz, nothing is above %d Hz", task, max(complete), max(complete) // 2)
+        logger.warning(
+            "%s: made from %d Hz, nothing is above %d Hz", task.path, max(complete), max(complete) // 2
+        )
     return max(complete)
 
 
@@ -101,20 +103,19 @@ def _lacking(found: Iterable[RateFiles]) -> str:
     return "; ".join(lines) or "It has no audio"
 
 
-def _resample(task: Path, source: int, rate: int, jobs: int) -> Resampled:
+def _resample(task: TaskFolder, source: int, rate: int, jobs: int) -> Resampled:
     begun = time.perf_counter()
-    splits = split_files(task)
-    target, partial = task / str(rate), task / f".{rate}.partial"
+    target, partial = task.path / str(rate), task.path / f".{rate}.partial"
     if source == rate:
-        return Resampled(task.name, rate, 0, 0.0, 0.0, compare_files(target, splits, rate))
+        return Resampled(task.name, rate, 0, 0.0, 0.0, task.compare(rate))
 
     def resample(name: str) -> float:
-        return _resample_file(task / str(source) / name, partial / name, rate)
+        return _resample_file(task.path / str(source) / name, partial / name, rate)
 
-    with lock_folder(task):
+    with lock_folder(task.path):
         if target.exists() and not partial.exists():  # incomplete: existing files are kept
             target.rename(partial)
-        waiting = compare_files(partial, splits, rate).missing
+        waiting = compare_files(partial, task.splits, rate).missing
         audio_s = 0.0
         with (
             closing(map_threads(resample, waiting, workers=jobs)) as results,
@@ -123,12 +124,12 @@ def _resample(task: Path, source: int, rate: int, jobs: int) -> Resampled:
             for seconds in results:
                 audio_s += seconds
                 bar.update()
-        result = compare_files(partial, splits, rate)
+        result = compare_files(partial, task.splits, rate)
         if not result.complete:
             raise WorkFailedError(f"{partial} lacks {', '.join(result.missing[:5])}")
-        for split in splits:
+        for split in task.splits:
             remove_leftovers(partial / split)
-        sync_files(partial / split / name for split, names in splits.items() for name in names)
+        sync_files(partial / split / name for split, names in task.splits.items() for name in names)
         partial.rename(target)
     return Resampled(task.name, source, len(waiting), audio_s, time.perf_counter() - begun, result)
 

@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
 
-from hear_m2d.evaluation.archives.folder import METADATA, compare_files, rate_folders, split_files
+from hear_m2d.evaluation.archives.folder import METADATA, rate_folders, read_task
 from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import sync_files
 
@@ -83,11 +83,11 @@ def _check_task(archive: Path, task: Path, scratch: Path) -> None:
     """Raise unless a task has a folder of its own and all its audio."""
     if task == scratch or task.name.startswith("."):
         raise ArchiveError(f"{archive}: {METADATA} must be in a folder that is named after the task")
-    splits = split_files(task)
+    read = read_task(task)
     if not rate_folders(task):
         raise ArchiveError(f"{archive}: {task.name} has no audio")
     for rate in rate_folders(task):
-        files = compare_files(task / str(rate), splits, rate)
+        files = read.compare(rate)
         if not files.complete:
             first = files.missing[0] if files.missing else "any file"
             raise ArchiveError(

@@ -28,7 +28,7 @@ def mix(x: Tensor, partner: Tensor, shares: Tensor) -> Tensor:
 
     Args:
         x: (clips, …): waveforms, or targets.
-        partner: Likewise.
+        partner: The clips to mix with, of the same shape.
         shares: (clips,).
     """
     weight = shares.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
@@ -40,7 +40,7 @@ def mix_log_mels(x: Tensor, partner: Tensor, shares: Tensor) -> Tensor:
 
     Args:
         x: Log-mel, (clips, …), not standardized.
-        partner: Likewise.
+        partner: The log-mels to mix with, of the same shape.
         shares: (clips,).
     """
     return mix(x.exp(), partner.exp(), shares).clamp(min=FLOOR).log()

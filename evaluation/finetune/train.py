@@ -333,7 +333,7 @@ def soft_loss(logits: Tensor, target: Tensor, *, several: bool) -> Tensor:
 
     Args:
         logits: (clips, classes).
-        target: Likewise, between 0 and 1.
+        target: Between 0 and 1, of the same shape.
         several: Whether a clip may have several labels: then binary cross-entropy, else cross-entropy.
     """
     if several:

@@ -45,7 +45,7 @@ def evaluate(
     if not plan.steps:
         return record.save(entries.values())
     waiting = [task for task in plan.tasks if task.name in plan.steps]
-    metrics = {task.name: task.evaluation[0] for task in waiting}
+    metrics = {task.name: task.metric for task in waiting}
     rate = plan.model["sample_rate"]
     with record.lock():
         for name in plan.changed:

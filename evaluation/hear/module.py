@@ -5,15 +5,17 @@ Source: the HEAR 2021 API, https://hearbenchmark.com/hear-api.html.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from hear_m2d.utils.errors import InputError
+from hear_m2d.utils.files import file_sha256
 
 FUNCTIONS = ("load_model", "get_scene_embeddings", "get_timestamp_embeddings")
 ATTRIBUTES = ("sample_rate", "scene_embedding_size", "timestamp_embedding_size")
@@ -51,7 +53,12 @@ def resolve_model(module: str, model: str | os.PathLike[str]) -> Path:
 
 
 def check_module(
-    name: str, model_path: str | os.PathLike[str] | None = None, options: Mapping[str, Any] | None = None
+    name: str,
+    model_path: str | os.PathLike[str] | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    functions: Sequence[str] = FUNCTIONS,
+    attributes: Sequence[str] = ATTRIBUTES,
 ) -> Any:
     """Load the model of a module, and check that both have what the HEAR API asks for.
 
@@ -61,6 +68,8 @@ def check_module(
         name: The module, as it is imported.
         model_path: What ``load_model`` gets; None: nothing.
         options: Keyword arguments of ``load_model``.
+        functions: What the module must have.
+        attributes: What the model must have.
 
     Returns:
         The model.
@@ -70,13 +79,23 @@ def check_module(
         InputError: If functions of the module, or attributes of the model, are missing; each is named. A
             module without ``load_model`` has no model whose attributes could be checked.
     """
-    module = importlib.import_module(name)
-    missing = [f"the function {function}" for function in FUNCTIONS if not hasattr(module, function)]
+    module = import_module(name)
+    missing = [f"the function {function}" for function in functions if not hasattr(module, function)]
     model = None
     if hasattr(module, "load_model"):
         arguments = [] if model_path is None else [os.fspath(model_path)]
         model = module.load_model(*arguments, **(options or {}))
-        missing += [f"the model's {attribute}" for attribute in ATTRIBUTES if not hasattr(model, attribute)]
+        missing += [f"the model's {attribute}" for attribute in attributes if not hasattr(model, attribute)]
     if missing:
         raise InputError(f"{name} lacks parts of the HEAR API: {', '.join(missing)}")
     return model
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the names and contents of all files of a folder."""
+    if path.is_file():
+        return file_sha256(path)
+    total = hashlib.sha256()
+    for entry in sorted(entry for entry in path.rglob("*") if entry.is_file()):
+        total.update(f"{entry.relative_to(path).as_posix()} {sha256(entry)}\n".encode())
+    return total.hexdigest()

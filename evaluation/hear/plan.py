@@ -12,14 +12,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hear_m2d.evaluation.archives.folder import (
+    METADATA,
+    TaskFolder,
+    check_rate,
+    complete_rates,
+    find_tasks,
+    read_task,
+)
 from hear_m2d.evaluation.hear.compat import EMBEDDINGS, PREDICTIONS
 from hear_m2d.evaluation.hear.record import RunRecord, describe
 from hear_m2d.evaluation.hear.requirements import check_installed
-from hear_m2d.evaluation.hear.results import aligned, grid_mark, is_embedded, is_finished, read_finished
+from hear_m2d.evaluation.hear.results import grid_mark, is_embedded, is_finished, read_finished
 from hear_m2d.evaluation.hear.settings import Evaluation, job_environments
 from hear_m2d.evaluation.hear.suite import Job, run_worker
-from hear_m2d.evaluation.hear.tasks import METADATA, TaskFolder, check_rate, find_tasks
 from hear_m2d.evaluation.hear.worker import remove_logs
+from hear_m2d.utils.commands import aligned
 from hear_m2d.utils.errors import InputError, WorkFailedError
 
 if TYPE_CHECKING:
@@ -188,7 +196,6 @@ def _fetch(plan: Plan, tasks: Mapping[str, Task | None], *, dry_run: bool) -> li
     """Download and resample what is missing; return the folder names of the tasks that are there then."""
     from hear_m2d.evaluation.archives.download import download_tasks
     from hear_m2d.evaluation.archives.estimate import size_of_folder, size_of_task
-    from hear_m2d.evaluation.archives.folder import complete_rates
     from hear_m2d.evaluation.archives.resample import resample_tasks
 
     settings, rate = plan.settings, plan.model["sample_rate"]
@@ -210,7 +217,7 @@ def _fetch(plan: Plan, tasks: Mapping[str, Task | None], *, dry_run: bool) -> li
             plan.disk_bytes[name] += int(task.audio_gb * 1e9 * (1 + rate / 48000))
         else:
             plan.steps[name] = "resample, embed, predict"
-            _estimate(plan, name, size_of_folder(folder / name, highest))
+            _estimate(plan, name, size_of_folder(read_task(folder / name), highest))
     return present
 
 
@@ -234,8 +241,7 @@ def _find_steps(plan: Plan) -> None:
             embedded = False
         if folder is not None and embedded and is_finished(folder):
             remove_logs(folder)
-            metric = task.evaluation[0]
-            plan.entries[task.name] = read_finished(folder, out=out, metric=metric, measured=entry)
+            plan.entries[task.name] = read_finished(folder, out=out, metric=task.metric, measured=entry)
         else:
             plan.steps[task.name] = "predict" if embedded else "embed, predict"
 
@@ -260,7 +266,7 @@ def _check_tasks(plan: Plan, waiting: list[TaskFolder], progress: Progress) -> N
 def _estimate_folder(plan: Plan, task: TaskFolder) -> None:
     from hear_m2d.evaluation.archives.estimate import size_of_folder
 
-    _estimate(plan, task.name, size_of_folder(task.path, plan.model["sample_rate"]))
+    _estimate(plan, task.name, size_of_folder(task, plan.model["sample_rate"]))
     if "embed" not in plan.steps[task.name]:
         plan.disk_bytes[task.name] = 0
 

@@ -7,7 +7,6 @@ the model is loaded and the tasks fit it, so that a refused call leaves only its
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from hear_m2d.checkpoint.resolve import bare_name, read_weights
+from hear_m2d.evaluation.archives.folder import TaskFolder
+from hear_m2d.evaluation.hear.module import sha256 as sha256
 from hear_m2d.evaluation.hear.requirements import package_version
 from hear_m2d.evaluation.hear.settings import OURS, Evaluation, job_environments, visible_gpus
-from hear_m2d.evaluation.hear.tasks import TaskFolder
 from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import (
     differences,
-    file_sha256,
     folder_owner,
     lock_folder,
     read_json,
@@ -170,16 +169,6 @@ def describe(settings: Evaluation) -> dict[str, Any]:
             "cpus": os.cpu_count(),
         },
     }
-
-
-def sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, or of the names and contents of all files of a folder."""
-    if path.is_file():
-        return file_sha256(path)
-    total = hashlib.sha256()
-    for entry in sorted(entry for entry in path.rglob("*") if entry.is_file()):
-        total.update(f"{entry.relative_to(path).as_posix()} {sha256(entry)}\n".encode())
-    return total.hexdigest()
 
 
 def _default_name(settings: Evaluation) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 from hear_m2d.evaluation.archives.catalog import alteration, task_of_directory
 from hear_m2d.evaluation.hear.settings import PUBLISHED_GRID
+from hear_m2d.utils.commands import aligned
 
 RAW = "test.predicted-scores.json"
 EMBEDDED = ".done.embeddings"
@@ -45,14 +46,16 @@ def read_finished(
     notes: list[str] = []
     entries = []
     for fold in folds:
-        scores = _scores(raw[fold], fold, notes)
+        scores = _scores(raw[fold], f"of {fold}", notes)
         entries.append({"fold": fold, "score": _finite(raw[fold][PREFIX + "score"]), "scores": scores})
     entry = failed(folder.name, metric=metric, error="", measured=measured)
     if not folds:
         notes.append(f"the harness's file {RAW} has no fold with a score")
     elif len(folds) > 1:
         overall = raw.get(AGGREGATE) or _aggregate([raw[fold] for fold in folds])
-        entry |= {"score": _finite(overall[f"{PREFIX}score_mean"]), "scores": _over_folds(overall, notes)}
+        overall = {key.removesuffix("_mean"): value for key, value in overall.items()}
+        scores = _scores(overall, "over the folds", notes)
+        entry |= {"score": _finite(overall[f"{PREFIX}score"]), "scores": scores}
     else:
         entry |= {"score": entries[0]["score"], "scores": entries[0]["scores"]}
     bad = [fold["fold"] for fold in entries if fold["score"] is None]
@@ -144,37 +147,16 @@ def grid_mark(harness: Mapping[str, Any]) -> str:
     return f"NOT THE PUBLISHED GRID: `{grid[0]}` with {points}; published HEAR scores use `default` with 8"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return [line.rstrip() for line in lines]
-
-
-def _scores(values: Mapping[str, Any], fold: str, notes: list[str]) -> dict[str, float | None]:
-    """Return a fold's metrics by name; a value that is not finite becomes null and is recorded."""
+def _scores(values: Mapping[str, Any], where: str, notes: list[str]) -> dict[str, float | None]:
+    """Return metrics by name; a value that is not finite becomes null and is recorded."""
     scores: dict[str, float | None] = {}
     for key, value in values.items():
         name = key.removeprefix(PREFIX)
-        if not key.startswith(PREFIX) or name in NOT_METRICS:
+        if not key.startswith(PREFIX) or name.removesuffix("_std") in NOT_METRICS:
             continue
         scores[name] = _finite(value)
         if scores[name] is None:
-            notes.append(f"{name} of {fold} is {_spell(value)}")
-    return scores
-
-
-def _over_folds(overall: Mapping[str, Any], notes: list[str]) -> dict[str, float | None]:
-    """Return mean and deviation over folds: ``metric`` and ``metric_std``."""
-    scores: dict[str, float | None] = {}
-    for key, value in overall.items():
-        name, _, kind = key.removeprefix(PREFIX).rpartition("_")
-        if not key.startswith(PREFIX) or name in NOT_METRICS or kind not in {"mean", "std"}:
-            continue
-        shown = name if kind == "mean" else f"{name}_std"
-        scores[shown] = _finite(value)
-        if scores[shown] is None:
-            notes.append(f"{shown} over the folds is {_spell(value)}")
+            notes.append(f"{name} {where} is {_spell(value)}")
     return scores
 
 

@@ -22,9 +22,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hear_m2d.evaluation.archives.folder import read_task
 from hear_m2d.evaluation.hear.compat import EMBEDDINGS, PREDICTIONS, run_tool
 from hear_m2d.evaluation.hear.settings import OURS
-from hear_m2d.evaluation.hear.tasks import read_task
 from hear_m2d.utils.errors import InputError
 
 SHOWN = re.compile(r"(Grid point|Training split) (\d+) of (\d+)")  # the kit's own log lines worth showing
@@ -69,7 +69,7 @@ def describe_model(job: dict[str, Any]) -> dict[str, Any]:
     from hear_m2d.evaluation.hear.module import check_module
 
     model = check_module(job["module"], job["model"], job["options"])
-    facts = {
+    description = {
         "sample_rate": int(model.sample_rate),
         "scene_embedding_size": int(model.scene_embedding_size),
         "timestamp_embedding_size": int(model.timestamp_embedding_size),
@@ -81,10 +81,10 @@ def describe_model(job: dict[str, Any]) -> dict[str, Any]:
     try:
         with torch.no_grad():
             _, times = module.get_timestamp_embeddings(torch.zeros(1, seconds * model.sample_rate), model)
-        facts["timestamps_per_second"] = times.shape[1] / seconds
+        description["timestamps_per_second"] = times.shape[1] / seconds
     except Exception:  # the tasks' own processes will report it
         traceback.print_exc()
-    return facts
+    return description
 
 
 def score_task(job: dict[str, Any], report: Report) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def score_task(job: dict[str, Any], report: Report) -> dict[str, Any]:
     peaks = {"embedding": peak_memory()}
     reset_peak_memory()
     report("stage", stage="prediction")
-    _report_trainings(read_task(Path(job["tasks_dir"]) / job["task"]).task_name, report)
+    _report_trainings(read_task(Path(job["tasks_dir"]) / job["task"]).metadata["task_name"], report)
     points = ["--grid", job["grid"], "--grid-points", str(job["grid_points"])]
     points += ["--in-memory", str(job["in_memory"])]
     run_tool(PREDICTIONS, [*points, str(folder)])

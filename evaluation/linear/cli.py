@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hear_m2d.utils.commands import MODEL_OPTIONS, PartCommand
+from hear_m2d.utils.commands import MODEL_OPTIONS, PartCommand, aligned
 from hear_m2d.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -103,8 +103,6 @@ def _cache(cache: Path | None) -> Path:
 
 def _probe_table(results: Sequence[ProbeResult]) -> list[str]:
     """Return a table with a line for each set, then their notes."""
-    from hear_m2d.evaluation.linear.published import aligned
-
     rows: list[tuple[str, ...]] = [("task", "metric", "kNN", "linear", "majority", "clips", "classes")]
     for result in results:
         scores = (
@@ -198,8 +196,8 @@ def linear(
     from hear_m2d.evaluation.linear.run import report_dry_run, run_linear
     from hear_m2d.utils.device import pick_device
 
-    place = pick_device(device)
-    embedder, default_rate = load_embedder(model, module, options, place)
+    chosen = pick_device(device)
+    embedder, default_rate = load_embedder(model, module, options, chosen)
     sets = []
     for task in tasks:  # all, before the first is embedded
         labeled = read_set(task, split_csvs, embedder.sample_rate)
@@ -222,7 +220,7 @@ def linear(
         model={"name": name, "module": module, "model": model, "options": options},
         rate=rate,
         seeds=seeds,
-        device=place,
+        device=chosen,
         out=out,
         compare=compare,
     )

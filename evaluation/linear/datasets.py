@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import logging
 import unicodedata
 from collections import defaultdict
@@ -13,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hear_m2d.evaluation.hear.tasks import METADATA, VOCABULARY, read_task
+from hear_m2d.evaluation.archives.folder import METADATA, VOCABULARY, rate_folders, read_task
 from hear_m2d.utils.errors import InputError, unknown_name
 from hear_m2d.utils.listing import read_list, split_labels
 
@@ -186,7 +185,7 @@ def _read_folder(folder: Path, sample_rate: int) -> LabeledSet:
             f"files and labels"
         )
     task = read_task(folder)
-    metadata = json.loads((folder / METADATA).read_text())
+    metadata = task.metadata
     if metadata.get("embedding_type") != "scene":
         raise InputError(
             f"{folder} is a task of events (its embedding_type is {metadata.get('embedding_type')!r}); only "
@@ -195,25 +194,27 @@ def _read_folder(folder: Path, sample_rate: int) -> LabeledSet:
     kind = metadata.get("prediction_type")
     if kind not in ("multiclass", "multilabel"):
         raise InputError(f"{folder / METADATA}: prediction_type is {kind!r}, not multiclass or multilabel")
-    rates = task.rates()
+    rates = task.complete_rates() or rate_folders(folder)  # with the second, the missing files are named
     if not rates:
-        raise InputError(f"{folder} has no folder of audio (such as 16000/) with all of its splits")
+        raise InputError(f"{folder} has no folder of audio, such as 16000/")
     rate = sample_rate if sample_rate in rates else max(rates)
     if rate != sample_rate:
         logger.info("%s has no audio at %d Hz: its audio at %d Hz is resampled", folder, sample_rate, rate)
     classes = _vocabulary(folder / VOCABULARY)
     clips = []
-    for split in task.splits:
-        for name, labels in _listing(folder / f"{split}.json").items():
+    for split, files in task.splits.items():
+        source = folder / f"{split}.json"
+        for name, listed in files.items():
+            if not isinstance(listed, list):
+                raise InputError(f"{source}: the labels of {name} must be a list, not {listed!r}")
+            labels = tuple(normalized(str(label)) for label in listed)
             clips.append(Clip(name, folder / str(rate) / split / name, labels, split))
             if wrong := [label for label in labels if label not in classes]:
-                raise InputError(f"{folder / split}.json: {name}: {unknown_name('label', wrong[0], classes)}")
+                raise InputError(f"{source}: {name}: {unknown_name('label', wrong[0], classes)}")
             if kind == "multiclass" and len(labels) != 1:
-                raise InputError(
-                    f"{folder / split}.json gives {name} {len(labels)} labels; a multiclass clip has one"
-                )
+                raise InputError(f"{source} gives {name} {len(labels)} labels; a multiclass clip has one")
     mode: Splits = "given" if metadata.get("split_mode") == "trainvaltest" else "folds"
-    return LabeledSet(folder.resolve().name, kind, classes, tuple(clips), mode, len(clips))
+    return LabeledSet(task.name, kind, classes, tuple(clips), mode, len(clips))
 
 
 def _vocabulary(path: Path) -> tuple[str, ...]:
@@ -228,16 +229,6 @@ def _vocabulary(path: Path) -> tuple[str, ...]:
 def normalized(text: str) -> str:
     """Return text in Unicode normal form C, so that two spellings of a letter are one."""
     return unicodedata.normalize("NFC", text).strip()
-
-
-def _listing(path: Path) -> dict[str, tuple[str, ...]]:
-    try:
-        listing: Any = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not a HEAR listing: {error}") from error
-    if not isinstance(listing, dict) or not all(isinstance(value, list) for value in listing.values()):
-        raise InputError(f"{path} is not a HEAR listing: a JSON object with a list of labels for each file")
-    return {name: tuple(normalized(str(label)) for label in labels) for name, labels in listing.items()}
 
 
 def read_csv(path: Path) -> LabeledSet:

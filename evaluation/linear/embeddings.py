@@ -23,11 +23,10 @@ from torch import Tensor
 
 from hear_m2d.audio import read_audio
 from hear_m2d.checkpoint.format import read_tensors, write_tensors
-from hear_m2d.evaluation.hear.module import import_module
+from hear_m2d.evaluation.hear.module import ATTRIBUTES, FUNCTIONS, check_module, import_module, sha256
 from hear_m2d.evaluation.linear.datasets import Clip, LabeledSet
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.errors import InputError
-from hear_m2d.utils.files import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +81,7 @@ def module_embedder(
         module = import_module(name)
     except ImportError as error:
         raise InputError(f"the module {name} cannot be imported: {error}") from error
-    for function in ("load_model", "get_scene_embeddings"):
-        if not callable(getattr(module, function, None)):
-            raise InputError(f"the module {name} has no function {function}, which the HEAR API requires")
-    model = module.load_model(*([] if path is None else [str(path)]), **options)
-    for attribute in ("sample_rate", "scene_embedding_size"):
-        if not isinstance(getattr(model, attribute, None), int):
-            raise InputError(f"the model of {name} has no integer {attribute}, which the HEAR API requires")
+    model = check_module(name, path, options, functions=FUNCTIONS[:2], attributes=ATTRIBUTES[:2])
     if isinstance(model, torch.nn.Module):
         model = model.to(device).eval()
 
@@ -100,11 +93,9 @@ def module_embedder(
         return torch.cat(scenes)
 
     def digest() -> str:
-        files = sorted(f for f in path.rglob("*") if f.is_file()) if path and path.is_dir() else [path]
-        sums = [file_sha256(file) for file in files if file]
         source = getattr(module, "__file__", None)
-        own = file_sha256(Path(source)) if source else ""
-        return json.dumps([name, own, sums, dict(options)], sort_keys=True)
+        sums = [path and sha256(path), source and sha256(Path(source))]
+        return json.dumps([name, *sums, dict(options)], sort_keys=True)
 
     return Embedder(model.sample_rate, model.scene_embedding_size, embed, digest)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
+
+from hear_m2d.utils.commands import aligned
 
 NO_FIGURES = "no published figures"
 
@@ -85,11 +86,3 @@ def comparison(
         for row in table
     ]
     return [*aligned(lines), *(f"{mark} {source}" for source, mark in sources.items())]
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of text as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]

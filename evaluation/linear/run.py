@@ -20,7 +20,8 @@ from hear_m2d.evaluation.linear.datasets import LabeledSet
 from hear_m2d.evaluation.linear.embeddings import PART_CLIPS, Embedder, cache_key, part_path
 from hear_m2d.evaluation.linear.probes import majority_of_set, neighbors_of_set, targets
 from hear_m2d.evaluation.linear.protocol import LinearSettings, linear_evaluation
-from hear_m2d.evaluation.linear.published import aligned, comparison
+from hear_m2d.evaluation.linear.published import comparison
+from hear_m2d.utils.commands import aligned
 from hear_m2d.utils.files import write_json
 from hear_m2d.utils.progress import ProgressBar
 

@@ -12,24 +12,18 @@ from hear_m2d.evaluation.report.runs import Run, TaskScore
 
 
 @dataclass(frozen=True)
-class Row:
+class Row(TaskScore):
     """One task of one run beside the leaderboard."""
 
     run: str
     title: str
     """The leaderboard's name of the task, else the name of its folder."""
-    metric: str
-    score: float | None
-    spread: float | None
-    folds: tuple[float, ...]
     column: Column | None
     """The leaderboard's entries, where the score can be ranked among them."""
     run_marks: tuple[str, ...]
     """How the harness's settings differ from those of published scores."""
     task_marks: tuple[str, ...]
     """Differences from the published task, or the reason for a missing score."""
-    seconds: float | None
-    peak_memory_bytes: int | None
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -123,17 +117,12 @@ def _row(run: Run, task: TaskScore, column: Column | None, marks: list[str]) -> 
         marks.append(f"{task.metric} is not the leaderboard's {column.metric}")
         ranked = None
     return Row(
+        **vars(task),
         run=run.name,
         title=title,
-        metric=task.metric,
-        score=task.score,
-        spread=task.spread,
-        folds=task.folds,
         column=ranked,
         run_marks=run.marks,
         task_marks=tuple(marks),
-        seconds=task.seconds,
-        peak_memory_bytes=task.peak_memory_bytes,
     )
 
 

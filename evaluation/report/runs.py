@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hear_m2d.evaluation.hear.settings import PUBLISHED_GRID
 from hear_m2d.utils.errors import InputError
 
 RESULTS = "results.json"
-GRID, GRID_POINTS = "default", 8
-"""The harness's settings for published scores."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,10 @@ class Run:
     def marks(self) -> tuple[str, ...]:
         """Return how the harness's settings differ from those of the published scores."""
         grid, points = self.harness["grid"], self.harness["grid_points"]
-        marks = [] if grid == GRID else [f"grid {grid!r}"]
-        return (*marks, *([] if points == GRID_POINTS else [f"grid points: {points}, not {GRID_POINTS}"]))
+        marks = [] if grid == PUBLISHED_GRID[0] else [f"grid {grid!r}"]
+        if points != PUBLISHED_GRID[1]:
+            marks.append(f"grid points: {points}, not {PUBLISHED_GRID[1]}")
+        return tuple(marks)
 
 
 def read_runs(arguments: Sequence[str]) -> list[Run]:
@@ -118,7 +119,8 @@ def _parse_task(task: Mapping[str, Any]) -> TaskScore:
     spread = task["scores"].get(f"{task['metric']}_std")
     if spread is None and len(folds) > 1:
         spread = statistics.stdev(folds)
-    seconds = [value for value in task["seconds"].values() if value is not None]
+    stages = [task["seconds"].get(stage) for stage in ("embedding", "prediction")]
+    seconds = [value for value in stages if value is not None]  # `total` is both stages and the imports
     return TaskScore(
         folder=str(task["task"]),
         metric=str(task["metric"]),

@@ -1,4 +1,4 @@
-"""Shared by all commands: a command with optional packages, and the option for the model."""
+"""Shared by all commands: a command with optional packages, the option for the model, tables of text."""
 
 from __future__ import annotations
 
@@ -64,3 +64,10 @@ MODEL_OPTIONS = click.option(
     metavar="JSON",
     help="""Options of `load_model`, a JSON object such as '{"output": "mean"}'.""",
 )
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [line.rstrip() for line in lines]

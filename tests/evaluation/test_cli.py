@@ -25,6 +25,12 @@ def code_of(*args: str) -> int:
     return end.value.code
 
 
+def evaluate_in(folder: Path, *args: str) -> int:
+    """Return the exit code of `evaluate` on the tiny module: tasks in folder/tasks, results in folder/out."""
+    start = ["evaluate", "--module", "tiny_hear_module", "--tasks-dir", str(folder / "tasks")]
+    return code_of(*start, "--out", str(folder / "out"), *args)
+
+
 def test_validate_passes_a_good_model_with_the_standing_note_only(
     our_checkpoint: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,15 +136,7 @@ def test_evaluate_prints_a_table_writes_results_and_ends_with_0(
     tiny_tasks: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tiny_tasks.scene_multiclass(tmp_path / "tasks")
-    args = [
-        "--module",
-        "tiny_hear_module",
-        "--tasks-dir",
-        str(tmp_path / "tasks"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    assert code_of("evaluate", *args, "--grid", "faster", "--grid-points", "2", "--device", "cpu") == 0
+    assert evaluate_in(tmp_path, "--grid", "faster", "--grid-points", "2", "--device", "cpu") == 0
     printed = capfd.readouterr()
     assert re.search(r"tones-v1\.0-full +top1_acc +[01]\.\d{4} ", printed.out)
     assert "tones-v1.0-full: prediction, grid point 2 of 2" in printed.err
@@ -150,17 +148,8 @@ def test_a_dry_run_prints_what_would_be_done_and_writes_nothing(
     tiny_tasks: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tiny_tasks.scene_multiclass(tmp_path / "tasks", sizes=(4, 4, 4))
-    args = [
-        "--module",
-        "tiny_hear_module",
-        "--tasks-dir",
-        str(tmp_path / "tasks"),
-        "--dry-run",
-        "--jobs",
-        "2",
-    ]
     wanted = ["--download", "--task", "tones-v1.0-full", "--task", "esc50"]
-    assert code_of("evaluate", *args, "--out", str(tmp_path / "out"), *wanted) == 0
+    assert evaluate_in(tmp_path, "--dry-run", "--jobs", "2", *wanted) == 0
     printed = capfd.readouterr().out
     assert re.search(r"tones-v1\.0-full +embed, predict +0\.00 GB +1\.50 GB", printed)
     assert re.search(r"esc50-v2\.0\.0-full +download, resample, embed, predict +1\.", printed)
@@ -188,11 +177,10 @@ def test_missing_tasks_are_downloaded_and_resampled(
         ("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "record"))
     )
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    args = ["--module", "tiny_hear_module", "--tasks-dir", str(tmp_path / "tasks"), "--grid", "faster"]
-    args += ["--out", str(tmp_path / "out"), "--download", "--task", "Beijing Opera"]
+    args = ["--grid", "faster", "--grid-points", "1", "--download", "--task", "Beijing Opera"]
     address = f"http://127.0.0.1:{server.server_port}"
     try:
-        assert code_of("evaluate", *args, "--grid-points", "1", "--base-url", address) == 0
+        assert evaluate_in(tmp_path, *args, "--base-url", address) == 0
     finally:
         server.shutdown()
     assert re.search(rf"{name} +top1_acc +[01]\.\d{{4}} ", capfd.readouterr().out)
@@ -203,15 +191,7 @@ def test_evaluate_ends_with_1_where_a_task_fails(
     tiny_tasks: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tiny_tasks.scene_multiclass(tmp_path / "tasks", sizes=(4, 4, 4))
-    args = [
-        "--module",
-        "tiny_hear_module",
-        "--tasks-dir",
-        str(tmp_path / "tasks"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    assert code_of("evaluate", *args, "--model-options", '{"fault": "raise"}') == 1
+    assert evaluate_in(tmp_path, "--model-options", '{"fault": "raise"}') == 1
     printed = capfd.readouterr()
     assert "RuntimeError: this model always fails" in printed.err
     assert printed.err.strip().split("\n")[-1].startswith("error: no score for tones-v1.0-full")
@@ -243,8 +223,7 @@ def test_evaluate_ends_with_2_and_one_line_where_the_input_is_bad(
     args: list[str], message: str, tiny_tasks: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tiny_tasks.scene_multiclass(tmp_path / "tasks", sizes=(4, 4, 4))
-    start = ["evaluate", "--module", "tiny_hear_module", "--tasks-dir", str(tmp_path / "tasks")]
-    assert code_of(*start, "--out", str(tmp_path / "out"), *args) == 2
+    assert evaluate_in(tmp_path, *args) == 2
     error = capfd.readouterr().err.strip()
     assert message in error
     assert "\n" not in error
@@ -261,9 +240,7 @@ def test_a_model_whose_process_dies_while_it_is_loaded_ends_with_1_and_one_line(
     fault: str, how: str, tiny_tasks: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tiny_tasks.scene_multiclass(tmp_path / "tasks", sizes=(4, 4, 4))
-    start = ["evaluate", "--module", "tiny_hear_module", "--tasks-dir", str(tmp_path / "tasks")]
-    options = json.dumps({"fault": fault})
-    assert code_of(*start, "--out", str(tmp_path / "out"), "--model-options", options) == 1
+    assert evaluate_in(tmp_path, "--model-options", json.dumps({"fault": fault})) == 1
     line = capfd.readouterr().err.strip()
     assert line == f"error: tiny_hear_module could not be loaded: its process {how}"
     assert not (tmp_path / "out").exists()
@@ -298,9 +275,9 @@ def test_without_the_official_packages_the_commands_say_what_to_type(
     assert code_of("validate") == 2
     assert "pip install --no-deps --ignore-requires-python hearvalidator==2021.0.6" in capfd.readouterr().err
     assert code_of("evaluate", "--tasks-dir", "t", "--out", "o") == 2
-    said = capfd.readouterr().err
-    assert "pip install --no-deps heareval==2021.1.3" in said
-    assert "in a checkout: make install" in said
+    error = capfd.readouterr().err
+    assert "pip install --no-deps heareval==2021.1.3" in error
+    assert "in a checkout: make install" in error
     assert {"validate", "evaluate"} <= set(cli.list_commands(None))  # type: ignore[arg-type]
 
 
@@ -308,9 +285,7 @@ def test_a_rate_that_no_task_has_is_the_last_line_after_the_findings(
     tiny_tasks: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     tiny_tasks.scene_multiclass(tmp_path / "tasks", sizes=(4, 4, 4))
-    start = ["evaluate", "--module", "tiny_hear_module", "--tasks-dir", str(tmp_path / "tasks")]
-    options = ["--model-options", '{"sample_rate": 48000}', "--out", str(tmp_path / "out")]
-    assert code_of(*start, *options) == 2
+    assert evaluate_in(tmp_path, "--model-options", '{"sample_rate": 48000}') == 2
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("error: the model takes audio at 48000 Hz")
     assert "hear-m2d tasks resample" in last

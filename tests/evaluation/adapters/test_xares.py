@@ -41,7 +41,7 @@ def test_output_follows_the_options(make_model, noise):
     assert encoder(noise(1, 20000)).shape[2] == encoder.output_dim == 64
 
 
-def test_class_name_ends_as_its_checker_wants():
+def test_the_name_of_the_class_ends_as_the_checker_requires():
     assert XaresEncoder.__name__.endswith("Encoder")
 
 

@@ -16,7 +16,6 @@ def test_nineteen_tasks_are_twenty_directories() -> None:
     assert len(all_tasks()) == 20
     assert len({task.leaderboard for task in all_tasks()}) == 19
     assert len({task.leaderboard_id for task in all_tasks()}) == 19
-    assert all(task.split_mode == ("kfold" if task.folds else "trainvaltest") for task in all_tasks())
 
 
 def test_the_table_gives_the_size_that_follows_from_clips_and_length() -> None:

@@ -83,7 +83,7 @@ def test_the_metrics_are_those_of_the_official_kit() -> None:
         ("null", "a missing value"),
     ],
 )
-def test_labels_that_pandas_reads_as_something_else(tmp_path, tiny_tasks, label, read) -> None:
+def test_labels_that_pandas_changes_are_found(tmp_path, tiny_tasks, label, read) -> None:
     """pandas decides per column: a number among words stays a word."""
     task = tiny_tasks.folds(tmp_path)
     others = {

@@ -7,6 +7,7 @@ from hear_m2d.evaluation.archives.estimate import (
     size_of_folder,
     size_of_task,
 )
+from hear_m2d.evaluation.archives.folder import read_task
 
 
 def test_maestro_at_40_ms_and_3840_dimensions_takes_8_5_gb_twice() -> None:
@@ -31,7 +32,7 @@ def test_maestro_read_from_disk_needs_little_memory() -> None:
     assert from_disk.disk_bytes == in_memory.disk_bytes
 
 
-def test_fsd50k_at_3840_dimensions() -> None:
+def test_fsd50k_at_3840_dimensions_takes_disk_for_51185_clips() -> None:
     (task,) = select_tasks(["FSD50K"])
     need = estimate_embeddings(
         size_of_task(task), scene_size=3840, timestamp_size=1, timestamps_per_second=25
@@ -54,12 +55,12 @@ def test_memory_is_what_was_measured_with_the_official_kit() -> None:
 def test_a_folder_is_measured_from_its_splits_and_headers(tmp_path, tiny_tasks) -> None:
     import json
 
-    scene = size_of_folder(tiny_tasks.scene_multilabel(tmp_path), 16000)
+    scene = size_of_folder(read_task(tiny_tasks.scene_multilabel(tmp_path)), 16000)
     assert (scene.event, scene.classes, scene.clips) == (False, 4, {"train": 32, "valid": 16, "test": 16})
     task = tiny_tasks.events(tmp_path, seconds=2.0)
-    with_duration = size_of_folder(task, 16000)
+    with_duration = size_of_folder(read_task(task), 16000)
     metadata = json.loads((task / "task_metadata.json").read_text())
     (task / "task_metadata.json").write_text(json.dumps(metadata | {"sample_duration": None}))
-    assert size_of_folder(task, 16000) == with_duration
+    assert size_of_folder(read_task(task), 16000) == with_duration
     need = estimate_embeddings(with_duration, scene_size=8, timestamp_size=16, timestamps_per_second=10)
     assert need.rows == 12 * 20

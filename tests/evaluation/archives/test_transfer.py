@@ -53,7 +53,7 @@ def test_a_later_call_continues_what_an_earlier_one_left(server, remote, tmp_pat
     assert ranges(server) == ["bytes=1000-"]
 
 
-def test_a_whole_part_is_asked_for_no_more(server, remote, tmp_path) -> None:
+def test_a_complete_part_is_not_requested_again(server, remote, tmp_path) -> None:
     (tmp_path / "a.tar.gz.part").write_bytes(CONTENT)
     assert fetch_file(remote(size=False), tmp_path / "a.tar.gz").read_bytes() == CONTENT
     assert ranges(server) == [f"bytes={len(CONTENT)}-"]  # answered with 416: that was all

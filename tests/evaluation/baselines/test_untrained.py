@@ -41,7 +41,7 @@ def test_the_same_seed_gives_the_same_network_and_another_seed_another(checkpoin
     assert not torch.allclose(scene(1), scene(2), atol=1e-3)
 
 
-def test_the_caller_s_random_numbers_go_on_as_if_nothing_had_been_drawn(checkpoint):
+def test_the_random_state_of_the_caller_is_left_as_it_was(checkpoint):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from hear_m2d.evaluation.archives.folder import find_tasks
 from hear_m2d.evaluation.hear.plan import make_plan
 from hear_m2d.evaluation.hear.record import RunRecord, describe, sha256
 from hear_m2d.evaluation.hear.settings import Evaluation, job_environments, visible_gpus
-from hear_m2d.evaluation.hear.tasks import find_tasks
 from hear_m2d.utils.errors import InputError
 
 

@@ -42,7 +42,7 @@ def test_tasks_and_tables_are_scored_in_one_table(run, our_checkpoint, tiny_task
     assert len(list((tmp_path / "cache" / "probes").iterdir())) == 3
 
 
-def test_json_holds_the_same_and_a_second_call_gives_it_again(run, our_checkpoint, tiny_tasks, tmp_path):
+def test_json_holds_the_same_scores_and_a_second_call_repeats_them(run, our_checkpoint, tiny_tasks, tmp_path):
     task = tiny_tasks.scene_multilabel(tmp_path)
     words = ("probe", our_checkpoint, task, "--json", "--device", "cpu")
     code, out, _ = run(*words)
@@ -53,7 +53,7 @@ def test_json_holds_the_same_and_a_second_call_gives_it_again(run, our_checkpoin
     assert run(*words)[1] == out
 
 
-def test_one_probe_alone_on_fewer_clips(run, our_checkpoint, tiny_tasks, tmp_path):
+def test_one_probe_alone_is_computed_on_fewer_clips(run, our_checkpoint, tiny_tasks, tmp_path):
     task = tiny_tasks.scene_multiclass(tmp_path)
     code, out, _ = run("probe", our_checkpoint, task, "--knn", "--clips", 24, "--json", "--device", "cpu")
     assert code == 0
@@ -76,7 +76,7 @@ def test_bad_input_is_one_line_and_exit_code_2(run, our_checkpoint, tiny_tasks, 
         assert says in err
 
 
-def test_every_set_is_looked_at_before_the_first_is_embedded(run, our_checkpoint, tiny_tasks, tmp_path):
+def test_every_set_is_checked_before_the_first_is_embedded(run, our_checkpoint, tiny_tasks, tmp_path):
     good, events = tiny_tasks.scene_multiclass(tmp_path), tiny_tasks.events(tmp_path)
     assert run("probe", our_checkpoint, good, events, "--device", "cpu")[0] == 2
     assert not (tmp_path / "cache").exists()

@@ -66,7 +66,7 @@ def test_a_multilabel_task_may_have_clips_without_labels(tiny_tasks, tmp_path):
     assert {len(clip.labels) for clip in found.clips} >= {0, 1, 2, 3}
 
 
-def test_audio_at_another_rate_serves_where_there_is_none_at_the_models(tiny_tasks, tmp_path):
+def test_audio_at_another_rate_is_used_where_the_models_rate_is_missing(tiny_tasks, tmp_path):
     task = tiny_tasks.scene_multiclass(tmp_path)
     assert read_labeled(task, 32000).clips[0].path.parts[-3] == "16000"
 
@@ -88,11 +88,18 @@ def test_a_label_that_is_not_in_the_vocabulary_is_named_with_its_file(tiny_tasks
         read_labeled(task, 16000)
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"a.wav": "a"}'])
-def test_a_listing_of_something_else_is_refused_by_name(text, tiny_tasks, tmp_path):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("[]", "does not hold a JSON object"),
+        ("{", "is not JSON"),
+        ('{"a.wav": "a"}', "must be a list, not 'a'"),
+    ],
+)
+def test_a_listing_of_something_else_is_refused_by_name(text, why, tiny_tasks, tmp_path):
     task = tiny_tasks.scene_multiclass(tmp_path)
     (task / "train.json").write_text(text)
-    with pytest.raises(ValueError, match=r"train\.json is not a HEAR listing"):
+    with pytest.raises(ValueError, match=rf"train\.json.*{why}"):
         read_labeled(task, 16000)
 
 
@@ -104,7 +111,7 @@ def test_audio_that_is_not_there_is_counted_and_named(tiny_tasks, tmp_path):
         read_labeled(task, 16000)
 
 
-def test_a_folder_or_path_that_is_no_set_is_refused(tmp_path):
+def test_a_folder_or_path_that_is_not_a_set_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"not a HEAR task: it has no task_metadata\.json"):
         read_labeled(tmp_path, 16000)
     with pytest.raises(FileNotFoundError, match="there is no"):

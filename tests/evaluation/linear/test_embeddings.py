@@ -167,7 +167,7 @@ def test_a_module_in_the_working_directory_is_found(tmp_path, monkeypatch):
 
 
 def test_a_module_that_lacks_a_part_of_the_api_is_refused_by_name():
-    with pytest.raises(ValueError, match="has no function load_model"):
+    with pytest.raises(ValueError, match="lacks parts of the HEAR API: the function load_model"):
         module_embedder("json", None, options={}, device=torch.device("cpu"))
     with pytest.raises(ValueError, match="cannot be imported"):
         module_embedder("no_such_module_here", None, options={}, device=torch.device("cpu"))

@@ -91,7 +91,7 @@ def test_fewer_clips_than_neighbors_all_vote():
 
 
 @pytest.mark.parametrize("splits", ["given", "folds", "ours"])
-def test_classes_that_lie_apart_are_told_apart_and_noise_is_not(splits):
+def test_separate_classes_are_recognized_and_noise_is_not(splits):
     x, labels = blobs(90)
     names = {"given": THIRDS * 10, "folds": [str(i // 3 % 5) for i in range(90)], "ours": [""] * 90}[splits]
     labeled = make_set(labels, names, mode=splits)
@@ -130,7 +130,7 @@ def test_units_and_offsets_of_features_do_not_matter():
     assert first.linear < 1
 
 
-def test_test_clips_do_not_shape_the_standardization():
+def test_test_clips_do_not_enter_the_standardization():
     x, labels = blobs(90, apart=0.7)
     labeled = make_set(labels, THIRDS * 10)
     far = np.concatenate([x, np.full((9, 8), 1e6)])
@@ -224,7 +224,7 @@ def test_mean_average_precision_equals_a_slow_reference_and_leaves_out_absent_cl
     assert score(labels.astype(int), scores) == pytest.approx(slow, abs=1e-12)
 
 
-def test_a_class_that_no_training_clip_has_is_no_error():
+def test_a_class_that_no_training_clip_has_is_not_an_error():
     x, labels = blobs(60)
     labels = [("d",) if i > 50 else label for i, label in enumerate(labels)]
     result = probe(x, make_set(labels, ["train"] * 30 + ["valid"] * 15 + ["test"] * 15))

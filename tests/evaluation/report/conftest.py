@@ -19,7 +19,7 @@ def task(
         "score": score,
         "scores": {metric: score},
         "folds": [{"fold": f"fold{i:02d}", "score": value, "scores": {}} for i, value in enumerate(folds)],
-        "seconds": {"embedding": 2.0, "prediction": 10.5},
+        "seconds": {"embedding": 2.0, "prediction": 10.5, "total": 20.0},
         "peak_memory_bytes": 700 * 2**20,
         "raw": "raw.json",
     } | changes

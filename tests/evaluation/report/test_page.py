@@ -135,7 +135,7 @@ def test_a_narrow_page_does_not_scroll_sideways(browser, page):
     assert browser.execute_script("return document.documentElement.scrollWidth") == 390
 
 
-def test_it_prints(browser, page):
+def test_the_page_prints_to_pdf(browser, page):
     browser.get(page)
     pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
     assert pdf.startswith(b"%PDF")
