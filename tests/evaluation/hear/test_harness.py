@@ -170,9 +170,11 @@ def test_labels_mended_after_a_failed_prediction_embed_only_that_task_again(
 def test_the_same_jobs_give_the_same_scores_twice_and_two_jobs_those_of_one(
     tasks_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    mine = copy_tasks(tasks_dir, tmp_path / "tasks", "strokes", "tones")
+
     def scores(out: str, jobs: int) -> list[Any]:
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        results = evaluate(settings_for(tasks_dir, tmp_path / out, jobs=jobs, grid="faster"))
+        results = evaluate(settings_for(mine, tmp_path / out, jobs=jobs, grid="faster"))
         assert results["environment"]["jobs"] == jobs
         return [(entry["task"], entry["folds"]) for entry in results["tasks"]]
 
@@ -186,7 +188,8 @@ def test_embeddings_read_from_disk_give_the_scores_of_those_in_memory(
     tasks_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    settings = settings_for(tasks_dir, tmp_path / "in_memory", grid="faster")
+    mine = copy_tasks(tasks_dir, tmp_path / "tasks", "bells", "tones")
+    settings = settings_for(mine, tmp_path / "in_memory", grid="faster")
     in_memory = evaluate(settings)["tasks"]
     from_disk = evaluate(replace(settings, out=tmp_path / "from_disk", in_memory=False))["tasks"]
     assert [entry["scores"] for entry in from_disk] == [entry["scores"] for entry in in_memory]
