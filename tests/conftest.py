@@ -9,6 +9,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,8 @@ def noise() -> Callable[..., Any]:
     return make
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """A Ray cluster: a head without processors, two nodes with one each, and this process connected."""
+@contextmanager
+def _ray_cluster() -> Iterator[Any]:
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -120,6 +120,19 @@ def cluster() -> Iterator[Any]:
         yield cluster
         ray.shutdown()
         cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Callable[[], AbstractContextManager[Any]]:
+    """Start a Ray cluster: a head without processors, two nodes with one each, and this process connected."""
+    return _ray_cluster
+
+
+@pytest.fixture(scope="module")
+def cluster(ray_cluster: Callable[[], AbstractContextManager[Any]]) -> Iterator[Any]:
+    """The same cluster for all tests of a module."""
+    with ray_cluster() as cluster:
+        yield cluster
 
 
 def _folder(variable: str, what: str) -> Path:

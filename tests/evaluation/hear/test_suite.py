@@ -24,7 +24,7 @@ def test_a_signal_is_named_and_sigkill_explained() -> None:
 @pytest.mark.slow
 @pytest.mark.harness
 def test_a_cluster_that_loses_a_machine_gives_the_scores_of_one_machine(
-    cluster: Any, tiny_tasks: ModuleType, tmp_path: Path
+    ray_cluster: Any, tiny_tasks: ModuleType, tmp_path: Path
 ) -> None:
     for write in (tiny_tasks.scene_multiclass, tiny_tasks.scene_multilabel):
         write(tmp_path / "tasks")
@@ -39,18 +39,19 @@ def test_a_cluster_that_loses_a_machine_gives_the_scores_of_one_machine(
     alone = evaluate(settings)["tasks"]
     lines: list[str] = []
 
-    def lose_a_machine() -> None:
+    def lose_a_machine(cluster: Any) -> None:
         while not list((tmp_path / "many/logs").glob("*.log")):
             time.sleep(0.05)
         cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
 
-    killer = threading.Thread(target=lose_a_machine)
-    killer.start()
-    together = evaluate(
-        replace(settings, out=tmp_path / "many", ray="auto"),
-        progress=lambda task, text: lines.append(f"{task}: {text}"),
-    )["tasks"]
-    killer.join()
+    with ray_cluster() as cluster:
+        killer = threading.Thread(target=lose_a_machine, args=(cluster,))
+        killer.start()
+        together = evaluate(
+            replace(settings, out=tmp_path / "many", ray="auto"),
+            progress=lambda task, text: lines.append(f"{task}: {text}"),
+        )["tasks"]
+        killer.join()
     assert [entry["status"] for entry in together] == ["ok"] * 2, together
     assert [entry["folds"] for entry in together] == [entry["folds"] for entry in alone]
     assert any("its machine died: started again" in line for line in lines), lines
