@@ -76,7 +76,7 @@ def load_recipe(name: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
         overrides: Values by ``field`` or ``table.field``, which replace those of the file.
 
     Raises:
-        ValueError: There is no such recipe (the nearest names are shown), the file is not TOML, or a field
+        InputError: There is no such recipe (the nearest names are shown), the file is not TOML, or a field
             is unknown or out of range.
     """
     fields, path = _read_file(name)
@@ -87,32 +87,33 @@ def load_recipe(name: str | os.PathLike[str], overrides: Mapping[str, Any] | Non
 
 
 def parse_recipe(fields: Mapping[str, Any], where: str, *, allow_unused: bool = False) -> Recipe:
-    """Build a recipe from nested tables, as a TOML file holds them.
+    """Build a recipe from nested tables, as a TOML file holds them; ``where`` names it in messages.
 
-    Args:
-        fields: Values by name; tables are dictionaries.
-        where: The file, for messages.
-        allow_unused: Accept fields of M2D in a recipe of MSM-MAE.
+    With ``allow_unused``, fields of M2D are accepted in a recipe of MSM-MAE.
 
     Raises:
-        ValueError: A field is unknown (the nearest name is shown), missing or out of range.
+        InputError: A field is unknown (the nearest name is shown), missing or out of range.
     """
     known = [field.name for field in dataclasses.fields(Recipe)]
     for name, value in fields.items():
-        if name in FLAT_NAMES and not (name in TABLES and isinstance(value, dict)):
-            raise InputError(f"{where}: {_moved(name, value)}")
+        is_table = isinstance(value, dict)
+        if name in FLAT_NAMES and not (name in TABLES and is_table):
+            table, _, field = FLAT_NAMES[name].partition(".")
+            raise InputError(
+                f"{where}: {name} is now in a table, since version 0.2: write [{table}], and below it {field}"
+            )
         if name not in known:
             raise InputError(f"{where}: {unknown_name('recipe field', name, known)}")
-        if name in TABLES and not isinstance(value, dict):
+        if name in TABLES and not is_table:
             raise InputError(f"{where}: {name} must be a table: write [{name}], and its fields below it")
     if fields.get("objective") == "msm_mae":
         unused = [name for name in M2D_ONLY if name in fields]
         if unused and not allow_unused:
             raise InputError(f"{where}: {unused[0]} is only used by M2D, and this recipe trains MSM-MAE")
         fields = _merge(MSM_MAE_DEFAULTS, fields, where)
-    built = {name: _table(name, value, where) for name, value in fields.items() if name in TABLES}
+    tables = {name: _table(name, value, where) for name, value in fields.items() if name in TABLES}
     try:
-        return Recipe(**{**_tuples(fields), **built})
+        return Recipe(**{**fields, **tables})
     except ValidationError as error:
         raise InputError(f"{where}: {_sentences(error, Recipe)}") from None
 
@@ -120,10 +121,8 @@ def parse_recipe(fields: Mapping[str, Any], where: str, *, allow_unused: bool = 
 def recipe_of_record(fields: Mapping[str, Any], where: str) -> Recipe:
     """Read the ``recipe`` of a run's record, also of a run that version 0.1 began.
 
-    Missing fields get their defaults: the run's version did not have them yet.
-
-    Raises:
-        ValueError: The record has a field that this version does not know, or a value out of range.
+    Missing fields get their defaults: the run's version did not have them yet. An InputError names a field
+    that this version does not know, or a value out of range.
     """
     nested: dict[str, Any] = {}
     for name, value in fields.items():
@@ -136,22 +135,6 @@ def recipe_of_record(fields: Mapping[str, Any], where: str) -> Recipe:
         else:
             nested[name] = value
     return parse_recipe(nested, where, allow_unused=True)
-
-
-def _moved(name: str, value: Any) -> str:
-    """Return a sentence with the new place of a field of version 0.1."""
-    table, _, field = FLAT_NAMES[name].partition(".")
-    shown = [80, value] if name == "input_frames" else value
-    if field == "source":
-        shown = value or ""
-    return (
-        f"{name} is now in a table, since version 0.2: write [{table}], and below it {field} = {_toml(shown)}"
-    )
-
-
-def _toml(value: Any) -> str:
-    text = f'"{value}"' if isinstance(value, str) else str(value)
-    return text.lower() if isinstance(value, bool) else text
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -174,15 +157,12 @@ def _table(name: str, fields: Mapping[str, Any], where: str) -> Any:
         if field not in FIELDS[name]:
             raise InputError(f"{where}: {unknown_name(f'field of [{name}]', field, FIELDS[name])}")
     kind = TABLES[name]
+    tuples = {field: tuple(value) if isinstance(value, list) else value for field, value in fields.items()}
     try:
-        checked = _CHECKED.get(name, kind)(**_tuples(fields))
+        checked = _CHECKED.get(name, kind)(**tuples)
         return kind(**dataclasses.asdict(checked)) if name in _CHECKED else checked
     except ValidationError as error:
         raise InputError(f"{where}: {_sentences(error, kind, f'{name}.')}") from None
-
-
-def _tuples(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def _sentences(error: ValidationError, kind: Any, prefix: str = "") -> str:
@@ -195,13 +175,14 @@ def _sentences(error: ValidationError, kind: Any, prefix: str = "") -> str:
             sentences[""] = sentence if prefix in sentence else f"[{prefix[:-1]}] {sentence}"
             continue
         name = str(entry["loc"][0])
-        message = entry["msg"].replace("Input should", "must").replace("tuple", "list")
         if entry["type"] == "missing":
             sentences[name] = f"{prefix}{name} is missing"
             continue
-        note = getattr(described.get(name), "description", None)
+        message = entry["msg"].replace("Input should", "must").replace("tuple", "list")
+        description = getattr(described.get(name), "description", None)
         value = list(entry["input"]) if isinstance(entry["input"], tuple) else entry["input"]
-        sentences[name] = f"{prefix}{name} = {value!r}: it {message}{f' ({note})' if note else ''}"
+        hint = f" ({description})" if description else ""
+        sentences[name] = f"{prefix}{name} = {value!r}: it {message}{hint}"
     return "; ".join(sentences.values())
 
 

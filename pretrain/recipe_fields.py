@@ -26,131 +26,82 @@ Momentum = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, config=STRICT)
 class OptimizerConfig:
-    """AdamW and its learning rate: the table ``[optimizer]``.
+    """AdamW and its learning rate: the table ``[optimizer]``."""
 
-    Attributes:
-        base_lr: Learning rate at a batch of ``base_batch``; the rate grows in proportion to the batch.
-        base_batch: See ``base_lr``.
-        min_lr: Learning rate at the end of the cosine.
-        warmup: Share of the run in which the rate rises linearly from 0.
-        weight_decay: AdamW's, on matrices and tokens.
-        beta1: AdamW's.
-        beta2: AdamW's.
-        clip_grad: Largest global gradient norm; 0 does not clip.
-    """
-
-    base_lr: Annotated[float, Field(gt=0)] = 3e-4
+    base_lr: Annotated[float, Field(gt=0)] = 3e-4  # at base_batch clips; grows in proportion to the batch
     base_batch: Count = 256
-    min_lr: NotNegative = 0.0
+    min_lr: NotNegative = 0.0  # at the end of the cosine
+    # Share of the run in which the rate rises linearly from 0.
     warmup: Annotated[
         float, Field(ge=0, lt=1, description="a share of the run, not a number of steps or epochs")
     ] = 0.06666666666666667
-    weight_decay: NotNegative = 0.05
+    weight_decay: NotNegative = 0.05  # of matrices and tokens
     beta1: Beta = 0.9
     beta2: Beta = 0.95
-    clip_grad: NotNegative = 3.0
+    clip_grad: NotNegative = 3.0  # largest global gradient norm; 0 does not clip
 
 
 @dataclass(frozen=True, config=STRICT)
 class OfflineConfig:
-    """M2D-X's second task: the table ``[offline]``.
+    """M2D-X's second task: the table ``[offline]``."""
 
-    Attributes:
-        source: Where the offline target comes from: a frozen ``teacher``, the data's ``labels`` (M2D-AS) or
-            its ``features`` (M2D-S); empty: there is no second task.
-        online_weight: Weight of M2D's own loss.
-        offline_weight: Weight of the offline loss.
-        features: Classes, or features of a column's target; 0: as many as the teacher or the data has.
-        feature_frames: M2D-S: frames of the spectrogram that one stored feature vector stands for.
-        teacher: A path or name of the frozen network; empty: that of ``init``.
-        teacher_statistics: The teacher's input is standardized with the ``student`` data's mean and
-            standard deviation, as published, or with its ``own``.
-    """
-
+    # Where the offline target comes from: a frozen teacher, the data's labels (M2D-AS) or its features
+    # (M2D-S); empty: there is no second task.
     source: Literal["", "teacher", "labels", "features"] = ""
-    online_weight: NotNegative = 1.0
-    offline_weight: NotNegative = 1.0
+    online_weight: NotNegative = 1.0  # of M2D's own loss
+    offline_weight: NotNegative = 1.0  # of the offline loss
+    # Classes, or features of a column's target; 0: as many as the teacher or the data has.
     features: Annotated[int, Field(ge=0)] = 0
-    feature_frames: Count = 2
-    teacher: str = ""
+    feature_frames: Count = 2  # M2D-S: frames of the spectrogram that one stored feature vector stands for
+    teacher: str = ""  # a path or name of the frozen network; empty: that of `init`
+    # The teacher's input is standardized with the student's data, as published, or with its own.
     teacher_statistics: Literal["student", "own"] = "student"
 
 
 @dataclass(frozen=True, config=STRICT)
 class PublishedConfig:
-    """Facts about the published run, for readers: the table ``[published]``. It changes no training.
+    """Facts about the published run, for readers: the table ``[published]``. It changes no training."""
 
-    Attributes:
-        reproduces: The name under which the weights were published.
-        clips: Clips of the published training set; 0 where none was published.
-        hours: Training time as published, with the hardware.
-        scores: What the published weights reach, and the source of the numbers.
-        deviations: Where this recipe trains otherwise than published.
-        ours: Fields whose values were never published, or are not certain.
-    """
-
-    reproduces: str = ""
-    clips: Annotated[int, Field(ge=0)] = 0
-    hours: str = ""
-    scores: str = ""
-    deviations: tuple[str, ...] = ()
-    ours: tuple[str, ...] = ()
+    reproduces: str = ""  # the name under which the weights were published
+    clips: Annotated[int, Field(ge=0)] = 0  # of the published training set; 0: not published
+    hours: str = ""  # training time as published, with the hardware
+    scores: str = ""  # what the published weights reach, and the source of the numbers
+    deviations: tuple[str, ...] = ()  # where this recipe trains otherwise than published
+    ours: tuple[str, ...] = ()  # fields whose values were never published, or are not certain
 
 
 @dataclass(frozen=True, config=STRICT)
 class Recipe:
-    """The content of a recipe file; an omitted field has the published value of its objective.
-
-    Attributes:
-        objective: ``m2d`` or ``msm_mae``.
-        description: One sentence for readers.
-        encoder: Sizes of the encoder; ``input_size`` is the mel bins and frames of a crop (a frame is 10 ms).
-        decoder: Sizes of the predictor (M2D) or decoder (MSM-MAE).
-        optimizer: AdamW and its learning rate.
-        offline: M2D-X's second task.
-        published: What is known of the published run.
-        sample_rate: Hertz of the front end.
-        mask_ratio: Share of the patches that are masked.
-        norm_pix_loss: Standardize each target (token or patch) before comparing.
-        loss: M2D: ``cosine`` or ``mse``.
-        target_init: M2D: the target starts ``random`` (as published) or as a copy of the ``online`` network.
-        target_input: M2D: the target sees the ``masked`` patches, or ``all``.
-        momentum_start: M2D: momentum decay at the first step.
-        momentum_end: M2D: momentum decay at the last step; linear in between.
-        noise_ratio: Share of noise that is mixed into the network's input, in the power domain.
-        init: A checkpoint to continue from; empty: fresh weights.
-        batch_size: Clips in a step, over all devices.
-        steps: Length in optimizer steps; give either ``steps`` or ``epochs``.
-        epochs: Length in epochs of ``clips // batch_size`` steps, as many as published: that loader drops the
-            last, incomplete batch. Here its clips come first in the next epoch.
-        compile: Compile the transformer blocks with torch; ``auto``: on a GPU.
-        precision: ``auto`` is bfloat16 where the device computes in it, else float32; ``float64``: for tests.
-        seed: Seed of weights, crops, masks and noise.
-    """
+    """The content of a recipe file; an omitted field has the published value of its objective."""
 
     objective: Literal["m2d", "msm_mae"]
-    description: str = ""
-    encoder: EncoderConfig = Field(default_factory=EncoderConfig)
-    decoder: DecoderConfig = Field(default_factory=DecoderConfig)
+    description: str = ""  # one sentence for readers
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig)  # input_size: mel bins and frames of a crop
+    decoder: DecoderConfig = Field(default_factory=DecoderConfig)  # predictor (M2D) or decoder (MSM-MAE)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     offline: OfflineConfig = Field(default_factory=OfflineConfig)
     published: PublishedConfig = Field(default_factory=PublishedConfig)
-    sample_rate: Count = 16000
+    sample_rate: Count = 16000  # hertz; a frame is 10 ms
     mask_ratio: Annotated[float, Field(gt=0, lt=1, description="a share of the patches")] = 0.7
-    norm_pix_loss: bool = True
-    loss: Literal["cosine", "mse"] = "cosine"
+    norm_pix_loss: bool = True  # standardize each target (token or patch) before comparing
+    loss: Literal["cosine", "mse"] = "cosine"  # of M2D
+    # M2D's target starts at random (as published), or as a copy of the online network.
     target_init: Literal["random", "online"] = "random"
-    target_input: Literal["masked", "all"] = "masked"
-    momentum_start: Momentum = 0.99995
-    momentum_end: Momentum = 0.99999
+    target_input: Literal["masked", "all"] = "masked"  # the patches that M2D's target sees
+    momentum_start: Momentum = 0.99995  # M2D: momentum decay at the first step
+    momentum_end: Momentum = 0.99999  # M2D: momentum decay at the last step; linear in between
+    # Share of noise that is mixed into the network's input, in the power domain.
     noise_ratio: Annotated[float, Field(ge=0, lt=1, description="a share of the mixture")] = 0.0
-    init: str = ""
-    batch_size: Count = 2048
-    steps: Annotated[int, Field(ge=0)] | None = None
+    init: str = ""  # a checkpoint to continue from; empty: fresh weights
+    batch_size: Count = 2048  # clips in a step, over all devices
+    steps: Annotated[int, Field(ge=0)] | None = None  # of the optimizer; give either steps or epochs
+    # Epochs of clips // batch_size steps, as many as published: that loader drops the last, incomplete batch.
+    # Here its clips come first in the next epoch.
     epochs: Count | None = None
-    compile: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto"] = "auto"  # compile the transformer blocks with torch; auto: on a GPU
+    # auto: bfloat16 where the device computes in it, else float32; float64 is for tests.
     precision: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0  # of weights, crops, masks and noise
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.epochs is None):
@@ -202,11 +153,7 @@ class Recipe:
 
 
 def replace_fields(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """Return a recipe with other values, by ``field`` or ``table.field``.
-
-    Raises:
-        ValueError: A value is out of range.
-    """
+    """Return a recipe with other values, by ``field`` or ``table.field``; they are checked again."""
     tables: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
         table, _, field = key.rpartition(".")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,22 +22,6 @@ from hear_m2d.utils.errors import InputError
 
 Batch = dict[str, Tensor]
 MIN_POWER = torch.finfo(torch.float32).eps  # of a mixture, as published
-
-
-class Items(Protocol):
-    """What a run trains on: :class:`Crops`, or those with noise."""
-
-    def __getitem__(self, key: Key) -> Batch:
-        """Return the item of (epoch, clip)."""
-        ...
-
-    def __getitems__(self, keys: list[Key]) -> Batch:
-        """Return several items, already stacked, so that the loader needs no ``collate_fn``."""
-        ...
-
-    def find_non_finite(self, steps: Iterable[Sequence[Key]]) -> str:
-        """Return which clip of these steps has values that are not finite; empty for none."""
-        ...
 
 
 class Crops:
@@ -63,10 +47,6 @@ class Crops:
             require_labels(data.labels, data.folder)
         self.data, self.frames, self.seed, self.labels = data, frames, seed, labels
 
-    def __len__(self) -> int:
-        """Return the number of clips, which is the number of items in an epoch."""
-        return len(self.data)
-
     def start(self, key: Key) -> int:
         """Return the first frame of a crop: uniform over all starts that stay inside the clip."""
         epoch, clip = key
@@ -74,11 +54,9 @@ class Crops:
         return draw(starts, self.seed, epoch, clip)
 
     def __getitem__(self, key: Key) -> Batch:
-        """Return the item of (epoch, clip)."""
         return {name: values[0] for name, values in self.__getitems__([key]).items()}
 
     def __getitems__(self, keys: list[Key]) -> Batch:
-        """Return several items, stacked."""
         x = _shared((len(keys), 1, self.data.frontend.n_mels, self.frames))
         for out, key in zip(x.numpy(), keys, strict=True):
             crop_into(out[0], self.data.logmel(key[1]), self.start(key), self.data.mean, self.data.std)
@@ -94,12 +72,8 @@ class Crops:
 class MixedCrops:
     """Crops with noise: ``x`` is the mixture, ``clean`` the clip alone; other tensors of an item stay.
 
-    A clip shorter than the crop was padded with the mean; the padding gets noise, too.
-
-    Args:
-        crops: The clean crops.
-        noise: Prepared noise, of the same front end.
-        ratio: Share of the noise, 0 < ratio < 1.
+    A clip shorter than the crop was padded with the mean; the padding gets noise, too. ``ratio`` is the share
+    of the noise, 0 < ratio < 1.
 
     Raises:
         InputError: The noise was prepared with another front end.
@@ -113,65 +87,49 @@ class MixedCrops:
             )
         self.crops, self.noise, self.ratio = crops, noise, ratio
 
-    def __len__(self) -> int:
-        """Return the number of clips, which is the number of items in an epoch."""
-        return len(self.crops)
-
     def __getitem__(self, key: Key) -> Batch:
-        """Return the item of (epoch, clip)."""
         return {name: values[0] for name, values in self.__getitems__([key]).items()}
 
     def __getitems__(self, keys: list[Key]) -> Batch:
-        """Return several items, stacked."""
         batch = self.crops.__getitems__(keys)
         clean, std = batch["x"], self.crops.data.std
-        mixed = mix_log_mel(clean * std, self._noise(keys), self.ratio).div_(std)
+        noise = torch.empty_like(clean)
+        for out, key in zip(noise.numpy(), keys, strict=True):
+            clip, start = self._noise_crop(key)
+            logmel = self.noise.logmel(clip)  # (mels, frames of the clip)
+            if logmel.shape[1] < self.crops.frames:  # repeated
+                logmel = logmel[:, (start + np.arange(self.crops.frames)) % logmel.shape[1]]
+                start = 0
+            crop_into(out[0], logmel, start, self.noise.mean, 1.0)
+        mixed = mix_log_mel(clean * std, noise, self.ratio).div_(std)
         return {**batch, "x": mixed, "clean": clean}
+
+    def _noise_crop(self, key: Key) -> tuple[int, int]:
+        return noise_crop(self.noise.lengths, self.crops.frames, seed=self.crops.seed, key=key)
 
     def find_non_finite(self, steps: Iterable[Sequence[Key]]) -> str:
         """Return which clip of these steps, or which noise, has values that are not finite."""
         steps = list(steps)
-        keys = (key for keys in steps for key in keys)
-        noise = (
-            noise_place(self.noise.lengths, self.crops.frames, seed=self.crops.seed, key=key)[0]
-            for key in keys
-        )
+        noise = (self._noise_crop(key)[0] for keys in steps for key in keys)
         return self.crops.find_non_finite(steps) or self.noise.find_non_finite(noise)
 
-    def _noise(self, keys: list[Key]) -> Tensor:
-        """Return the noise of items minus its set's mean, (items, 1, mels, frames)."""
-        frames, mels = self.crops.frames, self.noise.frontend.n_mels
-        noise = torch.empty(len(keys), 1, mels, frames)
-        for out, key in zip(noise.numpy(), keys, strict=True):
-            clip, start = noise_place(self.noise.lengths, frames, seed=self.crops.seed, key=key)
-            logmel = self.noise.logmel(clip)  # (mels, frames of the clip)
-            if logmel.shape[1] < frames:  # repeated
-                logmel = logmel[:, (start + np.arange(frames)) % logmel.shape[1]]
-                start = 0
-            crop_into(out[0], logmel, start, self.noise.mean, 1.0)
-        return noise
+
+Items = Crops | MixedCrops  # what a run trains on, by (epoch, clip)
 
 
 def mix_log_mel(clean: Tensor, noise: Tensor, ratio: float) -> Tensor:
     """Return ln(max(ratio · exp(noise) + (1 - ratio) · exp(clean), eps)).
 
-    Args:
-        clean: Log-mel minus the mean of its set, any shape.
-        noise: Log-mel minus the mean of the noise's set, of the same shape.
-        ratio: Share of the noise: 0 is the clean clip, 1 the noise alone.
+    Both are log-mels minus the mean of their own set, of one shape; ratio 1 is the noise alone.
     """
     mixed = clean.exp().mul_(1 - ratio).add_(noise.exp(), alpha=ratio)
     return mixed.clamp_(min=MIN_POWER).log_()
 
 
-def noise_place(lengths: NDArray[np.int64], frames: int, *, seed: int, key: Key) -> tuple[int, int]:
+def noise_crop(lengths: NDArray[np.int64], frames: int, *, seed: int, key: Key) -> tuple[int, int]:
     """Return an item's noise clip and its first frame: functions of (seed, epoch, clip).
 
-    Args:
-        lengths: Frames of each noise clip.
-        frames: Of a crop; a shorter noise clip is repeated, and begins anywhere.
-        seed: Of the run.
-        key: Epoch and clip of the item.
+    A noise clip that is shorter than the crop's ``frames`` is repeated, and begins anywhere.
     """
     # One word more than for a crop's start, so that the two draws are independent.
     clip = draw(len(lengths), seed, *key, 1)
@@ -182,14 +140,9 @@ def noise_place(lengths: NDArray[np.int64], frames: int, *, seed: int, key: Key)
 def crop_into(
     out: NDArray[np.float32], logmel: NDArray[np.floating[Any]], start: int, mean: float, std: float
 ) -> None:
-    """Write a standardized crop; past the clip's end it is 0, which is the mean.
+    """Write a standardized crop of a clip (mels, frames) into ``out`` (mels, frames of the crop).
 
-    Args:
-        out: The crop, (mels, frames).
-        logmel: The clip, (mels, frames of the clip).
-        start: First frame.
-        mean: Of the set.
-        std: Of the set.
+    Past the clip's end it is 0, which is the mean.
     """
     part = logmel[:, start : start + out.shape[1]]
     # Copied frame by frame, as on disk. torch converts float16 to float32 twice as fast as numpy, and numpy

@@ -5,8 +5,7 @@ The features are those of M2D-S: vectors in time, computed once by another netwo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -25,11 +24,7 @@ def training_items(
 ) -> Items:
     """Return the items, by (epoch, clip), that the recipe trains on.
 
-    Args:
-        recipe: What to train.
-        data: The clips.
-        noise: Prepared noise, if the recipe uses it.
-        features: A folder with ``NAME.npy`` for each file of the data, if the recipe learns from features.
+    ``features`` is a folder with ``NAME.npy`` for each file of the data, if the recipe learns from features.
 
     Raises:
         InputError: A required folder is missing, or a folder is given that the recipe does not use.
@@ -51,25 +46,14 @@ def training_items(
 
 
 def check_given(recipe: Recipe, *, noise: Path | None, features: Path | None) -> None:
-    """Compare the given folders with those that the recipe needs, without opening them.
-
-    Args:
-        recipe: What to train.
-        noise: The folder of the noise.
-        features: The folder of the stored features.
-
-    Raises:
-        InputError: A required folder is missing, or a folder is given that the recipe does not use.
-    """
+    """Raise an InputError if a folder that the recipe needs is not given, or one that it does not use is."""
     ratio = recipe.noise_ratio
     if noise is None and ratio:
         raise InputError(f"noise_ratio = {ratio} needs noise: give --noise FOLDER, or --set noise_ratio=0")
     if noise is not None and not ratio:
         raise InputError(f"noise_ratio = 0 leaves the noise {noise} out: give --set noise_ratio=SHARE too")
     if features is None and recipe.offline.source == "features":
-        raise InputError(
-            'offline.source = "features" needs the folder of the features: give --features FOLDER'
-        )
+        raise InputError('offline.source = "features" needs their folder: give --features FOLDER')
     if features is not None and recipe.offline.source != "features":
         raise InputError(f'the features {features} are used only with offline.source = "features"')
     if features is not None and not features.is_dir():
@@ -107,26 +91,22 @@ class FeatureCrops(Crops):
     ) -> None:
         super().__init__(data, frames, seed)
         names = {data.origin(clip)[0] for clip in range(len(data))}
-        if missing := _without_features(names, folder):
-            listed = ", ".join([*(f"{name}.npy" for name in missing[:3]), *(["…"] if missing[3:] else [])])
+        missing = sorted(f"{name}.npy" for name in names if not _has_features(folder, name))
+        if missing:
             raise InputError(
                 f"{folder} lacks the features of {len(missing)} of the {len(names)} files of the data: "
-                f"{listed}. Store them there, or prepare the data without those files"
+                f"{', '.join(missing[:3])}{', …' if missing[3:] else ''}. Store them there, or prepare the "
+                f"data without those files"
             )
         self.folder, self.feature_frames = folder, feature_frames
         self.columns, self.mean_of = frames // column_frames, column_frames // feature_frames
 
     def __getitems__(self, keys: list[Key]) -> Batch:
-        """Return several items, stacked."""
         target = torch.stack([self.features(key) for key in keys])
         return {**super().__getitems__(keys), "target": target}
 
     def features(self, key: Key) -> Tensor:
-        """Return the features of a crop, (columns, features).
-
-        Raises:
-            InputError: The file is missing, not an array of finite vectors, or shorter than the audio.
-        """
+        """Return the features of a crop, (columns, features); an InputError if its file cannot be used."""
         name, begins_s = self.data.origin(key[1])
         path = self.folder / f"{name}.npy"
         vectors = _read_vectors(path)
@@ -140,40 +120,26 @@ class FeatureCrops(Crops):
                 f"{self.feature_frames} frames (feature_frames)"
             )
         first = (begins + self.start(key)) // self.feature_frames
-        places = np.minimum(np.arange(first, first + self.columns * self.mean_of), len(vectors) - 1)
-        chosen = np.asarray(vectors[places], np.float32)
+        indices = np.minimum(np.arange(first, first + self.columns * self.mean_of), len(vectors) - 1)
+        chosen = np.asarray(vectors[indices], np.float32)
         if not np.isfinite(chosen).all():
             raise InputError(f"{path} holds values that are not finite")
         return torch.from_numpy(chosen.reshape(self.columns, self.mean_of, -1).mean(1))
 
 
+def _has_features(folder: Path, name: str) -> bool:
+    path = PurePosixPath(name)
+    outside = path.is_absolute() or ".." in path.parts  # a set from an unknown source
+    return not outside and (folder / f"{name}.npy").is_file()
+
+
 def _read_vectors(path: Path) -> NDArray[np.floating]:
-    if not path.is_file():
-        raise InputError(f"{path} is missing: each file of the data needs its features")
     try:
         vectors: NDArray[np.floating] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:  # numpy's own message advises to unpickle
-        raise InputError(f"{path} is not an array of features: it is damaged, or of another kind") from error
+        raise InputError(f"{path} is missing, or not an array of features") from error
     if vectors.ndim != 2 or not len(vectors) or vectors.dtype.kind != "f":
         raise InputError(
             f"{path} holds {vectors.dtype} of shape {list(vectors.shape)}, not (vectors, features)"
         )
     return vectors
-
-
-def _without_features(names: Iterable[str], folder: Path) -> list[str]:
-    """Return the names without a ``NAME.npy``, sorted; each folder is listed once."""
-    listed: dict[str, set[str]] = {}
-    missing = []
-    for name in sorted(names):
-        if Path(name).is_absolute() or ".." in Path(name).parts:  # a set from an unknown source
-            missing.append(name)
-            continue
-        below, _, file = name.rpartition("/")
-        if below not in listed:
-            parent = folder / below
-            listed[below] = {path.name for path in parent.iterdir()} if parent.is_dir() else set()
-        # Some file systems find a name under another spelling than the one that they list.
-        if f"{file}.npy" not in listed[below] and not (folder / f"{name}.npy").exists():
-            missing.append(name)
-    return missing

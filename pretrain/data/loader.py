@@ -28,9 +28,6 @@ GRACE_S = 30  # seconds that a loader process continues after SIGTERM; the same 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _PREFETCH = 2  # batches that each loader process prepares ahead
 _SHARED_MEMORY = Path("/dev/shm")
-_MORE_SHARED_MEMORY = (
-    "give the container more (docker run --shm-size=8g), or load without processes (--workers 0)"
-)
 
 
 def batches(
@@ -45,7 +42,8 @@ def batches(
 ) -> Generator[Batch, None, None]:
     """Yield this process's part of each step's batch, on its device.
 
-    On a GPU, copies run in parallel with the computation: from pinned memory, on a separate stream.
+    These are the tensors of the items, stacked, and ``noise``, which chooses the masks, (clips, patches). On
+    a GPU, copies run in parallel with the computation: from pinned memory, on a separate stream.
 
     Args:
         items: Items by (epoch, clip).
@@ -55,9 +53,6 @@ def batches(
         device: Device of the batches.
         dtype: Of spectrograms and targets.
         workers: Processes that load while the network trains.
-
-    Yields:
-        The tensors of the items, stacked, and ``noise``, which chooses the masks, (clips, patches).
 
     Raises:
         InputError: There is too little shared memory for the loader processes.
@@ -94,31 +89,17 @@ def _load(loader: DataLoader[Batch], items: Items, steps: StepBatches, share: sl
         except Exception as error:
             if not processes:
                 raise
-            for process in processes:
-                if process.exitcode is not None:
-                    raise WorkFailedError(_cause_of_death(process.exitcode)) from error
-            # torch would raise another error, whose text is the traceback. Items depend on their keys only:
-            # the same error is raised again here.
-            items.__getitems__(steps.keys(step)[share])
+            codes = [process.exitcode for process in processes if process.exitcode is not None]
+            if not codes:
+                # torch raises an error whose text is the traceback. Items depend on their keys only: the
+                # error itself is raised again here.
+                items.__getitems__(steps.keys(step)[share])
+            reason = f"exit code {codes[0]}" if codes else type(error).__name__
             raise WorkFailedError(
-                f"a loader process failed once ({type(error).__name__}); the same command continues from the "
-                f"last saved state"
+                f"a loader process failed ({reason}), perhaps for lack of memory, or of shared memory "
+                f"({_SHARED_MEMORY}). The same command continues from the last saved state"
             ) from error
         yield batch
-
-
-def _cause_of_death(exit_code: int) -> str:
-    """Return a sentence for a loader process that died."""
-    if exit_code == -getattr(signal, "SIGBUS", 0):
-        return (
-            f"a loader process died of SIGBUS: {_SHARED_MEMORY} is full ({_MORE_SHARED_MEMORY}), or a file "
-            f"of the data was cut off. The same command continues from the last saved state"
-        )
-    how = signal.Signals(-exit_code).name if exit_code < 0 else f"exit code {exit_code}"
-    return (
-        f"a loader process died ({how}), perhaps for lack of memory. The same command continues from the "
-        f"last saved state"
-    )
 
 
 def _check_shared_memory(items: Items, keys: list[Key], workers: int) -> None:
@@ -131,8 +112,8 @@ def _check_shared_memory(items: Items, keys: list[Key], workers: int) -> None:
     if needed > free:
         raise InputError(
             f"{workers} loader processes need {needed / 2**20:.0f} MiB of shared memory for batches of "
-            f"{size / 2**20:.0f} MiB, and {_SHARED_MEMORY} has {free / 2**20:.0f} MiB free: "
-            f"{_MORE_SHARED_MEMORY}"
+            f"{size / 2**20:.0f} MiB, and {_SHARED_MEMORY} has {free / 2**20:.0f} MiB free: give the "
+            f"container more (docker run --shm-size=8g), or load without processes (--workers 0)"
         )
 
 

@@ -12,10 +12,10 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hear_m2d.model.frontend import FrontendConfig
 from hear_m2d.pretrain.data.finalize import REPORT_FILE, finalize
 from hear_m2d.pretrain.data.prepared import DATA_FILE, DATA_FORMAT, PLAN_FILE, LogMelData
-from hear_m2d.pretrain.data.shards import ShardJob, make_shard, note_path
+from hear_m2d.pretrain.data.shards import ShardJob, make_shard, statistics_path
 from hear_m2d.pretrain.data.sources import open_source
 from hear_m2d.pretrain.data.sources.base import Source
 from hear_m2d.utils.device import processors
@@ -38,9 +38,8 @@ _SHARDS = 256  # target number of shards, within these limits
 _POOL_FROM_ITEMS = 400  # below, starting worker processes costs more than it saves
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What was prepared.
+class Summary(NamedTuple):
+    """The result of :func:`prepare`.
 
     Attributes:
         clips: Clips; a long file gives several.
@@ -61,14 +60,8 @@ class Summary:
     already: bool = False
 
 
-@dataclass(frozen=True)
-class PartSummary:
-    """What one job of an array did; the command without ``--shard`` finishes the set.
-
-    Attributes:
-        shards: How many are this job's.
-        missing: Number of shards of the whole set that are not written yet.
-    """
+class PartSummary(NamedTuple):
+    """The result of one job of an array: its shards, and those of the whole set that are not written yet."""
 
     shards: int
     missing: int
@@ -99,23 +92,26 @@ def prepare(
         progress: Show a progress bar.
 
     Returns:
-        What was prepared.
+        The summary of the set.
 
     Raises:
         InputError: There is no usable audio, or ``out`` holds something else, or a process works in it.
         WorkFailedError: A worker died, or data could not be fetched.
     """
     task = list_work(source, out, sample_rate=sample_rate, max_clip_s=max_clip_s)
-    if task.is_finished():
-        data = LogMelData(task.out)  # raises if a shard is damaged
-        return dataclasses.replace(_summary(task.out, data.summary), already=True)
-    with lock_folder(task.out), ExitStack() as jobs:
-        for path in task.out.glob(".job-*.lock"):  # a job of an array that is still running
-            jobs.enter_context(lock_folder(task.out, path.name))
-        task.begin()
-        _make_all(task, range(len(task.cuts)), workers=workers, ray=ray, progress=progress)
-        summary = finalize(task.out, task.plan, task.source.problems)
-    return _summary(task.out, summary)
+    already = task.is_finished()
+    if already:
+        summary = LogMelData(task.out).summary  # raises if a shard is damaged
+    else:
+        with lock_folder(task.out), ExitStack() as jobs:
+            for path in task.out.glob(".job-*.lock"):  # a job of an array that is still running
+                jobs.enter_context(lock_folder(task.out, path.name))
+            task.begin()
+            _make_all(task, range(len(task.cuts)), workers=workers, ray=ray, progress=progress)
+            summary = finalize(task.out, task.plan, task.source.problems)
+    numbers = {name: summary[name] for name in ("clips", "hours", "mean", "std", "skipped")}
+    report = task.out / REPORT_FILE if summary["skipped"] else None
+    return Summary(**numbers, report=report, already=already)
 
 
 def prepare_shard(
@@ -130,14 +126,7 @@ def prepare_shard(
 ) -> PartSummary:
     """Make the i-th of n parts of the shards, as one job of an array; any number may run at the same time.
 
-    Args:
-        source: As for :func:`prepare`, like the other arguments.
-        out: The folder to write, which every job sees.
-        shard: (i, n), 1 ≤ i ≤ n.
-        sample_rate: Of the front end.
-        max_clip_s: Longest clip, seconds.
-        workers: Processes.
-        progress: Show a progress bar.
+    Every job sees ``out``. ``shard`` is (i, n), 1 ≤ i ≤ n; the other arguments are those of :func:`prepare`.
 
     Raises:
         InputError: As for :func:`prepare`; or there is no such part, or another process makes it.
@@ -149,39 +138,25 @@ def prepare_shard(
     mine = range(number - 1, len(task.cuts), count)
     if task.is_finished():
         return PartSummary(len(mine), 0)
-    with _lock_job(task.out, shard):
+    with ExitStack() as job:
+        with lock_folder(task.out, timeout_s=10):  # for a moment, against a command that finishes the set
+            job.enter_context(lock_folder(task.out, f".job-{number}-of-{count}.lock"))
         task.begin()
         _make_all(task, mine, workers=workers, progress=progress)
     return PartSummary(len(mine), len(task.todo(range(len(task.cuts)))))
 
 
-@contextmanager
-def _lock_job(out: Path, shard: tuple[int, int]) -> Iterator[None]:
-    """Hold a lock of the job's own; the folder's is held for a moment, against a command that finishes it."""
-    with ExitStack() as own:
-        with lock_folder(out, timeout_s=10):
-            own.enter_context(lock_folder(out, f".job-{shard[0]}-of-{shard[1]}.lock"))
-        yield
-
-
 @dataclass(frozen=True)
 class Task:
-    """A listed source, cut into shards.
-
-    Attributes:
-        source: The source.
-        out: The folder to write.
-        plan: Description of the shards: equal plans mean equal shards.
-        cuts: First and last-plus-one item of each shard.
-    """
+    """A listed source, cut into shards."""
 
     source: Source
     out: Path
-    plan: dict[str, Any]
-    cuts: tuple[tuple[int, int], ...]
+    plan: dict[str, Any]  # describes the shards: equal plans mean equal shards
+    cuts: tuple[tuple[int, int], ...]  # first and last-plus-one item of each shard
 
     def is_finished(self) -> bool:
-        """Return whether ``out`` holds this very set; raise if it holds another or other things."""
+        """Return whether ``out`` holds this set; raise an InputError if it holds another or other files."""
         metadata = DATA_FILE if (self.out / DATA_FILE).is_file() else PLAN_FILE
         known = folder_owner(self.out, metadata)
         if known is None:
@@ -198,7 +173,7 @@ class Task:
     def todo(self, indices: Sequence[int]) -> list[int]:
         """Return which of these shards are not made yet."""
         made = set(visible_names(self.out))
-        return [index for index in indices if note_path(self.out, index).name not in made]
+        return [index for index in indices if statistics_path(self.out, index).name not in made]
 
     def jobs(self, indices: Iterable[int]) -> Iterator[ShardJob]:
         """Yield what a worker needs to make each shard, with paths that do not depend on its own folder."""
@@ -216,11 +191,7 @@ class Task:
 def list_work(
     source: str | os.PathLike[str], out: str | os.PathLike[str], *, sample_rate: int, max_clip_s: float
 ) -> Task:
-    """List a source and cut it into shards; nothing is written.
-
-    Raises:
-        InputError: There is no audio, or a setting is out of range.
-    """
+    """List a source and cut it into shards; nothing is written."""
     frontend = FrontendConfig.for_rate(sample_rate)
     if not 1 <= max_clip_s < math.inf:
         raise InputError(f"the longest clip must be at least 1 second, got {max_clip_s}")
@@ -237,12 +208,7 @@ def list_work(
 
 
 def cut(sizes: NDArray[np.int64], seams: NDArray[np.int64] | None = None) -> Iterator[tuple[int, int]]:
-    """Yield the first and the last-plus-one item of each shard: a function of the listing alone.
-
-    Args:
-        sizes: Bytes of each item.
-        seams: Items at which to cut if possible: the items between two are read together.
-    """
+    """Yield the first and the last-plus-one item of each shard: a function of the listing alone."""
     fewest, most = _SHARD_ITEMS
     wanted = min(max(math.ceil(len(sizes) / _SHARDS), fewest), most)
     ends = np.cumsum(sizes)
@@ -263,33 +229,26 @@ def cut(sizes: NDArray[np.int64], seams: NDArray[np.int64] | None = None) -> Ite
 def _make_all(
     task: Task, indices: Sequence[int], *, workers: int | None, ray: str | None = None, progress: bool
 ) -> None:
-    """Write the shards that do not exist yet."""
+    """Write the shards that do not exist yet: on a cluster, in processes, or in this process."""
     todo = task.todo(indices)
+    if workers is None:
+        workers = processors() if task.items(todo) >= _POOL_FROM_ITEMS else 1
+    made: Iterator[int]
+    if ray is not None and todo:
+        from hear_m2d.pretrain.data.ray import make_on_ray
+
+        made = make_on_ray(task.jobs(todo), address=ray)
+    elif min(workers, len(todo)) > 1:
+        made = _make_in_processes(task, todo, min(workers, len(todo)))
+    else:
+        made = map(make_shard, task.jobs(todo))
     with ProgressBar(total=task.items(indices), unit="file", desc="prepare", disable=not progress) as bar:
         bar.update(task.items(indices) - task.items(todo))
-        made: Iterator[int]
-        if ray is not None:
-            from hear_m2d.pretrain.data.ray import make_on_ray
-
-            made = make_on_ray(task.jobs(todo), address=ray) if todo else iter(())
-        elif count := _processes(workers, len(todo), task.items(todo)):
-            made = _make_in_processes(task, todo, count)
-        else:
-            made = map(make_shard, task.jobs(todo))
         for index in made:
             bar.update(task.items([index]))
 
 
-def _processes(asked: int | None, shards: int, items: int) -> int:
-    """Return how many processes to start; 0: this process does the work."""
-    if asked is None:
-        asked = processors() if items >= _POOL_FROM_ITEMS else 1
-    count = min(asked, shards)
-    return count if count > 1 else 0
-
-
 def _make_in_processes(task: Task, todo: Sequence[int], workers: int) -> Iterator[int]:
-    """Make the shards in processes, and yield each one's number when it is done."""
     results = map_processes(make_shard, task.jobs(todo), workers=workers, preload=[make_shard.__module__])
     with closing(results):
         for job, result in results:
@@ -300,14 +259,3 @@ def _make_in_processes(task: Task, todo: Sequence[int], workers: int) -> Iterato
                     f"one of its files ({names[0]} to {names[-1]}). The same command continues"
                 ) from result
             yield result
-
-
-def _summary(out: Path, data: dict[str, Any]) -> Summary:
-    return Summary(
-        clips=data["clips"],
-        hours=data["hours"],
-        mean=data["mean"],
-        std=data["std"],
-        skipped=data["skipped"],
-        report=out / REPORT_FILE if data["skipped"] else None,
-    )

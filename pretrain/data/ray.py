@@ -12,17 +12,14 @@ from collections.abc import Iterable, Iterator
 from hear_m2d.pretrain.data.shards import ShardJob, make_shard
 from hear_m2d.utils.errors import MissingPackageError, WorkFailedError
 
-INSTALL = "pip install 'hear-m2d[pretrain,ray]'"
 _RETRIES = 10  # retries of a shard whose process or machine failed
 
 
 def make_on_ray(jobs: Iterable[ShardJob], *, address: str) -> Iterator[int]:
     """Make shards on a cluster, and yield each one's number when it is done.
 
-    Args:
-        jobs: The shards to make.
-        address: ``auto`` (the cluster this machine belongs to), ``local`` (one made for this call), or
-            ``HOST:PORT``.
+    ``address`` is ``auto`` (the cluster this machine belongs to), ``local`` (one made for this call), or
+    ``HOST:PORT``.
 
     Raises:
         MissingPackageError: ray is not installed.
@@ -30,7 +27,7 @@ def make_on_ray(jobs: Iterable[ShardJob], *, address: str) -> Iterator[int]:
         WorkFailedError: A shard could not be made.
     """
     if importlib.util.find_spec("ray") is None:
-        raise MissingPackageError(f"--ray needs Ray. Type: {INSTALL}", name="ray")
+        raise MissingPackageError("--ray needs Ray. Type: pip install 'hear-m2d[pretrain,ray]'", name="ray")
     from hear_m2d.embed.ray import cluster_at, sentence_of
 
     with cluster_at(address) as ray:

@@ -27,49 +27,19 @@ def draw(choices: int, *words: int) -> int:
     return int.from_bytes(digest, "little") % choices
 
 
+@lru_cache(maxsize=4)
 def epoch_order(n_clips: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the order of the clips in an epoch: a permutation that follows from (seed, epoch)."""
     # Four words, so that no draw for a crop (three words) uses the same stream.
     return np.random.default_rng((seed, epoch, 0, 1)).permutation(n_clips)
 
 
-@lru_cache(maxsize=4)
-def _cached_order(n_clips: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    return epoch_order(n_clips, seed=seed, epoch=epoch)
-
-
-def batch_keys(step: int, *, batch_size: int, n_clips: int, seed: int) -> list[Key]:
-    """Return the keys of a global step's batch.
-
-    The epochs follow one another without a gap: a batch may hold the end of one and the beginning of the
-    next, or several epochs of a set that is smaller than a batch.
-
-    Args:
-        step: From 0.
-        batch_size: Clips in a batch, over all processes.
-        n_clips: Clips in the set.
-        seed: Of the run.
-
-    Returns:
-        ``batch_size`` pairs (epoch, clip).
-    """
-    first = step * batch_size
-    keys = []
-    for position in range(first, first + batch_size):
-        epoch, place = divmod(position, n_clips)
-        keys.append((epoch, int(_cached_order(n_clips, seed, epoch)[place])))
-    return keys
-
-
 class StepBatches:
     """The batches of steps ``first_step`` … ``last_step - 1``, as lists of keys.
 
-    Args:
-        first_step: Where to begin; a resumed run's next step.
-        last_step: One past the last.
-        batch_size: As for :func:`batch_keys`, like the other arguments.
-        n_clips: Clips in the set.
-        seed: Of the run.
+    The epochs follow one another without a gap: a batch may hold the end of one and the beginning of the
+    next, or several epochs of a set that is smaller than a batch. ``batch_size`` counts the clips of all
+    processes.
 
     Raises:
         InputError: There is no clip, or a batch is empty.
@@ -82,13 +52,15 @@ class StepBatches:
         self.batch_size, self.n_clips, self.seed = batch_size, n_clips, seed
 
     def __len__(self) -> int:
-        """Return the number of steps."""
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """Yield each step's keys."""
         return map(self.keys, self.steps)
 
     def keys(self, step: int) -> list[Key]:
-        """Return the keys of a step."""
-        return batch_keys(step, batch_size=self.batch_size, n_clips=self.n_clips, seed=self.seed)
+        """Return the keys of a step: ``batch_size`` pairs (epoch, clip)."""
+        keys = []
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            epoch, index = divmod(position, self.n_clips)
+            keys.append((epoch, int(epoch_order(self.n_clips, seed=self.seed, epoch=epoch)[index])))
+        return keys

@@ -5,7 +5,6 @@ A shard's bytes follow from its own files alone, so shards can be made by any wo
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections import Counter
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from hear_m2d.audio import AudioError
 from hear_m2d.model.frontend import FrontendConfig, LogMelSpectrogram
 from hear_m2d.pretrain.data.sources.base import Part, Skipped
-from hear_m2d.utils.files import atomic_write, atomic_write_text, printable
+from hear_m2d.utils.files import atomic_write, printable, write_json
 from hear_m2d.utils.listing import split_labels
 
 # Digital silence: no sample differs from the middle of the range by more than 1e-4 (-80 dB, three steps of
@@ -48,15 +47,7 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard to make: everything a worker needs.
-
-    Attributes:
-        index: Its number.
-        part: Its items.
-        out: The folder to write.
-        frontend: Every number of the log-mel.
-        max_clip_s: Longest clip, seconds.
-    """
+    """One shard to make, with everything that a worker needs."""
 
     index: int
     part: Part
@@ -64,38 +55,21 @@ class ShardJob:
     frontend: FrontendConfig
     max_clip_s: float
 
-    def path(self, number: int) -> Path:
-        """Return where the shard goes, or its continuation of that number."""
-        return self.out / f"shard-{self.index:05d}{f'-{number}' if number else ''}.arrow"
-
 
 @dataclass
-class ShardNote:
-    """Statistics of a shard; its file shows that the shard is complete.
+class ShardStatistics:
+    """What is summed over a shard; its file ``shard-00000.json`` shows that the shard is complete."""
 
-    Attributes:
-        shards: Name, clips, bytes and checksum of each file.
-        frames: Frames of all clips.
-        samples: Samples of all clips.
-        sum: Of every value.
-        squares: Sum of the square of every value.
-        lengths: Clips of each length in frames.
-        labels: Distinct labels.
-        skipped: Files that give no clip.
-        rates: Files of each own sample rate in hertz, among those that give a clip.
-        loud: Files with a peak of at least ``LOUD_PEAK``, and the peak.
-    """
-
-    shards: list[dict[str, Any]] = field(default_factory=list)
+    shards: list[dict[str, Any]] = field(default_factory=list)  # name, clips, bytes, checksum of each file
     frames: int = 0
     samples: int = 0
-    sum: float = 0.0
-    squares: float = 0.0
-    lengths: Counter[int] = field(default_factory=Counter)
+    sum: float = 0.0  # of every value
+    squares: float = 0.0  # sum of the square of every value
+    lengths: Counter[int] = field(default_factory=Counter)  # clips of each length in frames
     labels: set[str] = field(default_factory=set)
-    skipped: list[Skipped] = field(default_factory=list)
-    rates: Counter[int] = field(default_factory=Counter)
-    loud: list[tuple[str, float]] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)  # files that give no clip
+    rates: Counter[int] = field(default_factory=Counter)  # files of each sample rate, hertz
+    loud: list[tuple[str, float]] = field(default_factory=list)  # files with a peak from LOUD_PEAK on
 
     def add(self, clip: _Clip) -> None:
         """Count a clip."""
@@ -108,11 +82,6 @@ class ShardNote:
         if len(self.labels) <= MAX_CLASSES:
             self.labels |= set(split_labels(clip.label))
 
-    def to_json(self) -> str:
-        """Return the note's text."""
-        counted = {"lengths": sorted(self.lengths.items()), "rates": sorted(self.rates.items())}
-        return json.dumps({**vars(self), **counted, "labels": sorted(self.labels)})
-
 
 class _Clip(NamedTuple):
     """A row."""
@@ -124,34 +93,38 @@ class _Clip(NamedTuple):
     values: NDArray[np.float16]  # (frames, mels)
 
 
-def note_path(out: Path, index: int) -> Path:
-    """Return where the note of a shard goes."""
+def statistics_path(out: Path, index: int) -> Path:
+    """Return where the statistics of a shard go."""
     return out / f"shard-{index:05d}.json"
 
 
 def make_shard(job: ShardJob) -> int:
-    """Write one shard, then its note; return its number."""
+    """Write one shard, then its statistics; return its number."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the same rounding for any number of workers
     try:
-        note = _write_shard(job)
+        statistics = _write_shard(job)
     finally:
         torch.set_num_threads(threads)
-    atomic_write_text(note_path(job.out, job.index), note.to_json())
+    lists = {"lengths": sorted(statistics.lengths.items()), "rates": sorted(statistics.rates.items())}
+    content = {**vars(statistics), **lists, "labels": sorted(statistics.labels)}
+    write_json(statistics_path(job.out, job.index), content)
     return job.index
 
 
-def _write_shard(job: ShardJob) -> ShardNote:
-    note = ShardNote()
-    clips = _clips(job, note)
+def _write_shard(job: ShardJob) -> ShardStatistics:
+    statistics = ShardStatistics()
+    clips = _clips(job, statistics)
     clip = next(clips, None)
-    while clip is not None or not note.shards:  # a shard without clips is also written, to mark it as done
-        path, count, size = job.path(len(note.shards)), 0, 0
+    while clip is not None or not statistics.shards:  # also without clips, to mark the shard as done
+        number = len(statistics.shards)
+        path = job.out / f"shard-{job.index:05d}{f'-{number}' if number else ''}.arrow"
+        count, size = 0, 0
         with atomic_write(path) as file, pa.ipc.new_file(file, SCHEMA) as writer:
             rows: list[_Clip] = []
             while clip is not None and size <= SHARD_BYTES - clip.values.nbytes * (size > 0):
                 rows.append(clip)
-                note.add(clip)
+                statistics.add(clip)
                 count, size = count + 1, size + clip.values.nbytes
                 if sum(row.values.size for row in rows) >= _BATCH_VALUES:
                     writer.write_batch(_batch(rows))
@@ -160,8 +133,10 @@ def _write_shard(job: ShardJob) -> ShardNote:
             if rows:
                 writer.write_batch(_batch(rows))
         size = path.stat().st_size
-        note.shards.append({"file": path.name, "clips": count, "bytes": size, "crc32": file_crc32(path)})
-    return note
+        statistics.shards.append(
+            {"file": path.name, "clips": count, "bytes": size, "crc32": file_crc32(path)}
+        )
+    return statistics
 
 
 def _batch(rows: list[_Clip]) -> Any:
@@ -178,38 +153,35 @@ def _batch(rows: list[_Clip]) -> Any:
     return pa.record_batch(columns, schema=SCHEMA)
 
 
-def _clips(job: ShardJob, note: ShardNote) -> Iterator[_Clip]:
-    """Yield the usable clips; note the files that give none."""
+def _clips(job: ShardJob, statistics: ShardStatistics) -> Iterator[_Clip]:
+    """Yield the usable clips; record the files that give none."""
     rate = job.frontend.sample_rate
     frontend = LogMelSpectrogram(job.frontend)
     for name, label, read in job.part:
         try:
             sound = read(rate)
         except AudioError as error:
-            note.skipped.append((name, error.reason, error.detail))
+            statistics.skipped.append((name, error.reason, error.detail))
             continue
         except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
-            note.skipped.append((name, "unreadable", getattr(error, "strerror", None) or str(error)))
+            statistics.skipped.append((name, "unreadable", getattr(error, "strerror", None) or str(error)))
             continue
         audio = sound.samples
+        peak = max(float(audio.max(initial=0)), -float(audio.min(initial=0)))
+        clips: list[_Clip] = []
         if len(audio) < job.frontend.n_fft:
-            note.skipped.append((name, "too short", f"{1000 * len(audio) / rate:.1f} ms"))
-            continue
-        peak = max(float(audio.max()), -float(audio.min()))
-        if peak > MAX_PEAK:
-            note.skipped.append((name, "too loud", f"a sample of {peak:.3g}, beyond {MAX_PEAK:g}"))
-            continue
-        clips = list(_pieces(name, label, audio, frontend, job.max_clip_s))
-        if not clips:
-            note.skipped.append((name, "silent", f"{len(audio) / rate:.2f} s"))
-            continue
-        if not all(np.isfinite(clip.values).all() for clip in clips):
-            note.skipped.append((name, "non-finite", "its log-mel is not finite"))
-            continue
-        if peak >= LOUD_PEAK:
-            note.loud.append((name, peak))
-        note.rates[sound.file_rate] += 1
-        yield from clips
+            statistics.skipped.append((name, "too short", f"{1000 * len(audio) / rate:.1f} ms"))
+        elif peak > MAX_PEAK:
+            statistics.skipped.append((name, "too loud", f"a sample of {peak:.3g}, beyond {MAX_PEAK:g}"))
+        elif not (clips := list(_pieces(name, label, audio, frontend, job.max_clip_s))):
+            statistics.skipped.append((name, "silent", f"{len(audio) / rate:.2f} s"))
+        elif not all(np.isfinite(clip.values).all() for clip in clips):
+            statistics.skipped.append((name, "non-finite", "its log-mel is not finite"))
+        else:
+            statistics.rates[sound.file_rate] += 1
+            if peak >= LOUD_PEAK:
+                statistics.loud.append((name, peak))
+            yield from clips
 
 
 def _pieces(

@@ -15,7 +15,6 @@ from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.objectives.m2d import M2D
 from hear_m2d.pretrain.objectives.m2d_x import M2DX
 from hear_m2d.pretrain.objectives.msm_mae import MSMMAE
-from hear_m2d.pretrain.objectives.teacher import read_teacher, with_offline
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.utils.errors import InputError
 
@@ -27,7 +26,7 @@ def build_objective(recipe: Recipe) -> Objective:
     """Return the recipe's objective with fresh weights, a function of its seed alone.
 
     Raises:
-        ValueError: An M2D-X whose ``offline_features`` nobody filled in (``teacher.with_offline`` does).
+        InputError: An M2D-X whose ``offline.features`` are not known (``teacher.with_offline`` sets them).
     """
     common: dict[str, Any] = {"mask_ratio": recipe.mask_ratio, "norm_pix_loss": recipe.norm_pix_loss}
     sizes = recipe.encoder, recipe.decoder
@@ -52,55 +51,6 @@ def build_objective(recipe: Recipe) -> Objective:
             offline_weight=recipe.offline.offline_weight,
             **common,
         )
-
-
-def begin_objective(
-    recipe: Recipe,
-    *,
-    mean: float,
-    std: float,
-    target_shape: tuple[int, ...] | None = None,
-    resumed: bool = False,
-) -> tuple[Recipe, Objective, list[str]]:
-    """Return the recipe with its open fields filled in, its objective at the start of a run, and notes.
-
-    The objective has fresh weights or those of ``init``, and its teacher, where it has one. The notes say
-    for each part whether it comes from ``init``, is a copy or is new.
-
-    Args:
-        recipe: What to train.
-        mean: Of the data.
-        std: Of the data.
-        target_shape: Of one item's ``target``; None where the data carries none.
-        resumed: The weights will come from a saved state: ``init`` need not exist any more.
-
-    Raises:
-        FileNotFoundError: No such checkpoint.
-        ValueError: ``init``, the teacher or the data's targets do not fit the recipe.
-    """
-    from hear_m2d.pretrain.training.warm_start import warm_start
-
-    recipe, teacher = with_offline(recipe, mean=mean, std=std, target_shape=target_shape)
-    objective = build_objective(recipe)
-    notes = warm_start(objective, recipe) if recipe.init and not resumed else []
-    if isinstance(objective, M2DX):
-        objective.teacher = teacher
-    return recipe, objective, notes
-
-
-def check_start(recipe: Recipe) -> None:
-    """Refuse an initial checkpoint or a teacher that does not fit; the data need not exist yet.
-
-    Raises:
-        FileNotFoundError: No such checkpoint.
-        ValueError: It does not fit, or the recipe needs a teacher and names none.
-    """
-    from hear_m2d.pretrain.training.warm_start import read_init
-
-    if recipe.offline.source == "teacher":
-        read_teacher(recipe)
-    if recipe.init:
-        read_init(recipe)
 
 
 def hear_model(

@@ -28,13 +28,9 @@ def to_columns(tokens: Tensor, rows: int) -> Tensor:
 class Teacher:
     """A frozen encoder: clean spectrograms → columns, window by window.
 
-    It is not an ``nn.Module``, so that an objective does not train, save or synchronize it.
-
-    Args:
-        model: The network; put into eval mode.
-        mean: Of the student's data.
-        std: Of the student's data.
-        statistics: Its input is standardized with the ``student``'s mean and deviation, or with its ``own``.
+    It is not an ``nn.Module``, so that an objective does not train, save or synchronize it. ``mean`` and
+    ``std`` are those of the student's data. Its input is standardized with these (``student``, as published),
+    or with its ``own`` mean and deviation.
     """
 
     def __init__(self, model: HearModel, *, mean: float, std: float, statistics: str = "student") -> None:
@@ -63,44 +59,27 @@ class Teacher:
         self.encoder.to(clean.device)
         config = self.encoder.config
         x = clean.to(self.encoder.norm.weight.dtype) * self.scale + self.shift
-        found = []
+        parts = []
         for window in torch.split(x, config.grid[1] * config.patch_size[1], dim=-1):
             short = -window.shape[-1] % config.patch_size[1]
             tokens = self.encoder(nn.functional.pad(window, (0, short)))
-            found.append(to_columns(tokens, rows=config.grid[0]))
-        return torch.cat(found, dim=1)
-
-
-def teacher_name(recipe: Recipe) -> str:
-    """Return the teacher's path or name; by default it is ``init``, as published.
-
-    Raises:
-        ValueError: The recipe names neither.
-    """
-    if name := recipe.offline.teacher or recipe.init:
-        return name
-    raise InputError(
-        'offline.source = "teacher" needs a frozen network: give --set offline.teacher=CHECKPOINT, or '
-        "--init CHECKPOINT, which is then the teacher too"
-    )
+            parts.append(to_columns(tokens, rows=config.grid[0]))
+        return torch.cat(parts, dim=1)
 
 
 def with_offline(
     recipe: Recipe, *, mean: float, std: float, target_shape: tuple[int, ...] | None = None
 ) -> tuple[Recipe, Teacher | None]:
-    """Read the teacher, or the size of the data's targets, and fill in ``offline_features``.
+    """Read the teacher, or the size of the data's targets, and fill in ``offline.features``.
 
-    Args:
-        recipe: What will be trained.
-        mean: Of the data.
-        std: Of the student's data.
-        target_shape: Of one clip's target in the data, once cropped; None if it has none.
+    ``mean`` and ``std`` are those of the student's data; ``target_shape`` is that of one clip's target in the
+    data, once cropped, None if it has none.
 
     Returns:
-        The recipe with its ``offline_features``, and the teacher, if there is one.
+        The recipe with its ``offline.features``, and the teacher, if there is one.
 
     Raises:
-        ValueError: The teacher or the data does not fit the recipe: front end, time grid, number of features.
+        InputError: The teacher or the data does not fit the recipe: front end, time grid, number of features.
     """
     if not recipe.offline.source:
         return recipe, None
@@ -109,14 +88,15 @@ def with_offline(
         model = build_model(checkpoint)
         return recipe, Teacher(model, mean=mean, std=std, statistics=recipe.offline.teacher_statistics)
     columns = recipe.encoder.grid[1]
-    wanted = "one number a class" if recipe.offline.source == "labels" else f"{columns} columns of features"
-    if target_shape is None or len(target_shape) != (1 if recipe.offline.source == "labels" else 2):
+    labels = recipe.offline.source == "labels"
+    if target_shape is None or len(target_shape) != (1 if labels else 2):
+        wanted = "one number a class" if labels else f"{columns} columns of features"
         carries = "nothing" if target_shape is None else f"targets of shape {list(target_shape)}"
         raise InputError(
             f"offline.source = '{recipe.offline.source}' needs {wanted} with each clip; "
             f"the data has {carries}"
         )
-    if recipe.offline.source == "features" and target_shape[0] != columns:
+    if not labels and target_shape[0] != columns:
         raise InputError(
             f"a crop of the data has {target_shape[0]} columns of features, the recipe {columns}"
         )
@@ -124,58 +104,54 @@ def with_offline(
 
 
 def read_teacher(recipe: Recipe) -> tuple[Recipe, Checkpoint]:
-    """Return the recipe with its ``offline_features`` filled in, and the teacher's checkpoint.
+    """Return the recipe with its ``offline.features`` filled in, and the checkpoint of its teacher.
 
-    Args:
-        recipe: One with ``offline = "teacher"``.
+    The teacher is that of ``init`` by default, as published.
 
     Raises:
         FileNotFoundError: No such checkpoint.
-        ValueError: The recipe names no teacher, or one that does not fit.
+        InputError: The recipe names no teacher, or one that does not fit.
     """
-    name = teacher_name(recipe)
-    checkpoint = read_weights(name)
-    check_teacher(recipe, checkpoint.config.encoder, name)
-    if (
-        checkpoint.config.frontend != recipe.frontend
-        and checkpoint.provenance.get("sample_rate") != "default"
-    ):
+    name = recipe.offline.teacher or recipe.init
+    if not name:
         raise InputError(
-            f"the teacher {name} hears {checkpoint.config.frontend.sample_rate} Hz, the recipe has "
+            'offline.source = "teacher" needs a frozen network: give --set offline.teacher=CHECKPOINT, or '
+            "--init CHECKPOINT, which is then the teacher too"
+        )
+    checkpoint = read_weights(name)
+    config = checkpoint.config
+    check_teacher(recipe, config.encoder, name)
+    if config.frontend != recipe.frontend and checkpoint.provenance.get("sample_rate") != "default":
+        raise InputError(
+            f"the teacher {name} hears {config.frontend.sample_rate} Hz, the recipe has "
             f"sample_rate = {recipe.sample_rate}: both hear the same spectrograms, so they must agree"
         )
-    features = checkpoint.config.encoder.column_width
-    return _with_features(recipe, features, f"the teacher {name}"), checkpoint
+    return _with_features(recipe, config.encoder.column_width, f"the teacher {name}"), checkpoint
 
 
 def check_teacher(recipe: Recipe, teacher: EncoderConfig, name: str) -> None:
-    """Compare a teacher's time grid with the recipe's.
-
-    Raises:
-        ValueError: It makes another number of columns of a crop, or reads other mel bins.
-    """
+    """Raise an InputError if a teacher makes other columns of a crop, or reads other mel bins."""
     student = recipe.encoder
     if teacher.input_size[0] != student.input_size[0]:
         raise InputError(
             f"the teacher {name} reads {teacher.input_size[0]} mel bins, the recipe has "
             f"{student.input_size[0]}"
         )
-    step = teacher.grid[1] * teacher.patch_size[1]
-    full, rest = divmod(recipe.frames, step)
+    full, rest = divmod(recipe.frames, teacher.grid[1] * teacher.patch_size[1])
     columns = full * teacher.grid[1] + -(-rest // teacher.patch_size[1])
     if columns != student.grid[1]:
         raise InputError(
             f"the teacher {name} makes {columns} columns of {recipe.frames} frames (its patches are "
             f"{teacher.patch_size[1]} frames wide), the student {student.grid[1]} (patch_size = "
             f"{list(student.patch_size)}): give a teacher whose patches are as wide, and whole patches in "
-            f"input_frames"
+            f"encoder.input_size"
         )
 
 
-def _with_features(recipe: Recipe, features: int, whose: str) -> Recipe:
+def _with_features(recipe: Recipe, features: int, source: str) -> Recipe:
     if recipe.offline.features not in (0, features):
         raise InputError(
-            f"offline.features = {recipe.offline.features}, but {whose} has {features}: "
+            f"offline.features = {recipe.offline.features}, but {source} has {features}: "
             f"set it to {features}, or to 0 for as many as there are"
         )
     return replace_fields(recipe, {"offline.features": features})

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,21 +45,13 @@ class StoppedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, seen from one of them.
+    """The processes of a run, seen from one of them."""
 
-    Attributes:
-        rank: Which one this is; 0 is the main one.
-        count: How many there are.
-        local: Which one this is on its machine.
-        store: A key-value store that all of them can read and write.
-        group: For collective calls on the CPU, with a timeout of days.
-    """
-
-    rank: int = 0
+    rank: int = 0  # 0 is the main one
     count: int = 1
-    local: int = 0
-    store: Any = None
-    group: Any = None
+    local: int = 0  # the rank on its machine
+    store: Any = None  # of keys and values that all of them can read and write
+    group: Any = None  # for collective calls on the CPU, with a timeout of days
 
     @property
     def is_main(self) -> bool:
@@ -70,11 +63,7 @@ class Processes:
         logger.log(logging.INFO if self.is_main else logging.DEBUG, message, *values)
 
     def share(self, batch: int) -> slice:
-        """Return which clips of a batch are this process's.
-
-        Raises:
-            ValueError: The batch cannot be divided evenly.
-        """
+        """Return which clips of a batch are this process's; an InputError if it cannot be divided evenly."""
         if batch % self.count:
             raise InputError(
                 f"batch_size = {batch} clips cannot be shared evenly by {self.count} processes: "
@@ -86,8 +75,7 @@ class Processes:
     def run_everywhere(self, work: Callable[[], T]) -> T:
         """Call a function in every process; an error in one of them is an error in all.
 
-        Raises:
-            OtherProcessFailedError: Another process failed; that one raises its own error.
+        The other processes raise an OtherProcessFailedError.
         """
         if self.count == 1:
             return work()
@@ -108,22 +96,10 @@ class Processes:
         """Call a function in the main process only, and return its result in every process."""
         if self.count == 1:
             return work()
-        done = self.run_everywhere(lambda: work() if self.is_main else None)
-        results: list[Any] = [done]
+        results: list[Any] = [self.run_everywhere(lambda: work() if self.is_main else None)]
         dist.broadcast_object_list(results, src=0, group=self.group)
         result: T = results[0]
         return result
-
-    def broadcast(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the main process's tensors in every process; they lie on the CPU."""
-        if self.count == 1:
-            return tensors
-        kinds = self.run_on_main(lambda: {name: (t.shape, t.dtype) for name, t in tensors.items()})
-        received = {}
-        for name, (shape, dtype) in kinds.items():
-            received[name] = tensors[name] if self.is_main else torch.empty(shape, dtype=dtype)
-            dist.broadcast(received[name], src=0, group=self.group)
-        return received
 
     def mean(self, values: list[Tensor]) -> list[float]:
         """Return the means of scalars over all processes; this waits for the device."""
@@ -136,16 +112,15 @@ class Processes:
     @contextmanager
     def abort_all_on_error(self) -> Iterator[None]:
         """End every process when one fails, with a single error message."""
-        if self.count == 1:
-            yield
-            return
         try:
             yield
         except (OtherProcessFailedError, StoppedError):
             raise
         except Exception as error:
+            if self.count == 1:
+                raise
             if isinstance(error, RuntimeError) and not isinstance(error, WorkFailedError):
-                self._ask_the_others(error)
+                self._require_own_error(error)
             if self._first_to_fail() != self.rank:
                 raise OtherProcessFailedError("another process of the run failed") from error
             raise
@@ -157,8 +132,8 @@ class Processes:
         except dist.DistError:  # the process with the store has ended
             return self.rank
 
-    def _ask_the_others(self, error: RuntimeError) -> None:
-        """Return whether an error is this process's own, or the consequence of another one's failure."""
+    def _require_own_error(self, error: RuntimeError) -> None:
+        """Raise another error if this one is only the consequence of another process's end."""
         try:
             self.store.wait([FAILED], timedelta(seconds=3))
             raise OtherProcessFailedError("another process of the run failed") from error
@@ -168,7 +143,7 @@ class Processes:
         if isinstance(error, dist.DistError) or re.search("gloo|nccl|connection", str(error), re.IGNORECASE):
             if not self.is_main:
                 raise OtherProcessFailedError("another process of the run ended") from error
-            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            first_line = str(error).strip().partition("\n")[0]
             raise WorkFailedError(
                 f"another process of the run ended without an error message (out of memory, or killed?): the "
                 f"same command continues from the last saved state. torch says: {first_line}"
@@ -178,14 +153,12 @@ class Processes:
 def init_distributed() -> Processes:
     """Return the processes that torchrun or accelerate launch started; they meet on the first call.
 
-    Raises:
-        InputError: The launcher's environment is incomplete.
+    Raises an InputError if the launcher's environment is incomplete.
     """
-    environment = os.environ
-    if environment.get("WORLD_SIZE", "1") == "1":
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         return Processes()
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        value = environment.get(name, "")
+        value = os.environ.get(name, "")
         if not value or (name != "MASTER_ADDR" and not value.isdecimal()):
             raise InputError(
                 f"{name} is {value!r}, but WORLD_SIZE is set: start the command with torchrun or accelerate "
@@ -197,7 +170,7 @@ def init_distributed() -> Processes:
         dist.init_process_group(backend, store=PrefixStore("run", store), rank=rank, world_size=count)
         # Not accelerate's gather_object: its group is that of the gradients, which times out after minutes.
         group = dist.new_group(backend="gloo", timeout=LONG)
-        local = int(environment["LOCAL_RANK"])
+        local = int(os.environ["LOCAL_RANK"])
         _JOINED.append(Processes(rank=rank, count=count, local=local, store=store, group=group))
     return _JOINED[0]
 
@@ -215,8 +188,7 @@ _JOINED: list[Processes] = []  # torch.distributed's own state is global in the 
 def process_device(processes: Processes, name: str) -> torch.device:
     """Return this process's device: where there are several processes, each has a GPU of its own.
 
-    Raises:
-        InputError: There is no such device, or fewer GPUs than processes.
+    Raises an InputError if there is no such device, or fewer GPUs than processes.
     """
     device = pick_device(name)
     if processes.count == 1 or device.type != "cuda":
@@ -229,12 +201,7 @@ def process_device(processes: Processes, name: str) -> torch.device:
             f"process {processes.local} of this machine has no GPU of its own: torch sees {gpus}. Start as "
             f"many processes as there are GPUs, with torchrun --nproc-per-node {gpus}"
         )
-    device = torch.device("cuda", processes.local)
-    taken: list[Any] = [None] * processes.count  # one GPU for two processes is a deadlock in NCCL
-    dist.all_gather_object(taken, str(torch.cuda.get_device_properties(device).uuid), group=processes.group)
-    if taken.count(taken[processes.rank]) > 1:
-        raise InputError("two processes have the same GPU: let each process see all GPUs of its machine")
-    return device
+    return torch.device("cuda", processes.local)
 
 
 class _InterruptedWork(BaseException):  # raised by the signal's handler, caught by `run_interruptible`
@@ -274,15 +241,13 @@ class StopRequest:
     @contextmanager
     def heard(self) -> Iterator[StopRequest]:
         """Catch the signal meanwhile, in the main thread only, because Python allows no other handler."""
-        try:
-            before = signal.signal(signal.SIGTERM, self._handle)
-        except ValueError:
-            yield self
-            return
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, self._handle) if in_main_thread else None
         try:
             yield self
         finally:
-            signal.signal(signal.SIGTERM, before)
+            if in_main_thread:
+                signal.signal(signal.SIGTERM, before)
 
     def asked(self) -> bool:
         """Return whether to stop before the next step; called once a step in every process."""

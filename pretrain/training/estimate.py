@@ -16,11 +16,11 @@ import torch
 
 from hear_m2d.checkpoint.resolve import read_weights
 from hear_m2d.model.encoder import EncoderConfig, block_operations, encoder_operations
-from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.objectives.build import build_objective
 from hear_m2d.pretrain.objectives.masking import visible_count
 from hear_m2d.pretrain.objectives.teacher import check_teacher
 from hear_m2d.pretrain.recipe import TABLES, OfflineConfig, Recipe, replace_fields
+from hear_m2d.pretrain.training.metrics import DTYPES
 from hear_m2d.utils.device import free_memory, native_bfloat16
 from hear_m2d.utils.flops import matrix_rate
 
@@ -34,33 +34,28 @@ QUICK_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 
 @dataclass(frozen=True)
 class Plan:
-    """The cost of a run.
+    """The cost of a run."""
 
-    Attributes:
-        encoder: Learned parameters of the encoder, without its positions.
-        predictor: Those of the predictor or decoder, and of the offline predictor.
-        target: Parameters of M2D's target network, which are averaged, not learned.
-        operations: Of one clip's step.
-        clips: Of the set; None where none is known.
-        steps: Of the run; None where that follows from an unknown set.
-        state_bytes: Weights, gradients, moments, target network, and copies in the network's precision.
-        clip_bytes: Additional bytes for each clip of the batch.
-        precision: Precision of the network.
-    """
-
-    encoder: int
-    predictor: int
-    target: int
-    operations: float
-    clips: int | None
-    steps: int | None
-    state_bytes: float
-    clip_bytes: float
+    encoder: int  # learned parameters, without positions
+    predictor: int  # those of the predictor or decoder, and of the offline predictor
+    target: int  # parameters of M2D's target network, which are averaged, not learned
+    operations: float  # of one clip's step
+    clips: int | None  # of the set, if one is known
+    steps: int | None  # of the run; None where that follows from an unknown set
+    state_bytes: float  # weights, gradients, moments, target network, copies in the network's precision
+    clip_bytes: float  # additional bytes for each clip of the batch
     precision: str
 
     def hours(self, rate: float, batch: int) -> float | None:
         """Return the hours that the steps take at so many operations per second."""
         return None if self.steps is None else self.steps * batch * self.operations / rate / 3600
+
+
+def run_precision(recipe: Recipe, device: torch.device) -> str:
+    """Return the precision of a recipe on a device, where ``auto`` means bfloat16 or float32."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    return "bfloat16" if native_bfloat16(device) else "float32"
 
 
 def make_plan(
@@ -72,40 +67,34 @@ def make_plan(
 ) -> Plan:
     """Estimate the cost of a run of the recipe.
 
-    Args:
-        recipe: What would be trained.
-        clips: Of the data; by default those that the recipe was published with.
-        device: Where; the CPU by default. It decides the precision that ``auto`` means.
-        teacher: Sizes of M2D-X's teacher, where the recipe names none.
+    ``clips`` are by default those that the recipe was published with. The ``device`` (the CPU by default)
+    decides the precision that ``auto`` means. ``teacher`` has the sizes of M2D-X's teacher, where the recipe
+    names none.
 
     Raises:
-        ValueError: A named teacher is no checkpoint, or does not fit.
+        InputError: A named teacher is not a checkpoint, or does not fit.
     """
-    device = device or torch.device("cpu")
-    precision = recipe.precision
-    if precision == "auto":
-        precision = "bfloat16" if native_bfloat16(device) else "float32"
+    precision = run_precision(recipe, device or torch.device("cpu"))
     if recipe.offline.source != "teacher":
         teacher = None
     elif name := recipe.offline.teacher or recipe.init:
         teacher = read_weights(name).config.encoder
         check_teacher(recipe, teacher, name)
-    if recipe.offline.source == "teacher" and teacher is not None and not recipe.offline.features:
+    if teacher is not None and not recipe.offline.features:
         recipe = replace_fields(recipe, {"offline.features": teacher.column_width})
     clips = clips or recipe.published.clips or None
     steps = recipe.steps
     if steps is None and clips is not None:
         steps = clips // recipe.batch_size * (recipe.epochs or 0)
-    encoder, predictor, target = parameters(recipe)
     state, clip = memory(recipe, precision=precision, teacher=teacher)
     operations = operations_per_clip(recipe, teacher)
-    return Plan(encoder, predictor, target, operations, clips, steps, state, clip, precision)
+    return Plan(*parameters(recipe), operations, clips, steps, state, clip, precision)
 
 
 def parameters(recipe: Recipe) -> tuple[int, int, int]:
     """Return the parameters of encoder, predictor side and target network.
 
-    An offline predictor counts only where ``offline_features`` is known.
+    An offline predictor counts only where ``offline.features`` is known.
     """
     if recipe.offline.source and not recipe.offline.features:
         recipe = dataclasses.replace(recipe, offline=OfflineConfig())
@@ -119,13 +108,7 @@ def parameters(recipe: Recipe) -> tuple[int, int, int]:
 
 
 def memory(recipe: Recipe, *, precision: str, teacher: EncoderConfig | None = None) -> tuple[float, float]:
-    """Estimate the bytes of a training step: those that stay, and those that each clip of the batch adds.
-
-    Args:
-        recipe: What is trained.
-        precision: What the network computes in.
-        teacher: Sizes of M2D-X's teacher.
-    """
+    """Estimate the bytes of a training step: those that stay, and those that each clip of the batch adds."""
     encoder, predictor, target = parameters(recipe)
     learned = encoder + predictor
     exact = 8 if precision == "float64" else 4
@@ -137,14 +120,15 @@ def memory(recipe: Recipe, *, precision: str, teacher: EncoderConfig | None = No
     patches, extra = math.prod(config.grid), int(config.class_token)
     visible = visible_count(patches, recipe.mask_ratio)
     masked = patches - visible
-    clip = config.depth * _block(config.width, extra + visible, config.mlp_ratio, value)
-    clip += recipe.decoder.depth * _block(recipe.decoder.width, extra + patches, 4.0, value)
+    # What a block keeps of a token for its backward pass: its input, both norms' outputs, q, k and v, the
+    # attention's output, the sum after it (8 widths); the MLP's hidden features before and after GELU.
+    clip = config.depth * (extra + visible) * config.width * value * (8 + 2 * config.mlp_ratio)
+    clip += recipe.decoder.depth * (extra + patches) * recipe.decoder.width * value * (8 + 2 * 4.0)
     clip += (exact + value) * math.prod(config.input_size)  # the clip, and its patches
     clip += value * config.width * patches * 2  # tokens with positions, and those gathered
     # Predictions and targets: of M2D standardized and normed, of MSM-MAE their difference.
-    clip += (
-        exact * masked * (3 * config.width if recipe.objective == "m2d" else 2 * math.prod(config.patch_size))
-    )
+    features = 3 * config.width if recipe.objective == "m2d" else 2 * math.prod(config.patch_size)
+    clip += exact * masked * features
     if recipe.offline.source:
         clip += exact * config.grid[1] * (2 * config.column_width + 3 * recipe.offline.features)
     if teacher is not None:
@@ -153,33 +137,17 @@ def memory(recipe: Recipe, *, precision: str, teacher: EncoderConfig | None = No
 
 
 def fitting_clips(recipe: Recipe, *, precision: str, device: torch.device) -> int:
-    """Return how many clips one forward pass may have, so that a step takes 0.8 of a GPU's free memory.
-
-    Args:
-        recipe: What is trained.
-        precision: What the network computes in.
-        device: A GPU.
-    """
+    """Return how many clips one forward pass may have, so that a step takes 0.8 of a GPU's free memory."""
     free = free_memory(device)
     state, clip = memory(recipe, precision=precision)
     return recipe.batch_size if free is None else max(1, int((MEMORY_SHARE * free - state) / clip))
 
 
-def _block(width: int, tokens: int, mlp_ratio: float, value: int) -> float:
-    """Return the bytes that one block keeps of one sequence for its backward pass."""
-    # Its input, both norms' outputs, q, k and v, the attention's output, the sum after it (8 widths); the
-    # MLP's hidden features before and after GELU.
-    return tokens * width * value * (8 + 2 * mlp_ratio)
-
-
 def operations_per_clip(recipe: Recipe, teacher: EncoderConfig | None = None) -> float:
     """Count the matrix products of one clip's step: the forward pass, and twice its trained part.
 
-    A closed form: torch's FlopCounterMode gives the same numbers (a test), but takes seconds.
-
-    Args:
-        recipe: What is trained.
-        teacher: Sizes of M2D-X's teacher; what it computes is counted too.
+    A closed form: torch's FlopCounterMode gives the same numbers (a test), but takes seconds. What a
+    ``teacher`` of that size computes is counted too.
     """
     encoder, decoder = recipe.encoder, recipe.decoder
     patches, pixels = math.prod(encoder.grid), math.prod(encoder.patch_size)
@@ -202,58 +170,47 @@ def operations_per_clip(recipe: Recipe, teacher: EncoderConfig | None = None) ->
     return 3 * online + frozen
 
 
-def step_operations(recipe: Recipe, objective: Objective) -> float:
-    """Return the operations of one clip's step, those of a teacher included."""
-    teacher = getattr(objective, "teacher", None)
-    return operations_per_clip(recipe, None if teacher is None else teacher.encoder.config)
-
-
 def describe_plan(
     recipe: Recipe, plan: Plan, device: torch.device, rate: float | None = None
 ) -> Iterator[str]:
-    """Yield the lines of a dry run: the resolved recipe, then what it takes.
+    """Yield the lines of a dry run: the resolved recipe, then its cost.
 
-    Args:
-        recipe: Resolved.
-        plan: Of it.
-        device: Where the time is estimated for.
-        rate: Operations per second of the device's matrix products; measured here, in a second, if not given.
+    ``rate`` are the operations per second of the device's matrix products; measured here, if not given.
     """
     fields = dataclasses.asdict(recipe)
     tables = {name: fields.pop(name) for name in TABLES}
     yield from _toml_lines(fields)
     for name, table in tables.items():
         yield from ("", f"[{name}]", *_toml_lines(table))
-    yield ""
-    yield f"peak learning rate: {recipe.learning_rate:g}"
-    yield (
-        f"learned parameters: {plan.encoder + plan.predictor:,} (encoder {plan.encoder:,}, "
-        f"{'predictor' if recipe.objective == 'm2d' else 'decoder'} {plan.predictor:,})"
-    )
+    yield from ("", f"peak learning rate: {recipe.learning_rate:g}")
+    part = "predictor" if recipe.objective == "m2d" else "decoder"
+    learned = plan.encoder + plan.predictor
+    yield f"learned parameters: {learned:,} (encoder {plan.encoder:,}, {part} {plan.predictor:,})"
     if plan.target:
         yield f"target network: {plan.target:,} parameters, averaged"
-    if recipe.offline.source == "labels" and not recipe.offline.features:
+    if not recipe.offline.features and recipe.offline.source == "labels":
         yield "not counted: the offline predictor; --data says how many labels there are"
     elif (
-        recipe.offline.source and not recipe.offline.features and not (recipe.offline.teacher or recipe.init)
+        not recipe.offline.features and recipe.offline.source and not (recipe.offline.teacher or recipe.init)
     ):
         yield "not counted: the teacher and the offline predictor; name one by --init or offline.teacher"
     step = plan.operations * recipe.batch_size
     yield f"operations: {plan.operations / 1e9:.2f} GFLOP a clip, {step / 1e12:.4g} TFLOP a step"
-    yield from _length(recipe, plan)
+    yield _length(recipe, plan)
     total = plan.state_bytes + plan.clip_bytes * recipe.batch_size
     yield (
         f"memory, estimated in {plan.precision}: {plan.state_bytes / 2**30:.2f} GiB and "
         f"{plan.clip_bytes / 2**20:.1f} MiB a clip: {total / 2**30:.1f} GiB for {recipe.batch_size} clips "
         f"on one device; --micro-batch-size N needs that of N clips"
     )
-    measured = rate is None
-    rate = matrix_rate(_dtype(plan.precision), device, QUICK_SIZES.get(device.type)) if rate is None else rate
+    origin = "given" if rate else "measured just now"
+    rate = rate or matrix_rate(DTYPES[plan.precision], device, QUICK_SIZES.get(device.type))
     share = ASSUMED_SHARE.get(device.type, ASSUMED_SHARE["cuda"])
-    measurement = f"{rate / 1e9:,.0f} GFLOP/s ({'measured just now' if measured else 'given'}, {device})"
-    line = f"time, estimated at a share of {share:.2f} of {measurement}: {step / (rate * share):.3g} s a step"
     hours = plan.hours(rate * share, recipe.batch_size)
-    yield line if hours is None else f"{line}, {_duration(hours)} in all"
+    yield (
+        f"time, estimated at a share of {share:.2f} of {rate / 1e9:,.0f} GFLOP/s ({origin}, {device}): "
+        f"{step / (rate * share):.3g} s a step{'' if hours is None else f', {_duration(hours)} in all'}"
+    )
 
 
 def _toml_lines(fields: dict[str, Any]) -> Iterator[str]:
@@ -266,28 +223,22 @@ def _toml_lines(fields: dict[str, Any]) -> Iterator[str]:
             yield f"{name} = {json.dumps(value, ensure_ascii=False)}"
 
 
-def _length(recipe: Recipe, plan: Plan) -> Iterator[str]:
+def _length(recipe: Recipe, plan: Plan) -> str:
     if plan.steps is None:
-        yield f"steps: {recipe.epochs} epochs of clips // {recipe.batch_size}; --data says how many clips"
-        return
+        return f"steps: {recipe.epochs} epochs of clips // {recipe.batch_size}; --data says how many clips"
     line = f"steps: {plan.steps:,} of {recipe.batch_size:,} clips"
     if plan.clips is None:
-        yield line
-        return
-    whose = "as published" if plan.clips == recipe.published.clips else "of the data"
-    if recipe.epochs is not None and not plan.steps:
-        yield f"{line}: {plan.clips:,} clips ({whose}) are fewer than one batch"
-    elif recipe.epochs is not None:
-        whole = plan.clips // recipe.batch_size * recipe.batch_size
-        some = f"{whole:,} of the " if whole != plan.clips else ""
-        yield f"{line}: {recipe.epochs} epochs of {some}{plan.clips:,} clips ({whose})"
-    else:
-        passes = plan.steps * recipe.batch_size / plan.clips
-        yield f"{line}: {passes:.3g} passes over {plan.clips:,} clips ({whose})"
-
-
-def _dtype(precision: str) -> torch.dtype:
-    return {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(precision, torch.float32)
+        return line
+    data = (
+        f"{plan.clips:,} clips ({'as published' if plan.clips == recipe.published.clips else 'of the data'})"
+    )
+    if recipe.epochs is None:
+        return f"{line}: {plan.steps * recipe.batch_size / plan.clips:.3g} passes over {data}"
+    if not plan.steps:
+        return f"{line}: {data} are fewer than one batch"
+    whole = plan.clips // recipe.batch_size * recipe.batch_size
+    some = f"{whole:,} of the " if whole != plan.clips else ""
+    return f"{line}: {recipe.epochs} epochs of {some}{data}"
 
 
 def _duration(hours: float) -> str:

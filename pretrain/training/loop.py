@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import copy
 import gc
-import logging
 import math
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hear_m2d.checkpoint.format import save_checkpoint
 from hear_m2d.pretrain.data.features import training_items
 from hear_m2d.pretrain.data.loader import batches
 from hear_m2d.pretrain.data.prepared import LogMelData, require_frontend
 from hear_m2d.pretrain.data.sampling import StepBatches
-from hear_m2d.pretrain.objectives.base import Objective
-from hear_m2d.pretrain.objectives.build import begin_objective, hear_model
+from hear_m2d.pretrain.objectives.build import hear_model
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.distributed import (
     Processes,
@@ -36,20 +33,19 @@ from hear_m2d.pretrain.training.distributed import (
     init_distributed,
     process_device,
 )
-from hear_m2d.pretrain.training.estimate import step_operations
+from hear_m2d.pretrain.training.estimate import operations_per_clip, run_precision
 from hear_m2d.pretrain.training.metrics import MatrixRate
 from hear_m2d.pretrain.training.pace import steps_of_epochs, steps_within
 from hear_m2d.pretrain.training.probes import Probes, ProbeSettings
-from hear_m2d.pretrain.training.run_folder import RunFolder, lock_run, report_data_errors, report_io_errors
+from hear_m2d.pretrain.training.run_folder import RunFolder
 from hear_m2d.pretrain.training.schedules import learning_rate, momentum_decay
 from hear_m2d.pretrain.training.state import States
-from hear_m2d.pretrain.training.step import Step, Trainer
+from hear_m2d.pretrain.training.step import Trainer
 from hear_m2d.pretrain.training.trackers import Trackers, check_trackers
-from hear_m2d.utils.device import native_bfloat16
+from hear_m2d.pretrain.training.warm_start import begin_objective
 from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.files import lock_folder, remove_leftovers
 from hear_m2d.utils.progress import ProgressBar
-
-logger = logging.getLogger(__name__)
 
 DIVERGED = 10.0  # times the first loss of the log
 RATE_MOVED = 0.2  # share by which the matrix rate must change to be logged
@@ -57,33 +53,18 @@ RATE_MOVED = 0.2  # share by which the matrix rate must change to be logged
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Settings of a run on this machine, which do not change the trained weights.
+    """Settings of a run on this machine, which do not change the trained weights."""
 
-    Attributes:
-        device: ``auto``, ``cpu``, ``cuda``, …
-        log_every: Steps between two lines of the log.
-        save_every: Steps between two saves of the training state.
-        keep_last: How many of the newest states to keep.
-        keep_every: States at multiples of so many steps are kept for good; 0 keeps none of them.
-        workers: Processes that load crops beside the training, for each training process; None: four for a
-            GPU, none for a CPU.
-        micro_batch_size: Maximum number of clips in one forward pass; 0: on a GPU as many as fit, on a CPU
-            all.
-        progress: Show a progress bar.
-        probes: Labeled sets that are probed during the run.
-        track: Trackers besides TensorBoard: accelerate's names, or instances of its ``GeneralTracker``.
-    """
-
-    device: str = "auto"
-    log_every: int = 10
-    save_every: int = 500
-    keep_last: int = 2
-    keep_every: int = 0
-    workers: int | None = None
-    micro_batch_size: int = 0
-    progress: bool = False
-    probes: ProbeSettings = field(default_factory=ProbeSettings)
-    track: tuple[Any, ...] = ()
+    device: str = "auto"  # or cpu, cuda, …
+    log_every: int = 10  # steps between two lines of the log
+    save_every: int = 500  # steps between two saves of the training state
+    keep_last: int = 2  # how many of the newest states to keep
+    keep_every: int = 0  # states at multiples of so many steps are kept for good; 0 keeps none of them
+    workers: int | None = None  # loader processes of each training process; None: 4 for a GPU, 0 for a CPU
+    micro_batch_size: int = 0  # most clips in one forward pass; 0: on a GPU as many as fit, on a CPU all
+    progress: bool = False  # show a progress bar
+    probes: ProbeSettings = field(default_factory=ProbeSettings)  # labeled sets, probed during the run
+    track: tuple[Any, ...] = ()  # accelerate's trackers: names, or instances of its GeneralTracker
 
 
 def train(
@@ -114,22 +95,19 @@ def train(
         The checkpoint's path.
 
     Raises:
-        ValueError: ``out`` holds another run, the data has another front end, or the processes cannot share
+        InputError: ``out`` holds another run, the data has another front end, or the processes cannot share
             a batch.
         WorkFailedError: The loss became infinite, not a number, or far too large; a step did not fit into
             the device's memory; a state could not be written; or the data could no longer be read.
         StoppedError: SIGTERM came; the state is saved.
     """
-    processes, settings, run = init_distributed(), TrainOptions(**options), RunFolder(out)
-    with (
-        processes.abort_all_on_error(),
-        StopRequest(processes).heard() as stop,
-        lock_run(run, processes),
-        report_io_errors(out),
-    ):
-        return _train(
-            run, recipe, data, noise, features, processes, stop, settings, minutes=minutes, force=force
-        )
+    processes, run = init_distributed(), RunFolder(out)
+    with processes.abort_all_on_error(), StopRequest(processes).heard() as stop, ExitStack() as locks:
+        processes.run_on_main(run.known)  # another folder is refused and not changed
+        processes.run_on_main(lambda: locks.enter_context(lock_folder(out)))
+        processes.run_on_main(lambda: remove_leftovers(out))
+        settings = TrainOptions(**options)
+        return _train(run, recipe, data, noise, features, processes, stop, settings, minutes, force)
 
 
 def _train(
@@ -141,7 +119,6 @@ def _train(
     processes: Processes,
     stop: StopRequest,
     settings: TrainOptions,
-    *,
     minutes: float | None,
     force: bool,
 ) -> Path:
@@ -151,37 +128,21 @@ def _train(
     # The device, and what it computes in.
     share = processes.share(recipe.batch_size)
     device = processes.run_everywhere(lambda: process_device(processes, settings.device))
-    precision = recipe.precision
-    if precision == "auto":
-        precision = "bfloat16" if native_bfloat16(device) else "float32"
+    precision = run_precision(recipe, device)
     dtype = torch.float64 if precision == "float64" else torch.float32
 
-    # The data.
+    # The data, and the labeled sets to probe with.
     items = training_items(recipe, data, noise=noise, features=features)
     target = items[0, 0].get("target") if recipe.offline.source in ("labels", "features") else None
-
+    epoch = len(data) // recipe.batch_size
     probes = processes.run_everywhere(
-        lambda: Probes(
-            settings.probes,
-            sample_rate=recipe.sample_rate,
-            epoch=len(data) // recipe.batch_size,
-            read=processes.is_main,
-        )
+        lambda: Probes(settings.probes, sample_rate=recipe.sample_rate, epoch=epoch, read=processes.is_main)
     )
     check_trackers(settings.track)
 
-    # The state of an earlier call.
+    # The state of an earlier call, the network and its optimizer.
     states = States(out, keep_last=settings.keep_last, keep_every=settings.keep_every)
-    newest: list[tuple[int, dict[str, Tensor]]] = []
-    processes.run_on_main(lambda: newest.append(states.newest()))
-    first = processes.run_on_main(lambda: newest[0][0])
-
-    # The network and its optimizer.
-    def trainer(objective: Objective) -> Trainer:
-        return Trainer(
-            objective, recipe, device=device, precision=precision, micro_batch_size=settings.micro_batch_size
-        )
-
+    first, state = processes.run_on_main(states.newest)
     recipe, objective, start = processes.run_everywhere(
         lambda: begin_objective(
             recipe,
@@ -192,6 +153,9 @@ def _train(
         )
     )
     objective.to(device, dtype)
+    make_trainer = partial(
+        Trainer, recipe=recipe, device=device, precision=precision, micro_batch_size=settings.micro_batch_size
+    )
 
     # How long: a run that is resumed keeps the number of steps that its minutes came to.
     known = processes.run_on_main(run.known)
@@ -207,59 +171,56 @@ def _train(
         steps = recipe.steps if recipe.steps is not None else steps_of_epochs(recipe, len(data))
     elif known and known.get("minutes") == minutes:
         steps = int(known["steps"])
-    else:
-        processes.run_on_main(
-            lambda: run.changed(record, step=first, force=force)
-        )  # before minutes of timing
+    else:  # another run is refused before minutes of timing
+        processes.run_on_main(lambda: run.changed(record, step=first, force=force))
         # No reference to the copy may remain: it is a second network, whose memory training needs.
-        steps = steps_within(minutes * 60, trainer(copy.deepcopy(objective)), recipe, processes)
+        steps = steps_within(minutes * 60, make_trainer(copy.deepcopy(objective)), recipe, processes)
         gc.collect()  # compiled blocks refer to themselves
     record["steps"] = steps
     changed = processes.run_on_main(lambda: run.changed(record, step=first, force=force))
     if not changed and processes.run_on_main(run.checkpoint.exists):
         processes.log_once("%s is already trained for %d steps", out, steps)
         return run.checkpoint
-    training = trainer(objective)
+
+    # The start, from the saved state if there is one.
+    training = make_trainer(objective)
     if first:
-        tensors = processes.broadcast(newest.pop()[1] if newest else {})
-        processes.run_everywhere(lambda: states.load(objective, training.optimizer, first, tensors))
-        del tensors
+        processes.run_everywhere(partial(states.load, objective, training.optimizer, first, state))
         processes.log_once("continuing %s at step %d of %d", out, first, steps)
+    del state
     for name, (before, now) in changed.items():
         processes.log_once("%s was %r, and is %r from here on", name, before, now)
     if first and first < steps and "steps" in changed:
-        before = int(changed["steps"][0])
+        rates = [learning_rate(recipe, first, length) for length in (int(changed["steps"][0]), steps)]
         processes.log_once(
             "the schedules now stretch over %d steps: after step %d the learning rate goes from %.3g to %.3g",
-            steps, first, learning_rate(recipe, first, before), learning_rate(recipe, first, steps),
+            steps, first, *rates,
         )  # fmt: skip
-    processes.run_on_main(lambda: run.begin(record, changed, step=first, start=start))
+    processes.run_on_main(lambda: run.begin(record, changed, first, start))
     first_loss, probed = processes.run_on_main(lambda: run.cut_log(first or -1))
     processes.log_once(
         "%s: %d clips (%.2f h), %d steps of %d clips, %s on %s, %d processes, learning rate %.3g",
         recipe.objective, len(data), data.hours, steps, recipe.batch_size, precision, device.type,
         processes.count, recipe.learning_rate,
     )  # fmt: skip
-    if short := data.count_shorter(recipe.frames):
+    if short := int((data.lengths < recipe.frames).sum()):
         processes.log_once("%d clips are shorter than a crop and are padded with the mean", short)
-
-    if recipe.offline.source == "labels" and (bare := data.count_unlabeled()):
+    labeled = recipe.offline.source == "labels"
+    if labeled and (bare := sum(not data.label(clip) for clip in range(len(data)))):
         processes.log_once("%d clips have no label and count as clips of none of the classes", bare)
+    if probes.wanted:
+        processes.log_once("%s", probes.describe())
 
-    # Meters, trackers and probes.
-    trackers = None
-    if processes.is_main:
-        trackers = Trackers(out, settings.track, recipe.to_json(), step=first)
-    if probes.wanted and processes.is_main:
-        logger.info(probes.describe())
-    operations = step_operations(recipe, objective)
+    # Trackers and meters.
+    trackers = Trackers(out, settings.track, recipe.to_json(), step=first) if processes.is_main else None
+    teacher = getattr(objective, "teacher", None)
+    operations = operations_per_clip(recipe, teacher and teacher.encoder.config)
     matrix_rate = MatrixRate(device, precision)
 
-    def matrix_share(clips_per_s: float) -> float | None:
-        """Return the share of the matrix rate, or None where a measurement contradicts it."""
-        best = processes.mean([torch.tensor(matrix_rate.best)])[0] * processes.count
-        value = clips_per_s * operations / best
-        return value if value <= 1 else None
+    def log(line: dict[str, Any]) -> None:
+        if trackers is not None:
+            run.log(line)
+            trackers.log(line)
 
     def measure_rate() -> None:
         before, now = processes.run_everywhere(matrix_rate.measure)
@@ -270,30 +231,19 @@ def _train(
                 before / 1e9, now / 1e9, matrix_rate.best / 1e9,
             )  # fmt: skip
 
-    def log(line: dict[str, Any]) -> None:
-        run.log(line)
-        assert trackers is not None
-        trackers.log(line)
-
-    def ask(step: int) -> float:
-        """Probe after a number of steps, and return the seconds that it took."""
-        start = time.perf_counter()
+    def probe(step: int) -> float:
+        """Probe where that is due, and return the seconds that it took."""
+        begun = time.perf_counter()
         if probes.due(step, steps):
-            processes.run_on_main(lambda: probe(step))
-        return time.perf_counter() - start
-
-    def probe(step: int) -> None:
-        stop.run_interruptible(
-            lambda: log(probes.ask(objective, recipe, mean=data.mean, std=data.std, step=step))
-        )
+            run_probes = partial(probes.run, objective, recipe, mean=data.mean, std=data.std, step=step)
+            processes.run_on_main(lambda: stop.run_interruptible(lambda: log(run_probes())))
+        return time.perf_counter() - begun
 
     def save(step: int) -> None:
         processes.run_on_main(run.sync_log)  # a run continued from this state has the lines before it
         processes.run_on_main(lambda: states.save(objective, training.optimizer, step))
 
-    def steps_from(begin: int, end: int) -> StepBatches:
-        return StepBatches(begin, end, batch_size=recipe.batch_size, n_clips=len(data), seed=recipe.seed)
-
+    steps_from = partial(StepBatches, batch_size=recipe.batch_size, n_clips=len(data), seed=recipe.seed)
     stream = batches(
         items,
         steps_from(first, steps),
@@ -303,19 +253,15 @@ def _train(
         dtype=dtype,
         workers=(4 if device.type == "cuda" else 0) if settings.workers is None else settings.workers,
     )
+    show_bar = settings.progress and processes.is_main
+    bar = ProgressBar(total=steps, initial=first, unit="step", disable=not show_bar)
     objective.train()
-    if first not in probed:  # the start of a run, or a probe that SIGTERM interrupted
-        ask(first)
-    clock, waited, logged, ready = time.perf_counter(), 0.0, first, time.perf_counter()
-    checked = first  # the loss of the steps before was finite
-    bar = ProgressBar(
-        total=steps,
-        initial=first,
-        unit="step",
-        disable=not (settings.progress and processes.is_main),
-    )
     # Loader processes end with the steps, not with the program.
-    with bar, report_data_errors(out), closing(stream):
+    with run.report_io_errors(), bar, closing(stream):
+        if first not in probed:  # the start of a run, or a probe that SIGTERM interrupted
+            probe(first)
+        clock, waited, logged, ready = time.perf_counter(), 0.0, first, time.perf_counter()
+        checked = first  # the loss of the steps before was finite
         for step in range(first, steps):
             if stop.asked():
                 stream.close()
@@ -329,15 +275,17 @@ def _train(
             rate = learning_rate(recipe, step, steps)
             done = step + 1
             logs = done % settings.log_every == 0 or done == steps
+            saves = done % settings.save_every == 0 and done < steps
             result = training.step(batch, rate=rate, with_metrics=logs)
             # After the optimizer, so that the target follows the updated network.
             decay = momentum_decay(step, total=steps, start=recipe.momentum_start, end=recipe.momentum_end)
             objective.momentum_update(decay)
 
             bar.update()
-            saves = done % settings.save_every == 0 and done < steps
             if logs or saves:  # the only place that waits for the device
-                line = {"step": done, "lr": rate, **_read(result, processes)}
+                scalars = {"loss": result.loss, **result.meters, "grad_norm": result.norm}
+                means = processes.mean(list(scalars.values()))
+                line = {"step": done, "lr": rate, **dict(zip(scalars, means, strict=True))}
                 _check(line, first_loss, states, partial(items.find_non_finite, steps_from(checked, done)))
                 checked = done
             if logs:
@@ -349,35 +297,29 @@ def _train(
                 line["data_wait"] = waited / seconds
                 if processes.run_on_main(matrix_rate.due):  # after a step: a GPU's clocks are up
                     measure_rate()
-                if (value := matrix_share(line["clips_per_s"])) is not None:
-                    line["share"] = value
-                if processes.is_main:
-                    log(line)
+                best = processes.mean([torch.tensor(matrix_rate.best)])[0] * processes.count
+                if (used := line["clips_per_s"] * operations / best) <= 1:  # or a measurement contradicts it
+                    line["share"] = used
+                log(line)
                 bar.note(f"loss={line['loss']:.4f}, {line['clips_per_s']:.0f} clips/s")
                 clock, waited, logged = time.perf_counter(), 0.0, done
             if saves:
                 save(done)
-            clock += ask(done)
+            clock += probe(done)
             ready = time.perf_counter()
-    if trackers is not None:
-        trackers.finish()
 
-    # The result is written last: it exists only if the run is complete.
-    def finish() -> None:
-        states.save(objective, training.optimizer, steps)
-        run.save_objective(objective, record)
-        summary = {"steps": steps, "seed": recipe.seed, "data": record["data"], "precision": precision}
-        model = hear_model(objective, recipe, mean=data.mean, std=data.std, training=summary)
-        save_checkpoint(run.checkpoint, model)
+        # The result is written last: it exists only if the run is complete.
+        def finish() -> None:
+            states.save(objective, training.optimizer, steps)
+            run.save_objective(objective, record)
+            summary = {"steps": steps, "seed": recipe.seed, "data": record["data"], "precision": precision}
+            model = hear_model(objective, recipe, mean=data.mean, std=data.std, training=summary)
+            save_checkpoint(run.checkpoint, model)
 
-    processes.run_on_main(finish)
+        if trackers is not None:
+            trackers.finish()
+        processes.run_on_main(finish)
     return run.checkpoint
-
-
-def _read(result: Step, processes: Processes) -> dict[str, Any]:
-    """Return a step's scalars, means over the processes."""
-    values = {"loss": result.loss, **result.meters, "grad_norm": result.norm}
-    return dict(zip(values, processes.mean(list(values.values())), strict=True))
 
 
 def _check(

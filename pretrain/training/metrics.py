@@ -16,6 +16,7 @@ from hear_m2d.utils.flops import matrix_rate
 
 MOST_CLIPS = 1024  # maximum number of rows for RankMe
 EPSILON = 1e-7  # epsilon of RankMe
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 # Of matrices large enough to reach a device's rate, and small enough to be multiplied in a moment.
 RATE_SIZES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
 
@@ -40,15 +41,11 @@ def token_meters(target: Tensor) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def latent_meters(latent: Tensor, *, class_token: bool) -> dict[str, Tensor]:
-    """Return the spread and the mean cosine of the encoder's tokens, the class token left out.
+    """Return ``latent_std`` and ``latent_cosine``: the :func:`token_meters` of the encoder's output.
 
     Args:
         latent: Encoder output, (clips, [1 +] visible, width).
-        class_token: Whether the first token is one.
-
-    Returns:
-        ``latent_std``: standard deviation over tokens, mean over features (0: collapsed). ``latent_cosine``:
-        mean cosine between two tokens of the batch (1: collapsed).
+        class_token: Whether the first token is one; it is left out.
     """
     meters = token_meters(latent[:, int(class_token) :])
     return {"latent_std": meters["target_std"], "latent_cosine": meters["target_cosine"]}
@@ -91,19 +88,13 @@ class MatrixRate:
 
     Other work on the machine lowers a measured rate, which would make the share too large. The highest rate
     of the process is therefore used.
-
-    Args:
-        device: Where.
-        precision: What the network computes in.
-        every: Seconds between two measurements.
     """
 
     # By type, device and threads: the highest rate, the last one, and when that was measured.
     measured: ClassVar[dict[tuple[torch.dtype, torch.device, int], tuple[float, float, float]]] = {}
 
     def __init__(self, device: torch.device, precision: str, *, every: float = 180.0) -> None:
-        self.device, self.every = device, every
-        self.dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(precision, torch.float32)
+        self.device, self.dtype, self.every = device, DTYPES[precision], every
         self._key = self.dtype, device, torch.get_num_threads()
 
     @property
@@ -112,7 +103,7 @@ class MatrixRate:
         return self.measured.get(self._key, (0.0,))[0]
 
     def due(self) -> bool:
-        """Return whether the last measurement is older than the interval."""
+        """Return whether the last measurement is older than the interval, in seconds."""
         return self._key not in self.measured or time.monotonic() - self.measured[self._key][2] > self.every
 
     def measure(self) -> tuple[float, float]:

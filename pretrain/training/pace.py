@@ -19,11 +19,7 @@ TIMED_SHARE = 0.2  # maximum share of the given time, unless one step takes long
 
 
 def steps_of_epochs(recipe: Recipe, clips: int) -> int:
-    """Return how many steps the recipe's epochs are.
-
-    Raises:
-        ValueError: The clips do not fill one batch.
-    """
+    """Return how many steps the recipe's epochs are; an InputError if the clips do not fill one batch."""
     per_epoch = clips // recipe.batch_size
     if per_epoch == 0:
         raise InputError(
@@ -34,21 +30,13 @@ def steps_of_epochs(recipe: Recipe, clips: int) -> int:
 
 
 def steps_within(seconds: float, trial: Trainer, recipe: Recipe, processes: Processes) -> int:
-    """Time a few steps of a copy on noise, and return how many fit.
+    """Time a few steps of a copy on noise, and return how many fit into the available seconds.
 
-    Args:
-        seconds: The available time.
-        trial: A trainer with a copy of the objective, which is trained.
-        recipe: What to train.
-        processes: Those of the run.
-
-    Raises:
-        ValueError: The time is not positive.
+    The ``trial`` trains a copy of the objective. Raises an InputError if the time is not positive.
     """
     if not 0 < seconds < math.inf:
         raise InputError(f"minutes = {seconds / 60:g}: give a number above 0")
     encoder, objective = recipe.encoder, trial.objective
-    weight = next(objective.parameters())
     clips = recipe.batch_size // processes.count
     generator = torch.Generator().manual_seed(0)
     batch = {
@@ -57,7 +45,7 @@ def steps_within(seconds: float, trial: Trainer, recipe: Recipe, processes: Proc
     }
     if objective.offline_shape:
         batch["target"] = torch.zeros(clips, *objective.offline_shape)
-    batch = {name: tensor.to(weight) for name, tensor in batch.items()}
+    batch = {name: tensor.to(next(objective.parameters())) for name, tensor in batch.items()}
     took: list[float] = []
 
     def enough() -> bool:

@@ -10,7 +10,6 @@ import importlib.util
 import logging
 import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,33 +23,24 @@ from hear_m2d.utils.errors import InputError, MissingPackageError
 
 logger = logging.getLogger(__name__)
 
-INSTALL = "pip install 'hear-m2d[evaluation]'"
-
 
 @dataclass(frozen=True)
 class ProbeSettings:
     """The labeled sets of probes, and when to probe.
 
     Attributes:
-        places: HEAR task folders, or CSV files with the columns file and label.
+        paths: HEAR task folders, or CSV files with the columns file and label.
         every: ``10 epochs``, ``500 steps``; a bare number counts epochs. The first and the last step of a run
             are probed in any case.
         clips: Most clips of a set; of a larger one each class keeps its share.
     """
 
-    places: tuple[Path, ...] = ()
+    paths: tuple[Path, ...] = ()
     every: str = "10 epochs"
     clips: int = 1000
 
     def steps(self, epoch: int) -> int:
-        """Return how many steps lie between two probes.
-
-        Args:
-            epoch: Steps of an epoch.
-
-        Raises:
-            ValueError: ``every`` is neither.
-        """
+        """Return how many steps lie between two probes, where an epoch has ``epoch`` steps."""
         match = re.fullmatch(r"\s*(\d+)\s*(epochs?|steps?)?\s*", self.every)
         if not match or not int(match[1]):
             raise InputError(
@@ -60,34 +50,30 @@ class ProbeSettings:
 
 
 class Probes:
-    """The labeled sets, read once.
+    """The labeled sets, read once; only the main process needs to ``read`` them.
 
-    Args:
-        settings: What and when.
-        sample_rate: Of the network, hertz.
-        epoch: Steps of an epoch.
-        read: Read the sets; only the main process needs them.
+    ``sample_rate`` is that of the network, ``epoch`` the steps of an epoch.
 
     Raises:
         FileNotFoundError: A set, or a part of its audio, is not there.
-        ValueError: A set that cannot be probed with, or two of one name.
-        ImportError: scikit-learn is not installed.
+        InputError: A set cannot be probed with, two have one name, or scikit-learn is not installed.
     """
 
     def __init__(
         self, settings: ProbeSettings, *, sample_rate: int, epoch: int = 1, read: bool = True
     ) -> None:
-        self.wanted = bool(settings.places)
+        self.wanted = bool(settings.paths)
         self.every = settings.steps(epoch)
         self.sets: list[Any] = []
         if not (self.wanted and read):
             return
         if importlib.util.find_spec("sklearn") is None:
-            raise MissingPackageError(f"--probe needs scikit-learn. Type: {INSTALL}", name="sklearn")
+            install = "pip install 'hear-m2d[evaluation]'"
+            raise MissingPackageError(f"--probe needs scikit-learn. Type: {install}", name="sklearn")
         from hear_m2d.evaluation.linear.probes import read_labeled
 
-        for place in settings.places:
-            labeled = read_labeled(place, sample_rate).limited(settings.clips)
+        for path in settings.paths:
+            labeled = read_labeled(path, sample_rate).limited(settings.clips)
             if labeled.name in [known.name for known in self.sets]:
                 raise InputError(f"two probes are called {labeled.name}: rename one of them")
             self.sets.append(labeled)
@@ -101,21 +87,13 @@ class Probes:
         sets = [f"{s.name} ({'; '.join(s.notes) or f'{len(s.clips)} clips'})" for s in self.sets]
         return f"probes every {self.every} steps: {', '.join(sets)}"
 
-    def ask(
+    def run(
         self, objective: Objective, recipe: Recipe, *, mean: float, std: float, step: int
     ) -> dict[str, Any]:
         """Return a line for the log: ``probe/<set>/knn``, ``…/linear``, ``…/majority``, and the seconds.
 
-        ``majority`` is the score of always answering with the largest class.
-
-        A set that can no longer be read is left out with a warning: the run goes on.
-
-        Args:
-            objective: In training.
-            recipe: Of it.
-            mean: Of the data.
-            std: Of the data.
-            step: Number of finished steps.
+        ``majority`` is the score of always answering with the largest class. A set that can no longer be read
+        is left out with a warning: the run goes on.
         """
         from hear_m2d.evaluation.linear.probes import embed_task, probe
 
@@ -123,8 +101,7 @@ class Probes:
         line: dict[str, Any] = {"step": step}
         # A model of its own around the same weights: the objective stays in training mode.
         model = hear_model(objective, recipe, mean=mean, std=std, training={})
-        place = next(objective.encoder.parameters()).device
-        model.frontend.to(place)
+        model.frontend.to(next(objective.encoder.parameters()).device)
         for labeled in self.sets:
             try:
                 result = probe(embed_task(model, labeled), labeled)
@@ -139,14 +116,3 @@ class Probes:
                 step, labeled.name, result.metric, result.knn, result.linear, result.majority,
             )  # fmt: skip
         return {**line, "probe_s": time.perf_counter() - start}
-
-
-def check_probes(places: Sequence[Path], *, every: str, clips: int, sample_rate: int) -> ProbeSettings:
-    """Return the settings, having read each set once: errors are reported before any audio is prepared.
-
-    Raises:
-        As :class:`Probes`.
-    """
-    settings = ProbeSettings(tuple(places), every, clips)
-    Probes(settings, sample_rate=sample_rate)
-    return settings

@@ -20,27 +20,15 @@ from typing import Any
 from hear_m2d.checkpoint.format import write_tensors
 from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.recipe import recipe_of_record
-from hear_m2d.pretrain.training.distributed import Processes
 from hear_m2d.utils.errors import InputError, WorkFailedError
-from hear_m2d.utils.files import (
-    atomic_write_text,
-    disk_is_full,
-    lock_folder,
-    remove_leftovers,
-    visible_names,
-)
+from hear_m2d.utils.files import atomic_write_text, folder_owner, write_json
 
 OBJECTIVE_KEY = "hear_m2d_objective"
 NOT_COMPARED = ("history", "start")  # fields that record events, not settings
-TEXTS = ("description",)  # fields of a recipe that change nothing
 
 
 class RunFolder:
-    """The files of one run.
-
-    Args:
-        folder: Where; made if it is not there.
-    """
+    """The files of one run; the folder need not exist yet."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -52,28 +40,13 @@ class RunFolder:
     def known(self) -> dict[str, Any] | None:
         """Return the content of ``run.json``; None if no run was started here.
 
-        Raises:
-            ValueError: The folder holds something else, or a damaged ``run.json``.
+        Raises an InputError if the folder holds something else, or a damaged ``run.json``.
         """
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"{self.folder} is a file: give a folder for --out")
-        if not self.record.exists():
-            # Data and noise are prepared before run.json is written.
-            others = [name for name in visible_names(self.folder) if name not in ("data", "noise")]
-            if others:
-                raise InputError(
-                    f"{self.folder} holds files of something else ({others[0]}): give an empty --out"
-                )
+        # Data and noise are prepared before run.json is written.
+        record = folder_owner(self.folder, self.record.name, ignore=("data", "noise"))
+        if record is None:
             return None
-        try:
-            record = json.loads(self.record.read_text())
-        except ValueError as error:
-            raise InputError(f"{self.record} is damaged: {error}") from error
-        if (
-            not isinstance(record, dict)
-            or not {"recipe", "steps", "data"} <= record.keys()
-            or not isinstance(record["recipe"], dict)
-        ):
+        if not {"recipe", "steps", "data"} <= record.keys() or not isinstance(record["recipe"], dict):
             raise InputError(f"{self.record} is not of a pretraining run: give an empty --out")
         record["recipe"] = recipe_of_record(record["recipe"], str(self.record)).to_json()
         return record
@@ -81,15 +54,9 @@ class RunFolder:
     def changed(
         self, record: dict[str, Any], *, step: int = 0, force: bool = False
     ) -> dict[str, tuple[Any, Any]]:
-        """Return the differences between this folder's run and the requested one: none, unless forced.
+        """Return the fields in which the requested run differs from this folder's: none, unless forced.
 
-        Args:
-            record: The requested run.
-            step: Where the run is.
-            force: Whether it may differ.
-
-        Raises:
-            ValueError: Another run is here, or one that is further than it shall go.
+        Raises an InputError for another run, and for one that is at a later ``step`` than the last requested.
         """
         known = self.known()
         if known is None:
@@ -108,36 +75,23 @@ class RunFolder:
         return changed
 
     def begin(
-        self,
-        record: dict[str, Any],
-        changed: dict[str, tuple[Any, Any]],
-        *,
-        step: int = 0,
-        start: Sequence[str] = (),
+        self, record: dict[str, Any], changed: dict[str, tuple[Any, Any]], step: int, start: Sequence[str]
     ) -> None:
-        """Write ``run.json``, or add the changes to it.
+        """Write ``run.json``, or add what :meth:`changed` returned to its ``history``.
 
-        Args:
-            record: What is asked for.
-            changed: What :meth:`changed` returned; recorded under ``history``. A checkpoint that is there
-                already is kept, under its number of steps.
-            step: Where the run is.
-            start: What each part of the network began as, where the recipe has an ``init``.
+        A checkpoint that is there already is kept, under its number of steps. ``start`` says how each part of
+        the network began.
         """
         known = self.known()
         if known is None:
-            self._write({**record, "start": list(start), "history": []})
+            write_json(self.record, {**record, "start": list(start), "history": []})
         elif changed:
             # First, so that the run is marked as unfinished before its length changes.
             for path in (self.checkpoint, self.objective):
                 if path.exists():
                     path.replace(path.with_name(f"{path.stem}-{known['steps']}{path.suffix}"))
-            entry = {"step": step, "changed": {name: list(pair) for name, pair in changed.items()}}
-            kept = {"start": known.get("start", []), "history": [*known.get("history", []), entry]}
-            self._write({**record, **kept})
-
-    def _write(self, record: dict[str, Any]) -> None:
-        atomic_write_text(self.record, json.dumps(record, indent=2) + "\n")
+            history = [*known.get("history", []), {"step": step, "changed": changed}]
+            write_json(self.record, {**record, "start": known.get("start", []), "history": history})
 
     def log(self, line: dict[str, Any]) -> None:
         """Append a line to ``metrics.jsonl``."""
@@ -153,8 +107,7 @@ class RunFolder:
     def cut_log(self, step: int) -> tuple[float | None, list[int]]:
         """Drop the lines after a step, which a resumed run writes again.
 
-        Returns:
-            The loss of the first line, if there is one, and the steps that were probed.
+        Returns the loss of the first line, if there is one, and the steps that were probed.
         """
         if not self.metrics.exists():
             return None, []
@@ -174,6 +127,17 @@ class RunFolder:
         tensors = {n: t.detach().cpu().contiguous() for n, t in objective.beside_encoder().items()}
         write_tensors(self.objective, tensors, {OBJECTIVE_KEY: record})
 
+    @contextmanager
+    def report_io_errors(self) -> Iterator[None]:
+        """Report I/O errors during training as runtime failures, not as bad input."""
+        try:
+            yield
+        except OSError as error:
+            raise WorkFailedError(
+                f"{str(error).rstrip('.')}. The same command continues {self.folder} from the last saved "
+                f"state"
+            ) from error
+
 
 def changes(known: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
     """Return the fields that differ, with the value there and the value asked for."""
@@ -182,48 +146,6 @@ def changes(known: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> d
         here, now = known.get(key), asked.get(key)
         if isinstance(here, dict) and isinstance(now, dict):
             differing |= changes(here, now, f"{prefix}{key}.")
-        elif here != now and not (prefix == "recipe." and key in TEXTS):
+        elif here != now and prefix + key != "recipe.description":  # a text, which changes nothing
             differing[f"{prefix}{key}"] = here, now
     return differing
-
-
-@contextmanager
-def report_io_errors(out: Path) -> Iterator[None]:
-    """Report I/O errors during training as runtime failures, not as bad input."""
-    try:
-        yield
-    except OSError as error:
-        if not disk_is_full(error):
-            raise
-        raise WorkFailedError(
-            f"a file in {out} cannot be written ({error.strerror}); the states that were there still are. "
-            f"Make room, then the same command continues"
-        ) from error
-
-
-@contextmanager
-def report_data_errors(out: Path) -> Iterator[None]:
-    """Report data that can no longer be read as a runtime failure."""
-    try:
-        yield
-    except OSError as error:
-        if disk_is_full(error):
-            raise
-        raise WorkFailedError(
-            f"{str(error).rstrip('.')}. The same command continues {out} from the last saved state"
-        ) from error
-
-
-@contextmanager
-def lock_run(run: RunFolder, processes: Processes) -> Iterator[None]:
-    """Lock the folder in the main process; another folder is refused and not changed."""
-    processes.run_on_main(run.known)
-    lock = lock_folder(run.folder)
-    processes.run_on_main(lock.__enter__)
-    try:
-        if processes.is_main:
-            remove_leftovers(run.folder)
-        yield
-    finally:
-        if processes.is_main:
-            lock.__exit__(None, None, None)

@@ -26,17 +26,11 @@ STATE_KEY = "hear_m2d_state"
 
 @dataclass(frozen=True)
 class States:
-    """The states of one run.
-
-    Attributes:
-        folder: The run's folder.
-        keep_last: How many of the newest states to keep.
-        keep_every: States at multiples of so many steps are kept for good; 0 keeps none of them.
-    """
+    """The states of one run."""
 
     folder: Path
-    keep_last: int = 2
-    keep_every: int = 0
+    keep_last: int = 2  # how many of the newest states to keep
+    keep_every: int = 0  # states at multiples of so many steps are kept for good; 0 keeps none of them
 
     def path(self, step: int) -> Path:
         """Return the file of a step's state."""
@@ -70,7 +64,12 @@ class States:
                 f"the state of step {step} cannot be written to {self.path(step)} ({error.strerror}): "
                 f"{self.kept()}. Make room, then the same command continues"
             ) from error
-        self._remove_old(step)
+        for old in [known for known in self.steps() if known <= step][: -self.keep_last]:
+            if not (self.keep_every and old % self.keep_every == 0):
+                try:
+                    self.path(old).unlink(missing_ok=True)
+                except OSError as error:  # it only takes disk space
+                    logger.warning("%s cannot be removed: %s", self.path(old), error)
 
     def load(
         self,
@@ -79,31 +78,21 @@ class States:
         step: int,
         tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Restore :meth:`save`.
+        """Restore what :meth:`save` wrote; ``tensors`` are those of the file, if they were read already.
 
-        Args:
-            objective: Receives the weights.
-            optimizer: Receives its moments.
-            step: Of the state.
-            tensors: Those of the file, where they were read already.
-
-        Raises:
-            InputError: The file is damaged, or of a network of other sizes.
+        Raises an InputError for a file that is damaged, or of a network of other sizes.
         """
         if tensors is None:
             tensors, _ = read_tensors(self.path(step), STATE_KEY)
-        weights = {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
         try:
-            objective.load_state_dict(weights)
+            objective.load_state_dict(_below("model.", tensors))
         except RuntimeError as error:
             raise InputError(
                 f"{self.path(step)} is of a network of other sizes, which cannot be continued with these: "
                 f"give another --out"
             ) from error
         for name, parameter in objective.named_parameters():
-            prefix = f"optimizer.{name}."
-            moments = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-            if moments:
+            if moments := _below(f"optimizer.{name}.", tensors):
                 # The number of steps too: the fused AdamW has it on the device.
                 optimizer.state[parameter] = {
                     key: value.to(parameter.device) for key, value in moments.items()
@@ -112,20 +101,17 @@ class States:
     def newest(self) -> tuple[int, dict[str, Tensor]]:
         """Return the newest state that can be read: its step and its tensors; 0 where none was written.
 
-        Raises:
-            ValueError: There are states, and none can be read.
+        Raises an InputError if there are states, and none can be read.
         """
-        error: ValueError | None = None
+        first_error: ValueError | None = None
         for step in reversed(self.steps()):
             try:
-                tensors, _ = read_tensors(self.path(step), STATE_KEY)
-            except ValueError as damage:
-                logger.warning("%s: going back to the state before it", damage)
-                error = error or damage
-            else:
-                return step, tensors
-        if error is not None:
-            raise InputError(f"{error}. Remove it to begin the run anew") from error
+                return step, read_tensors(self.path(step), STATE_KEY)[0]
+            except ValueError as error:
+                logger.warning("%s: going back to the state before it", error)
+                first_error = first_error or error
+        if first_error is not None:
+            raise InputError(f"{first_error}. Remove it to begin the run anew") from first_error
         return 0, {}
 
     def kept(self) -> str:
@@ -133,11 +119,6 @@ class States:
         steps = self.steps()
         return f"{self.path(steps[-1])} keeps the last good state" if steps else "no state was saved yet"
 
-    def _remove_old(self, newest: int) -> None:
-        old = [step for step in self.steps() if step <= newest][: -self.keep_last]
-        for step in old:
-            if not (self.keep_every and step % self.keep_every == 0):
-                try:
-                    self.path(step).unlink(missing_ok=True)
-                except OSError as error:  # it only takes disk space
-                    logger.warning("%s cannot be removed: %s", self.path(step), error)
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -12,25 +12,15 @@ from hear_m2d.utils.errors import InputError, MissingPackageError, unknown_name
 
 logger = logging.getLogger(__name__)
 
-PROJECT = "hear-m2d"
-ALWAYS = "tensorboard"
-
 
 def check_trackers(names: Sequence[Any]) -> None:
-    """Refuse trackers that accelerate does not know, or whose package is missing.
-
-    Raises:
-        ValueError: An unknown name.
-        ImportError: A package that is not installed.
-    """
+    """Raise an InputError if accelerate does not know a tracker, or its package is missing."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     for name in names:
-        if not isinstance(name, str):
-            continue
-        if name not in LOGGER_TYPE_TO_CLASS:
+        if isinstance(name, str) and name not in LOGGER_TYPE_TO_CLASS:
             raise InputError(unknown_name("tracker", name, LOGGER_TYPE_TO_CLASS))
-        if importlib.util.find_spec(name) is None:
+        if isinstance(name, str) and importlib.util.find_spec(name) is None:
             raise MissingPackageError(
                 f"--track {name} needs its package. Type: pip install {name}", name=name
             )
@@ -39,14 +29,12 @@ def check_trackers(names: Sequence[Any]) -> None:
 class Trackers:
     """The trackers of a run; made by the main process alone.
 
-    Args:
-        folder: The run's folder; TensorBoard's files lie in it.
-        names: Of accelerate's trackers, besides TensorBoard; or instances of its ``GeneralTracker``.
-        settings: Settings of the run, for trackers that store them.
-        step: Where the run is: TensorBoard hides the lines after it, which a resumed run writes again.
+    ``names`` are accelerate's trackers besides TensorBoard, or instances of its ``GeneralTracker``. Trackers
+    that store settings get the plain ones of ``settings``. ``step`` is where the run is: TensorBoard hides
+    the lines after it, which a resumed run writes again.
 
     Raises:
-        ValueError: One of them cannot start.
+        InputError: One of them cannot start.
     """
 
     def __init__(
@@ -57,34 +45,30 @@ class Trackers:
         *,
         step: int = 0,
     ) -> None:
-        self._open: list[Any] = []
-        try:
-            self._begin(folder, names, settings or {}, step)
-        except Exception as error:  # no login, no connection: reported now, not after days
-            raise InputError(
-                f"the trackers {', '.join(map(str, [ALWAYS, *names]))} cannot begin: {error} "
-                f"Put that right, or leave --track out"
-            ) from error
-
-    def _begin(self, folder: Path, names: Sequence[Any], settings: Mapping[str, Any], step: int) -> None:
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-        # As in `cut_log`: a run without a state starts again, and repeats the probe before its first step.
-        purged = step + 1 if step else 0
-        self._open = [LOGGER_TYPE_TO_CLASS[ALWAYS](ALWAYS, str(folder), purge_step=purged)]
-        for name in dict.fromkeys(names):
-            if isinstance(name, str) and name != ALWAYS:
-                kind = LOGGER_TYPE_TO_CLASS[name]
-                place = (str(folder),) if kind.requires_logging_directory else ()
-                more = {"name": folder.resolve().name, "dir": str(folder)} if name == "wandb" else {}
-                self._open.append(kind(PROJECT, *place, **more))
-            elif not isinstance(name, str):
-                self._open.append(name)
-        for tracker in self._open:
-            getattr(tracker, "start", lambda: None)()  # older versions of accelerate start at once
-        plain = {k: v for k, v in settings.items() if isinstance(v, str | int | float | bool)}
-        for tracker in self._open[1:]:
-            tracker.store_init_configuration(plain)
+        plain = {k: v for k, v in (settings or {}).items() if isinstance(v, str | int | float | bool)}
+        try:
+            # A run without a state starts again, and repeats the probe before its first step.
+            tensorboard = LOGGER_TYPE_TO_CLASS["tensorboard"]
+            self._open = [tensorboard("tensorboard", str(folder), purge_step=step + 1 if step else 0)]
+            for name in dict.fromkeys(names):
+                if isinstance(name, str) and name != "tensorboard":
+                    kind = LOGGER_TYPE_TO_CLASS[name]
+                    logging_dir = (str(folder),) if kind.requires_logging_directory else ()
+                    more = {"name": folder.resolve().name, "dir": str(folder)} if name == "wandb" else {}
+                    self._open.append(kind("hear-m2d", *logging_dir, **more))
+                elif not isinstance(name, str):
+                    self._open.append(name)
+            for number, tracker in enumerate(self._open):
+                getattr(tracker, "start", lambda: None)()  # older versions of accelerate start at once
+                if number:
+                    tracker.store_init_configuration(plain)
+        except Exception as error:  # no login, no connection: reported now, not after days
+            raise InputError(
+                f"the trackers tensorboard, {', '.join(map(str, names))} cannot begin: {error} "
+                f"Put that right, or leave --track out"
+            ) from error
 
     def log(self, line: Mapping[str, Any]) -> None:
         """Send a line of the log to all trackers; one that fails is left out, and the run goes on."""

@@ -19,6 +19,9 @@ from hear_m2d.checkpoint.format import Checkpoint, read_tensors
 from hear_m2d.checkpoint.resolve import read_weights
 from hear_m2d.checkpoint.torch_files import load_torch_file
 from hear_m2d.pretrain.objectives.base import Objective
+from hear_m2d.pretrain.objectives.build import build_objective
+from hear_m2d.pretrain.objectives.m2d_x import M2DX
+from hear_m2d.pretrain.objectives.teacher import read_teacher, with_offline
 from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.run_folder import OBJECTIVE_KEY
 from hear_m2d.utils.errors import InputError
@@ -26,7 +29,7 @@ from hear_m2d.utils.errors import InputError
 logger = logging.getLogger(__name__)
 
 # Other networks in a published training file, and our names for them.
-BESIDE = {
+PUBLISHED_NAMES = {
     r"decoder_(embed|blocks|norm|pred)\b": r"decoder.\1",
     r"mask_token$": "decoder.mask_token",
     r"target_(blocks|norm)\b": r"target.\1",
@@ -37,25 +40,55 @@ PARTS = {"decoder.": "predictor", "target.": "target network", "offline_predicto
 SIZES = ("patch_size", "width", "depth", "heads", "mlp_ratio", "class_token")
 
 
+def begin_objective(
+    recipe: Recipe,
+    *,
+    mean: float,
+    std: float,
+    target_shape: tuple[int, ...] | None = None,
+    resumed: bool = False,
+) -> tuple[Recipe, Objective, list[str]]:
+    """Return the recipe with its open fields filled in, its objective at the start of a run, and notes.
+
+    The objective has fresh weights or those of ``init``, and its teacher, where it has one. The notes are
+    those of :func:`warm_start`. ``target_shape`` is that of one item's ``target``, None if the data has none.
+    The weights of a ``resumed`` run come from a saved state: ``init`` need not exist any more.
+
+    Raises:
+        FileNotFoundError: No such checkpoint.
+        InputError: ``init``, the teacher or the data's targets do not fit the recipe.
+    """
+    recipe, teacher = with_offline(recipe, mean=mean, std=std, target_shape=target_shape)
+    objective = build_objective(recipe)
+    notes = warm_start(objective, recipe) if recipe.init and not resumed else []
+    if isinstance(objective, M2DX):
+        objective.teacher = teacher
+    return recipe, objective, notes
+
+
+def check_start(recipe: Recipe) -> None:
+    """Raise if an initial checkpoint or a teacher does not fit; the data need not exist yet."""
+    if recipe.offline.source == "teacher":
+        read_teacher(recipe)
+    if recipe.init:
+        read_init(recipe)
+
+
 def warm_start(objective: Objective, recipe: Recipe) -> list[str]:
-    """Put the weights of ``recipe.init`` into a fresh objective.
+    """Put the weights of ``recipe.init`` into a fresh objective of this recipe.
 
     A table of positions for another input length is not resampled: it keeps the sine-cosines of the new grid.
-
-    Args:
-        objective: Of this recipe.
-        recipe: Its ``init`` names the checkpoint.
 
     Returns:
         One sentence on each part: taken, copied or fresh. They are logged too.
 
     Raises:
         FileNotFoundError: No such checkpoint.
-        ValueError: Not a checkpoint, or one of other sizes.
+        InputError: Not a checkpoint, or one of other sizes.
     """
     checkpoint = read_init(recipe)
     notes = [_take_encoder(objective, checkpoint)]
-    rest = _other_networks(checkpoint)
+    others = _other_networks(checkpoint)
     wanted = objective.beside_encoder()
     for prefix, part in PARTS.items():
         names = [name for name in wanted if name.startswith(prefix)]
@@ -63,21 +96,21 @@ def warm_start(objective: Objective, recipe: Recipe) -> list[str]:
             continue
         if prefix == "decoder." and recipe.objective == "msm_mae":
             part = "decoder"
-        there = [name for name in rest if name.startswith(prefix)]
-        if there and all(name in rest and rest[name].shape == wanted[name].shape for name in names):
-            _copy(wanted, {name: rest[name] for name in names})
+        if all(name in others and others[name].shape == wanted[name].shape for name in names):
+            _copy(wanted, {name: others[name] for name in names})
             notes.append(f"the {part} is taken too")
             continue
-        why = "is of other sizes or of another objective" if there else "is not there"
+        start = "starts anew"
+        if prefix == "target.":
+            start = 'starts at random (target_init = "random")'
         if prefix == "target." and recipe.target_init == "online":
             encoder = {f"target.{n}": t for n, t in objective.encoder.state_dict().items()}
             _copy(wanted, {name: encoder[name] for name in names})
-            notes.append(f'its {part} {why}: it starts as a copy of the encoder (target_init = "online")')
-        elif prefix == "target.":
-            notes.append(f'its {part} {why}: it starts at random (target_init = "random")')
-        else:
-            notes.append(f"its {part} {why}: it starts anew")
-    if checkpoint.config.code_base == "msm_mae" and rest and recipe.decoder.positions == "2d":
+            start = 'starts as a copy of the encoder (target_init = "online")'
+        exists = any(name.startswith(prefix) for name in others)
+        reason = "is of other sizes or of another objective" if exists else "is not there"
+        notes.append(f"its {part} {reason}: it {start}")
+    if checkpoint.config.code_base == "msm_mae" and others and recipe.decoder.positions == "2d":
         notes.append('its decoder was trained with 1-D positions: decoder.positions = "1d" keeps them')
     for note in notes:
         logger.info("%s: %s", recipe.init, note)
@@ -85,25 +118,18 @@ def warm_start(objective: Objective, recipe: Recipe) -> list[str]:
 
 
 def read_init(recipe: Recipe) -> Checkpoint:
-    """Return the checkpoint that ``recipe.init`` names.
-
-    Raises:
-        FileNotFoundError: No such checkpoint.
-        ValueError: Not a checkpoint, or one of other sizes: each that differs is named.
-    """
+    """Return the checkpoint that ``recipe.init`` names; an InputError names each size that differs."""
     checkpoint = read_weights(recipe.init)
     there, here = checkpoint.config.encoder, recipe.encoder
-    differing = [name for name in SIZES if getattr(there, name) != getattr(here, name)]
-    pairs = {name: (getattr(there, name), getattr(here, name)) for name in differing}
-    rates = (checkpoint.config.frontend.sample_rate, recipe.sample_rate)
-    if rates[0] != rates[1] and checkpoint.provenance.get("sample_rate") != "default":
-        pairs["sample_rate"] = rates
-    if there.input_size[0] != here.input_size[0]:
-        pairs["mel bins"] = (there.input_size[0], here.input_size[0])
-    if pairs:
-        sizes = ", ".join(f"{name} {_text(a)} (the recipe {_text(b)})" for name, (a, b) in pairs.items())
+    pairs: dict[str, tuple[Any, Any]] = {name: (getattr(there, name), getattr(here, name)) for name in SIZES}
+    if checkpoint.provenance.get("sample_rate") != "default":
+        pairs["sample_rate"] = checkpoint.config.frontend.sample_rate, recipe.sample_rate
+    pairs["mel bins"] = there.input_size[0], here.input_size[0]
+    differing = [f"{name} {_text(a)} (the recipe {_text(b)})" for name, (a, b) in pairs.items() if a != b]
+    if differing:
         raise InputError(
-            f"{recipe.init} cannot be continued with this recipe: it has {sizes}. Use a recipe of its sizes"
+            f"{recipe.init} cannot be continued with this recipe: it has {', '.join(differing)}. Use a "
+            f"recipe of its sizes"
         )
     return checkpoint
 
@@ -113,14 +139,14 @@ def _text(value: Any) -> str:
 
 
 def _take_encoder(objective: Objective, checkpoint: Checkpoint) -> str:
-    names = objective.encoder.state_dict().keys()
-    weights = {name: checkpoint.tensors[name] for name in names}  # a classifier's head is left
+    own = objective.encoder.state_dict()
+    weights = {name: checkpoint.tensors[name] for name in own}  # a classifier's head is left
     there, here = checkpoint.config.encoder, objective.encoder.config
     if there.grid == here.grid:
-        _copy(objective.encoder.state_dict(), weights)
+        _copy(own, weights)
         return "the encoder is taken"
     del weights["pos_embed"]
-    _copy(objective.encoder.state_dict(), weights)
+    _copy(own, weights)
     return (
         f"the encoder is taken, with the sine-cosine positions of {here.input_size[1]} frames in place of "
         f"those of {there.input_size[1]}"
@@ -139,34 +165,23 @@ def _other_networks(checkpoint: Checkpoint) -> dict[str, Tensor]:
     run = path.with_name("objective.safetensors")
     if path.name == "checkpoint.safetensors" and run.is_file():
         return read_tensors(run, OBJECTIVE_KEY)[0]
-    if checkpoint.ignored:
-        return _published_networks(path)
-    return {}
+    # A converted file only describes the tensors that the original one had besides.
+    return _published_networks(path) if checkpoint.ignored and path.suffix != ".safetensors" else {}
 
 
 def _published_networks(path: Path) -> dict[str, Tensor]:
     """Read the predictor, target network and offline predictor of a published training file."""
-    if path.suffix == ".safetensors":  # converted: the note describes the original file
-        return {}
-    weights: dict[str, Tensor] = {}
     try:
         content = load_torch_file(str(path))
-        state = content.get("model", content)
-        for key, value in state.items():
-            if (name := _our_name(key)) and isinstance(value, Tensor):
-                weights[name] = value.detach().float()
     except InputError as error:
         raise InputError(f"{path}: {error}; unzip it, and give the .pth in it") from error
-    for name in [
-        name for name in weights if name.endswith(".q_bias")
-    ]:  # the first MSM-MAE has no bias of the keys
+    weights: dict[str, Tensor] = {}
+    for key, value in content.get("model", content).items():
+        for pattern, name in PUBLISHED_NAMES.items():
+            if re.match(pattern, key) and isinstance(value, Tensor):
+                weights[re.sub(f"^{pattern}", name, key)] = value.detach().float()
+    for name in [name for name in weights if name.endswith(".q_bias")]:
+        # The first MSM-MAE has no bias of the keys.
         q, v = weights.pop(name), weights.pop(name.replace("q_bias", "v_bias"))
         weights[name.replace("q_bias", "qkv.bias")] = torch.cat([q, torch.zeros_like(q), v])
     return weights
-
-
-def _our_name(key: str) -> str | None:
-    for pattern, name in BESIDE.items():
-        if re.match(pattern, key):
-            return re.sub(f"^{pattern}", name, key)
-    return None

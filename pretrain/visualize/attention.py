@@ -12,7 +12,7 @@ from hear_m2d.model.encoder import SpectrogramEncoder
 
 
 def attention_weights(block: Any, tokens: Tensor, queries: Sequence[int] | None = None) -> Tensor:
-    """Return attention weights: softmax(q k / sqrt(head features)) of its own projections.
+    """Return attention weights: softmax(q k / sqrt(head features)) of a timm block's own projections.
 
     Args:
         block: A timm ``Block``.
@@ -48,8 +48,7 @@ def attention_maps(
     Returns:
         (layers, heads, queries, tokens); each row sums to 1.
     """
-    depth = len(encoder.blocks)
-    wanted = [layer % depth for layer in layers]
+    wanted = [layer % len(encoder.blocks) for layer in layers]
     maps: dict[int, Tensor] = {}
     tokens = encoder.with_class_token(encoder.embed(x))
     for index, block in enumerate(encoder.blocks[: max(wanted) + 1]):

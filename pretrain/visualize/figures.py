@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hear_m2d.model.frontend import FrontendConfig, mel_edges
+from hear_m2d.model.frontend import mel_edges
 from hear_m2d.pretrain.visualize.queries import Query, Window
 from hear_m2d.utils.files import atomic_write
 
@@ -24,20 +24,10 @@ QUERY_COLOR = "#00c2ff"  # the outline of the query's own patch
 DPI = 100
 
 
-def draw_reconstruction(
-    panels: dict[str, Tensor],
-    picture: Path,
-    *,
-    frontend: FrontendConfig,
-    start_s: float,
-) -> None:
-    """Draw a 2 by 2 of spectrograms.
+def draw_reconstruction(panels: dict[str, Tensor], picture: Path, window: Window) -> None:
+    """Draw a 2 by 2 of spectrograms, (mels, frames) by title, standardized; nan is masked.
 
-    Args:
-        panels: (mels, frames) by title, standardized; the last is an error, and nan is masked.
-        picture: The PNG.
-        frontend: The log-mel.
-        start_s: Time of the first frame in its file, seconds.
+    The last one is an error.
     """
     figure = Figure(figsize=(10.5, 5.4), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey=True).ravel()
@@ -48,7 +38,7 @@ def draw_reconstruction(
         colors: dict[str, Any] = {"vmin": low, "vmax": max(high, low + 1e-3), "cmap": "magma"}
         if is_error:
             colors = {"vmin": 0, "vmax": 2, "cmap": "viridis"}
-        image = axis.imshow(value, **_frame(value.shape[1], frontend, start_s), **colors)
+        image = axis.imshow(value, **_frame(value.shape[1], window), **colors)
         axis.set_facecolor(MASKED_COLOR)
         axis.set_title(name, fontsize=11, loc="left")
         if number % 2:  # the first panels of both rows share their scale with those beside them
@@ -59,7 +49,7 @@ def draw_reconstruction(
             axis.set_xlabel("seconds", fontsize=9)
         if number % 2 == 0:
             axis.set_ylabel("Hz", fontsize=9)
-        _hertz_ticks(axis, frontend)
+        _hertz_ticks(axis, window)
     _save(figure, picture)
 
 
@@ -84,33 +74,30 @@ def draw_attention(
         heads: Head indices; None: the mean over all heads.
         window: Position of the log-mel.
     """
-    encoder, frontend, start_s = window.encoder, window.frontend, window.start_s
+    encoder = window.encoder
     high, wide = encoder.patch_size
-    rows, columns = encoder.grid[0], window.columns
-    gray = _gray(logmel.numpy())
-    panel = max(1.9, min(3.6, 0.0145 * columns * wide)), 1.2
+    # The log-mel at 0 … 0.7: attention must be brighter than the loudest sound.
+    low, loud = np.percentile(logmel.numpy(), [1, 99.5])
+    gray = np.clip((logmel.numpy() - low) / max(loud - low, 1e-6), 0, 1) * 0.7
+    panel = max(1.9, min(3.6, 0.0145 * window.columns * wide)), 1.2
     figure, axes = _grid(len(layers), len(heads), panel)
     for row, layer in enumerate(layers):
         for column, head in enumerate(heads):
             axis = axes[row, column]
             weights = maps[row].mean(0) if head is None else maps[row, head]
-            class_share = float(weights[0]) if encoder.class_token else None
-            on_patches = weights[int(encoder.class_token) :].reshape(rows, columns).numpy()
+            on_patches = weights[int(encoder.class_token) :].reshape(-1, window.columns).numpy()
             shown = on_patches.repeat(high, 0).repeat(wide, 1)
             strength = _strength(shown, even=1 / len(weights))[..., None]
             mixed = gray[..., None] * (1 - strength) + np.array(ATTENTION_COLOR) * strength
-            axis.imshow(mixed, **_frame(shown.shape[1], frontend, start_s), interpolation="nearest")
-            if query.place is not None:
-                _outline(axis, query.place, window)
-            largest = f"max {100 * float(on_patches.max()):.1f} %"
-            axis.set_title(
-                largest if class_share is None else f"{largest}, class {100 * class_share:.0f} %",
-                fontsize=7,
-                loc="left",
-                pad=2,
-            )
+            axis.imshow(mixed, **_frame(shown.shape[1], window), interpolation="nearest")
+            if query.patch is not None:
+                _outline(axis, query.patch, window)
+            title = f"max {100 * float(on_patches.max()):.1f} %"
+            if encoder.class_token:
+                title += f", class {100 * float(weights[0]):.0f} %"
+            axis.set_title(title, fontsize=7, loc="left", pad=2)
             axis.tick_params(labelsize=7)
-            _hertz_ticks(axis, frontend, few=True)
+            _hertz_ticks(axis, window, few=True)
             if row == 0:
                 name = "mean over heads" if head is None else f"head {head}"
                 axis.annotate(
@@ -149,34 +136,26 @@ def _strength(shares: NDArray[np.float32], *, even: float) -> NDArray[np.float64
     return scaled
 
 
-def _gray(logmel: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Scale to 0 … 0.7: attention must be brighter than the loudest sound."""
-    low, high = np.percentile(logmel, [1, 99.5])
-    scaled: NDArray[np.float64] = np.clip((logmel - low) / max(high - low, 1e-6), 0, 1) * 0.7
-    return scaled
-
-
-def _outline(axis: Axes, place: tuple[int, int], window: Window) -> None:
+def _outline(axis: Axes, patch: tuple[int, int], window: Window) -> None:
     high, wide = window.encoder.patch_size
     hop_s = window.frontend.hop_ms / 1000
-    corner = (window.start_s + (place[1] * wide - 0.5) * hop_s, place[0] * high - 0.5)
+    corner = (window.start_s + (patch[1] * wide - 0.5) * hop_s, patch[0] * high - 0.5)
     axis.add_patch(Rectangle(corner, wide * hop_s, high, fill=False, edgecolor=QUERY_COLOR, linewidth=1.6))
 
 
-def _frame(frames: int, frontend: FrontendConfig, start_s: float) -> dict[str, Any]:
+def _frame(frames: int, window: Window) -> dict[str, Any]:
     """Return the extent of an image: frame k is centered on k hops, mel bin m on m."""
-    hop_s = frontend.hop_ms / 1000
-    extent = (start_s - 0.5 * hop_s, start_s + (frames - 0.5) * hop_s, -0.5, frontend.n_mels - 0.5)
+    start_s, hop_s = window.start_s, window.frontend.hop_ms / 1000
+    extent = (start_s - 0.5 * hop_s, start_s + (frames - 0.5) * hop_s, -0.5, window.frontend.n_mels - 0.5)
     return {"origin": "lower", "aspect": "auto", "extent": extent}
 
 
-def _hertz_ticks(axis: Axes, frontend: FrontendConfig, *, few: bool = False) -> None:
-    centers = mel_edges(frontend)[1:-1]
-    shown = [hertz for hertz in HERTZ if centers[0] <= hertz <= centers[-1] * 1.06]
-    if few:
-        shown = [hertz for hertz in shown if hertz in (100, 1000, 4000, 16000)]
+def _hertz_ticks(axis: Axes, window: Window, *, few: bool = False) -> None:
+    centers = mel_edges(window.frontend)[1:-1]
+    wanted = (100, 1000, 4000, 16000) if few else HERTZ
+    shown = [hertz for hertz in wanted if centers[0] <= hertz <= centers[-1] * 1.06]
     labels = [f"{hertz // 1000}k" if hertz >= 1000 else str(hertz) for hertz in shown]
-    axis.set_yticks(np.interp(shown, centers, np.arange(frontend.n_mels)), labels)
+    axis.set_yticks(np.interp(shown, centers, np.arange(window.frontend.n_mels)), labels)
     axis.tick_params(labelsize=7 if few else 8)
 
 

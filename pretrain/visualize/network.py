@@ -12,7 +12,6 @@ from torch import Tensor
 from hear_m2d.checkpoint.build import build_model
 from hear_m2d.checkpoint.format import read_checkpoint, read_tensors
 from hear_m2d.checkpoint.resolve import read_weights
-from hear_m2d.model.frontend import LogMelSpectrogram
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.pretrain.objectives.base import Objective
 from hear_m2d.pretrain.objectives.build import build_objective, hear_model
@@ -34,21 +33,13 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Network:
-    """A network to draw.
+    """A network to draw."""
 
-    Attributes:
-        name: For the title.
-        model: Encoder, front end, statistics.
-        mae: The MSM-MAE with its decoder, if there is one.
-        why_no_decoder: Otherwise a sentence that says why.
-        training: How it was trained: recipe, steps done, all steps, data; None if unknown.
-    """
-
-    name: str
-    model: HearModel
-    mae: MSMMAE | None
-    why_no_decoder: str
-    training: dict[str, Any] | None
+    name: str  # for the title
+    model: HearModel  # encoder, front end, statistics
+    mae: MSMMAE | None  # the MSM-MAE with its decoder, if there is one
+    missing_decoder: str  # where an MSM-MAE's decoder would be
+    training: dict[str, Any] | None  # recipe, steps done, all steps (`of`), data; None if unknown
 
     @property
     def method(self) -> str:
@@ -71,20 +62,14 @@ def open_network(name: str) -> Network:
     if path.is_dir() and not any(path.iterdir()):
         raise InputError(f"{path} is empty: give a run's folder, or a checkpoint")
     model = build_model(read_weights(name))
-    why = _why_no_decoder(
-        model, "the checkpoint holds the encoder alone; the decoder is in the run's folder: give that"
-    )
-    return Network(Path(name).name or name, model, None, why, _training(model.config.training))
+    missing = "the checkpoint holds the encoder alone; the decoder is in the run's folder: give that"
+    return Network(Path(name).name or name, model, None, missing, _training(model.config.training))
 
 
 def _open_run(folder: RunFolder) -> Network:
     record = folder.known()
     assert record is not None
-    try:
-        recipe = recipe_of_record(record["recipe"], str(folder.record))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{folder.record} has a recipe that this version does not know: {error}") from error
-    name = folder.folder.resolve().name
+    recipe = recipe_of_record(record["recipe"], str(folder.record))
     objective: Objective | None = None
     if folder.checkpoint.exists():
         model = build_model(read_checkpoint(folder.checkpoint))
@@ -105,13 +90,10 @@ def _open_run(folder: RunFolder) -> Network:
         objective = _load(recipe, weights, states.path(step))
         data = record["data"]
         model = hear_model(objective, recipe, mean=data["mean"], std=data["std"], training={})
-        model.frontend = LogMelSpectrogram(
-            model.config.frontend
-        )  # hear_model leaves its tables without storage
         training = {"recipe": recipe.to_json(), "steps": step, "of": int(record["steps"]), "data": data}
     mae = objective if isinstance(objective, MSMMAE) else None
     missing = f"{folder.objective.name}, which holds the decoder, is not in the run's folder"
-    return Network(name, model, mae, _why_no_decoder(model, missing), training)
+    return Network(folder.folder.resolve().name, model, mae, missing, training)
 
 
 def _load(recipe: Recipe, weights: dict[str, Tensor], path: Path) -> Objective:
@@ -121,13 +103,6 @@ def _load(recipe: Recipe, weights: dict[str, Tensor], path: Path) -> Objective:
     except RuntimeError as error:
         raise InputError(f"{path} is of another network: {error}") from error
     return objective.eval()
-
-
-def _why_no_decoder(model: HearModel, missing: str) -> str:
-    if model.config.kind == "msm_mae":
-        return missing
-    method = METHODS.get(model.config.kind, model.config.kind)
-    return f"{method} predicts features of masked patches, not their spectrogram"
 
 
 def _training(training: Mapping[str, Any]) -> dict[str, Any] | None:

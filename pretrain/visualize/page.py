@@ -22,7 +22,7 @@ from hear_m2d.pretrain.visualize.attention import attention_maps
 from hear_m2d.pretrain.visualize.figures import draw_attention, draw_reconstruction
 from hear_m2d.pretrain.visualize.network import Network, open_network
 from hear_m2d.pretrain.visualize.queries import Point, Query, Window, choose_queries, locate
-from hear_m2d.pretrain.visualize.reconstruct import make_sounds, reconstruct, why_no_sound
+from hear_m2d.pretrain.visualize.reconstruct import SOUNDS, make_sounds, reconstruct, why_no_sound
 from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write, atomic_write_text, visible_names
 
@@ -36,59 +36,35 @@ SPREAD = 4  # layers and heads, by default
 
 @dataclass(frozen=True)
 class VisualizeOptions:
-    """What to draw.
+    """What to draw."""
 
-    Attributes:
-        queries: Patches; empty: the class token, the loudest patch, and some far from it.
-        layers: Block indices, negative ones allowed; None: some from first to last; empty: all.
-        start_s: Start of the window in each file, seconds.
-    """
-
-    queries: tuple[Point, ...] = ()
-    layers: tuple[int, ...] | None = None
-    start_s: float = 0.0
+    queries: tuple[Point, ...] = ()  # empty: the class token, the loudest patch, and some far from it
+    layers: tuple[int, ...] | None = None  # blocks, also negative; None: some from first to last; empty: all
+    start_s: float = 0.0  # start of the window in each file
 
 
 @dataclass
 class Clip:
-    """What was drawn of one file; the template has the words.
-
-    Attributes:
-        name: The file's name.
-        folder: Where its pictures and sounds lie.
-        start_s: Where the window begins, seconds.
-        end_s: Where the window ends, seconds.
-        length_s: Length of the file, seconds.
-        reconstruction: The picture of the reconstruction, and its errors, if there is one.
-        sounds: WAV files by name.
-        decibels: How far the round trip's log-mel is off.
-        attention: Pictures by the query's name.
-    """
+    """The drawing of one file; the template has the words."""
 
     name: str
-    folder: Path
-    start_s: float
-    end_s: float
-    length_s: float
-    reconstruction: dict[str, Any] = field(default_factory=dict)
-    sounds: dict[str, Path] = field(default_factory=dict)
-    decibels: float = 0.0
-    attention: dict[str, Path] = field(default_factory=dict)
+    folder: Path  # of its pictures and sounds
+    window: Window
+    end_s: float  # of the window
+    length_s: float  # of the file
+    reconstruction: dict[str, Any] = field(default_factory=dict)  # picture and errors, if there is one
+    sounds: dict[str, Path] = field(default_factory=dict)  # WAV files by name
+    decibels: float = 0.0  # how far the round trip's log-mel is off
+    attention: dict[str, Path] = field(default_factory=dict)  # pictures by the query's name
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a call made.
-
-    Attributes:
-        page: The page.
-        clips: What was drawn.
-        left_out: A sentence for each file that could not be drawn.
-    """
+    """The result of a call."""
 
     page: Path
     clips: list[Clip]
-    left_out: list[str]
+    left_out: list[str]  # a sentence for each file that could not be drawn
 
 
 def visualize(name: str, audio: Sequence[Path], out: Path, options: VisualizeOptions | None = None) -> Result:
@@ -109,11 +85,12 @@ def visualize(name: str, audio: Sequence[Path], out: Path, options: VisualizeOpt
     paths = _find_files(audio)
     network = open_network(name)
     encoder = network.model.config.encoder
-    layers, heads = _layers(options.layers, encoder.depth), _heads(encoder.heads)
+    layers = _layers(options.layers, encoder.depth)
+    # The mean over heads (None), and some heads; the mean of one head is that head.
+    heads: list[int | None] = [None, *_some(encoder.heads)] if encoder.heads > 1 else [0]
     silent = why_no_sound() if network.mae else ""
     if silent:
         logger.warning("no sounds: %s", silent)
-    shared: dict[str, Any] = {"network": network, "why_no_sound": silent}
     clips: list[Clip] = []
     left_out: dict[Path, str] = {}
     for index, (path, folder) in enumerate(zip(paths, _folders(paths, out), strict=True)):
@@ -127,13 +104,15 @@ def visualize(name: str, audio: Sequence[Path], out: Path, options: VisualizeOpt
             left_out[path] = str(error) if str(path) in str(error) else f"{path}: {error}"
             continue
         end_s = min(options.start_s + frames * config.hop_ms / 1000, length_s)
-        clip = Clip(path.name, folder, options.start_s, end_s, length_s)
+        clip = Clip(path.name, folder, window, end_s, length_s)
         if not clips:  # marks the folder as ours before other files are written
-            write_page(out, [], **shared, done=False)
-        _remove_old(folder)
+            _write_page(out, clips=[], network=network, why_no_sound=silent, left_out=[], done=False)
+        sounds = [folder / f"{name}.wav" for name in SOUNDS]
+        for old in [*folder.glob("attention-*.png"), *sounds, folder / "reconstruction.png"]:
+            old.unlink(missing_ok=True)  # an earlier call may have had more queries
         if network.mae is not None:
             _draw_reconstruction(clip, network, x, frames, samples, index, sounds=not silent)
-        _draw_attention(clip, network.model, x, window, queries, layers=layers, heads=heads)
+        _draw_attention(clip, network.model, x, queries, layers=layers, heads=heads)
         clips.append(clip)
         logger.info("drew %s", path)
     if not clips:
@@ -141,38 +120,18 @@ def visualize(name: str, audio: Sequence[Path], out: Path, options: VisualizeOpt
         raise InputError(f"no file could be drawn: {next(iter(left_out.values()))}{more}")
     # The page may be shared: it must not show folders of this machine.
     public = [sentence.replace(str(path), path.name) for path, sentence in left_out.items()]
-    return Result(write_page(out, clips, **shared, left_out=public), clips, list(left_out.values()))
+    _write_page(out, clips=clips, network=network, why_no_sound=silent, left_out=public, done=True)
+    return Result(out / PAGE, clips, list(left_out.values()))
 
 
-def write_page(
-    out: Path,
-    clips: Sequence[Clip],
-    *,
-    network: Network,
-    why_no_sound: str = "",
-    left_out: Sequence[str] = (),
-    done: bool = True,
-) -> Path:
-    """Write ``out/index.html`` with pictures and sounds inside it, and return it.
-
-    Args:
-        out: The folder.
-        clips: What was drawn.
-        network: The network.
-        why_no_sound: A sentence, if there are no sounds.
-        left_out: A sentence for each file that could not be drawn.
-        done: Whether all was drawn; the page of a call that was interrupted says so.
-    """
+def _write_page(out: Path, **values: Any) -> None:
+    """Write ``out/index.html`` with pictures and sounds inside it; ``done=False``: it is not finished."""
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["inline"] = _inline
     template = (resources.files("hear_m2d.pretrain.visualize") / "page.html.j2").read_text(encoding="utf-8")
-    html = environment.from_string(template).render(
-        mark=MARK, clips=clips, network=network, why_no_sound=why_no_sound, left_out=left_out, done=done
-    )
-    atomic_write_text(out / PAGE, html)
-    return out / PAGE
+    atomic_write_text(out / PAGE, environment.from_string(template).render(mark=MARK, **values))
 
 
 def _inline(path: Path) -> str:
@@ -202,8 +161,7 @@ def _draw_reconstruction(
     assert network.mae is not None
     made = reconstruct(network.mae, x, frames, index=index)
     picture = clip.folder / "reconstruction.png"
-    frontend = network.model.config.frontend
-    draw_reconstruction(made.panels, picture, frontend=frontend, start_s=clip.start_s)
+    draw_reconstruction(made.panels, picture, clip.window)
     clip.reconstruction = {"picture": picture, "error": made.error, "baseline": made.baseline}
     if not sounds:
         return
@@ -211,14 +169,14 @@ def _draw_reconstruction(
     for name, wave in waves.items():
         clip.sounds[name] = clip.folder / f"{name}.wav"
         with atomic_write(clip.sounds[name]) as file:
-            soundfile.write(file, wave.numpy(), frontend.sample_rate, format="WAV", subtype="PCM_16")
+            rate = network.model.sample_rate
+            soundfile.write(file, wave.numpy(), rate, format="WAV", subtype="PCM_16")
 
 
 def _draw_attention(
     clip: Clip,
     model: HearModel,
     x: Tensor,
-    window: Window,
     queries: Sequence[Query],
     *,
     layers: Sequence[int],
@@ -228,7 +186,9 @@ def _draw_attention(
     maps = attention_maps(model.encoder, x, queries=[query.token for query in queries], layers=layers)
     for number, query in enumerate(queries):
         picture = clip.folder / f"attention-{number + 1}.png"
-        draw_attention(x[0, 0], maps[:, :, number], query, picture, layers=layers, heads=heads, window=window)
+        draw_attention(
+            x[0, 0], maps[:, :, number], query, picture, layers=layers, heads=heads, window=clip.window
+        )
         name = query.name if query.name not in clip.attention else f"{query.name} ({number + 1})"
         clip.attention[name] = picture
 
@@ -244,8 +204,8 @@ def _require_own_folder(out: Path) -> None:
 
 def _find_files(audio: Sequence[Path]) -> list[Path]:
     """Return files, with folders replaced by the audio in them."""
-    paths = list(dict.fromkeys(path for place in audio
-                               for path in (find_audio(place) if place.is_dir() else [place])))  # fmt: skip
+    files = [path for place in audio for path in (find_audio(place) if place.is_dir() else [place])]
+    paths = list(dict.fromkeys(files))
     if not paths:
         raise InputError(f"there is no audio in {', '.join(map(str, audio))}: give files, or folders of them")
     if len(paths) > MAX_CLIPS:
@@ -267,13 +227,6 @@ def _folders(paths: Sequence[Path], out: Path) -> list[Path]:
     return folders
 
 
-def _remove_old(folder: Path) -> None:
-    """Remove what an earlier call drew of this file: there may have been more queries."""
-    sounds = [folder / f"{name}.wav" for name in ("original", "round-trip", "visible", "reconstruction")]
-    for path in [*folder.glob("attention-*.png"), *sounds, folder / "reconstruction.png"]:
-        path.unlink(missing_ok=True)
-
-
 def _layers(asked: tuple[int, ...] | None, depth: int) -> list[int]:
     if asked is None:
         return _some(depth)
@@ -281,11 +234,6 @@ def _layers(asked: tuple[int, ...] | None, depth: int) -> list[int]:
         if not -depth <= layer < depth:
             raise InputError(f"--layers {layer}: there are {depth} blocks, 0 to {depth - 1}")
     return list(dict.fromkeys(layer % depth for layer in asked)) or list(range(depth))
-
-
-def _heads(count: int) -> list[int | None]:
-    """Return the mean over heads (None), and some heads; the mean of one head is that head."""
-    return [None, *_some(count)] if count > 1 else [0]
 
 
 def _some(count: int) -> list[int]:

@@ -21,51 +21,31 @@ _POINT = re.compile(
 
 @dataclass(frozen=True)
 class Point:
-    """A query as typed.
-
-    Attributes:
-        text: As typed.
-        time_s: Seconds from the file's start; None: the class token.
-        mel: Mel bin, if that was given.
-        hertz: Frequency, if that was given.
-    """
+    """A query as typed."""
 
     text: str
-    time_s: float | None = None
-    mel: int | None = None
-    hertz: float | None = None
+    time_s: float | None = None  # from the file's start; None: the class token
+    mel: int | None = None  # mel bin, if that was given
+    hertz: float | None = None  # frequency, if that was given
 
 
 @dataclass(frozen=True)
 class Query:
-    """A token whose attention is drawn.
+    """A token whose attention is drawn."""
 
-    Attributes:
-        name: For the page.
-        token: Its index among the encoder's tokens.
-        place: Row (from the lowest frequency) and column of its patch; None: the class token.
-    """
-
-    name: str
-    token: int
-    place: tuple[int, int] | None = None
+    name: str  # for the page
+    token: int  # its index among the encoder's tokens
+    patch: tuple[int, int] | None = None  # its row (from the lowest frequency) and column; or the class token
 
 
 @dataclass(frozen=True)
 class Window:
-    """Where the drawn window lies.
-
-    Attributes:
-        encoder: Sizes.
-        frontend: The log-mel.
-        columns: Whole patches of the window along time.
-        start_s: Where the window begins in its file, seconds.
-    """
+    """Where the drawn window lies."""
 
     encoder: EncoderConfig
     frontend: FrontendConfig
-    columns: int
-    start_s: float = 0.0
+    columns: int  # whole patches along time
+    start_s: float = 0.0  # where it begins in its file
 
     @property
     def patch_s(self) -> float:
@@ -74,31 +54,23 @@ class Window:
 
 
 def parse_query(text: str) -> Point:
-    """Read ``TIME_S,MEL``, ``TIME_S,HERTZHz`` (or kHz), or ``class``.
-
-    Raises:
-        InputError: It is none of them.
-    """
+    """Read ``TIME_S,MEL``, ``TIME_S,HERTZHz`` (or kHz), or ``class``."""
     if text.strip().lower() == "class":
         return Point(text)
-    found = _POINT.fullmatch(text)
-    if found is None:
+    match = _POINT.fullmatch(text)
+    if match is None:
         raise InputError(
             f"--query {text}: give TIME_S,MEL (1.2,40: the mel bin), TIME_S,HERTZ with its unit (1.2,440Hz), "
             f"or class"
         )
-    if found["mel"]:
-        return Point(text, float(found["time"]), mel=int(found["mel"]))
-    unit = 1000.0 if found["unit"].lower() == "khz" else 1.0
-    return Point(text, float(found["time"]), hertz=float(found["value"]) * unit)
+    if match["mel"]:
+        return Point(text, float(match["time"]), mel=int(match["mel"]))
+    unit = 1000.0 if match["unit"].lower() == "khz" else 1.0
+    return Point(text, float(match["time"]), hertz=float(match["value"]) * unit)
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:
-    """Read ``0,5,-1``, or ``all``, which gives (); without a text, None.
-
-    Raises:
-        InputError: It is none of them.
-    """
+    """Read ``0,5,-1``, or ``all``, which gives (); without a text, None."""
     if text is None or text.strip().lower() == "all":
         return None if text is None else ()
     try:
@@ -108,11 +80,7 @@ def parse_layers(text: str | None) -> tuple[int, ...] | None:
 
 
 def locate(point: Point, window: Window) -> Query:
-    """Return the patch at a point.
-
-    Raises:
-        InputError: The point lies outside the window or the front end's range, or there is no class token.
-    """
+    """Return the patch at a point; an InputError if it lies outside, or if there is no class token."""
     encoder, frontend = window.encoder, window.frontend
     if point.time_s is None:
         if not encoder.class_token:
@@ -146,28 +114,25 @@ def patch_query(what: str, row: int, column: int, window: Window) -> Query:
     edges = mel_edges(window.frontend)
     low, top = edges[row * high], edges[(row + 1) * high + 1]
     begin = window.start_s + column * window.patch_s
-    where = f"{begin:.2f} to {begin + window.patch_s:.2f} s, {_hertz(low)} to {_hertz(top)}"
+    name = f"{begin:.2f} to {begin + window.patch_s:.2f} s, {_hertz(low)} to {_hertz(top)}"
     token = int(window.encoder.class_token) + row * window.columns + column
-    return Query(f"{what}: {where}" if what else where, token, (row, column))
+    return Query(f"{what}: {name}" if what else name, token, (row, column))
 
 
 def choose_queries(x: Tensor, window: Window) -> list[Query]:
     """Choose the class token, the loudest patch, and patches far from it and from one another.
 
-    Only patches louder than the median are chosen, not silence.
-
-    Args:
-        x: The standardized window, (1, 1, mels, frames) in whole patches.
-        window: Where it lies.
+    Only patches louder than the median are chosen, not silence. ``x`` is the standardized window,
+    (1, 1, mels, frames) in whole patches.
     """
     rows, columns = window.encoder.grid[0], window.columns
     loud = patchify(x, window.encoder.patch_size)[0].mean(-1)  # (rows * columns,)
     index = torch.arange(rows * columns)
-    places = torch.stack([(index // columns + 0.5) / rows, (index % columns + 0.5) / columns], dim=1)
+    centers = torch.stack([(index // columns + 0.5) / rows, (index % columns + 0.5) / columns], dim=1)
     chosen = [int(loud.argmax())]
     quiet = loud <= loud.median()
     while len(chosen) < min(1 + SPREAD, rows * columns):
-        distance = torch.cdist(places, places[chosen]).amin(1)  # to the nearest chosen one
+        distance = torch.cdist(centers, centers[chosen]).amin(1)  # to the nearest chosen one
         distance[quiet] = -1.0
         farthest = int(distance.argmax())
         if distance[farthest] <= 0:

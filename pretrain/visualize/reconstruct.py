@@ -9,7 +9,7 @@ phase.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,12 +23,12 @@ from hear_m2d.utils.errors import InputError
 
 INVERSE_STEPS = 60
 PHASE_STEPS = 64
+SOUNDS = ("original", "round-trip", "visible", "reconstruction")
 INSTALL = "pip install torchaudio"
 _TINY = 1e-20  # far below LOG_EPS: a division by an empty frame stays finite
 
 
-@dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(NamedTuple):
     """A window with masked patches reconstructed; spectrograms are standardized, (mels, frames).
 
     Attributes:
@@ -46,11 +46,8 @@ class Reconstruction:
 def reconstruct(mae: MSMMAE, x: Tensor, frames: int, *, index: int) -> Reconstruction:
     """Mask patches of a window, and reconstruct them with the decoder.
 
-    Args:
-        mae: The network, in eval mode.
-        x: Standardized log-mel, (1, 1, mels, frames in whole patches).
-        frames: Frames of sound; the rest is padding, which is not shown.
-        index: Of the file in the command; the mask follows from it.
+    ``x`` is the standardized log-mel, (1, 1, mels, frames in whole patches); the frames after the first
+    ``frames`` are padding, which is not shown. The mask follows from the ``index`` of the file.
     """
     config = mae.encoder.config
     rows, columns = config.grid
@@ -67,13 +64,9 @@ def reconstruct(mae: MSMMAE, x: Tensor, frames: int, *, index: int) -> Reconstru
     original, visible = whole(true), whole(torch.where(masked, torch.nan, true))
     merged = whole(torch.where(masked, predicted, true))
     error, hidden = (merged - original).abs(), visible.isnan()
+    titles = ("original", "visible to the encoder", "reconstruction", "absolute error")
     return Reconstruction(
-        {
-            "original": original,
-            "visible to the encoder": visible,
-            "reconstruction": merged,
-            "absolute error": error,
-        },
+        dict(zip(titles, (original, visible, merged, error), strict=True)),
         error=float(error[hidden].mean()),
         baseline=float((whole(easiest) - original).abs()[hidden].mean()),
     )
@@ -82,12 +75,7 @@ def reconstruct(mae: MSMMAE, x: Tensor, frames: int, *, index: int) -> Reconstru
 def make_sounds(
     reconstruction: Reconstruction, model: HearModel, samples: Tensor
 ) -> tuple[dict[str, Tensor], float]:
-    """Return the sounds of a reconstruction.
-
-    Args:
-        reconstruction: The spectrograms.
-        model: Front end and statistics.
-        samples: The waveform of the window, (samples,).
+    """Return the sounds of a reconstruction of a window's waveform, (samples,).
 
     Returns:
         Waveforms by file name: ``original``, ``round-trip`` (the original through log-mel and back),
@@ -102,9 +90,8 @@ def make_sounds(
     waves = sounds_of_log_mels(logmels, model.frontend)[:, : len(samples)]
     again = model.frontend(waves[:1])[0, :, : original.shape[-1]]
     decibels = 10 / math.log(10) * float((again - logmels[0]).abs().mean())
-    named = dict(zip(("original", "round-trip", "visible", "reconstruction"), [samples, *waves], strict=True))
-    loudest = max(1.0, *(float(wave.abs().max()) for wave in named.values()))
-    return {name: wave / loudest for name, wave in named.items()}, decibels
+    loudest = max(1.0, *(float(wave.abs().max()) for wave in (samples, *waves)))
+    return {name: wave / loudest for name, wave in zip(SOUNDS, (samples, *waves), strict=True)}, decibels
 
 
 def why_no_sound() -> str:
@@ -116,16 +103,16 @@ def why_no_sound() -> str:
             return f"torchaudio is not installed. Type: {INSTALL}"
         raise
     except (ImportError, OSError, RuntimeError) as error:  # built for another torch
-        words = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split())[:160]
         return (
-            f"torchaudio cannot be used with torch {torch.__version__} ({words}). "
+            f"torchaudio cannot be used with torch {torch.__version__} ({reason}). "
             f"Install the torchaudio that belongs to it: {INSTALL}"
         )
     return ""
 
 
-def invert_mel(mel: Tensor, filters: Tensor, *, steps: int = INVERSE_STEPS) -> Tensor:
-    """Return a non-negative power spectrogram with the given mel bands.
+def invert_mel(mel: Tensor, filters: Tensor) -> Tensor:
+    """Return a non-negative power spectrogram, (..., bins, frames), with the given mel bands.
 
     Multiplicative updates for the Kullback-Leibler divergence: they weigh a quiet band's error by its own
     size, as the logarithm does. torchaudio's ``InverseMelScale`` solves least squares and cuts off negative
@@ -134,36 +121,27 @@ def invert_mel(mel: Tensor, filters: Tensor, *, steps: int = INVERSE_STEPS) -> T
     Args:
         mel: Mel power, (..., mels, frames).
         filters: The filter bank, (mels, bins).
-        steps: Updates.
-
-    Returns:
-        (..., bins, frames).
     """
     weight = filters.sum(0).clamp(min=_TINY)[:, None]  # (bins, 1); bins under no filter stay at zero
     spread = filters.T / weight
     power = spread @ mel
-    for _ in range(steps):
+    for _ in range(INVERSE_STEPS):
         power = power * (spread @ (mel / (filters @ power + _TINY)))
     return power
 
 
 def sounds_of_log_mels(logmels: Tensor, frontend: LogMelSpectrogram, *, steps: int = PHASE_STEPS) -> Tensor:
-    """Return waveforms whose log-mel is close to the given ones.
+    """Return waveforms, (clips, samples), whose log-mel is close to the given ones, (clips, mels, frames).
 
-    Args:
-        logmels: Not standardized, (clips, mels, frames).
-        frontend: Whose filters, window and hop made them.
-        steps: Of Griffin-Lim, which starts from a fixed random phase.
-
-    Returns:
-        (clips, samples): from the center of the first frame to that of the last, and long enough for the
-        front end's reflection.
+    These are not standardized; the ``frontend`` has the filters, window and hop that made them. Griffin-Lim
+    starts from a fixed random phase. A waveform goes from the center of the first frame to that of the last,
+    and is long enough for the front end's reflection.
 
     Raises:
         InputError: torchaudio is missing or unusable; the message has the line to type.
     """
-    if why := why_no_sound():
-        raise InputError(why)
+    if reason := why_no_sound():
+        raise InputError(reason)
     from torchaudio.functional import griffinlim
 
     config = frontend.config

@@ -18,8 +18,8 @@ OURS = (
 
 def our_name(name):
     for pattern, replacement in OURS:
-        name, found = re.subn(pattern, replacement, name)
-        if found:
+        name, count = re.subn(pattern, replacement, name)
+        if count:
             return name
     raise KeyError(name)
 

@@ -79,30 +79,30 @@ def test_dry_run_needs_neither_data_nor_a_run_and_training_both(run, recipe, tmp
     assert code == 0
     assert "steps: 3 of 4 clips" in printed
     for given in (["--data", tmp_path], ["--out", tmp_path / "run"]):
-        code, _, said = run("pretrain", "--recipe", recipe, *given)
+        code, _, message = run("pretrain", "--recipe", recipe, *given)
         assert code == 2
-        assert "give --data and --out" in said
-    code, _, said = run("pretrain", "--recipe", recipe, "--data", tmp_path / "none", "--dry-run")
+        assert "give --data and --out" in message
+    code, _, message = run("pretrain", "--recipe", recipe, "--data", tmp_path / "none", "--dry-run")
     assert code == 2
-    assert "none does not exist" in said
+    assert "none does not exist" in message
 
 
 def test_dry_run_takes_every_kind_of_source_that_training_takes(run, audio_folder, recipe, tmp_path):
     (tmp_path / "a.tar").write_bytes(b"")
     for source in (audio_folder, tmp_path / "*.tar", "hf://datasets/owner/name"):
-        code, printed, said = run("pretrain", "--recipe", recipe, "--data", source, "--dry-run")
-        assert code == 0, said
+        code, printed, message = run("pretrain", "--recipe", recipe, "--data", source, "--dry-run")
+        assert code == 0, message
         assert "steps: 3 of 4 clips" in printed
 
 
 def test_dry_run_refuses_what_training_would(run, audio_folder, recipe, tmp_path):
-    code, _, said = run("pretrain", "--recipe", recipe, "--dry-run", "--minutes", 3)
+    code, _, message = run("pretrain", "--recipe", recipe, "--dry-run", "--minutes", 3)
     assert code == 2
-    assert "--minutes times real steps" in said
+    assert "--minutes times real steps" in message
     run("prepare", audio_folder, tmp_path / "data", "--sample-rate", 32000)
-    code, _, said = run("pretrain", "--recipe", recipe, "--data", tmp_path / "data", "--dry-run")
+    code, _, message = run("pretrain", "--recipe", recipe, "--data", tmp_path / "data", "--dry-run")
     assert code == 2
-    assert "another front end" in said
+    assert "another front end" in message
 
 
 def test_dry_run_counts_the_steps_of_the_data(run, audio_folder, recipe, tmp_path):
@@ -127,12 +127,12 @@ def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_a
     )
     command = ["pretrain", "--recipe", further, "--data", audio_folder, "--out", second]
     checkpoint = first / "checkpoint.safetensors"
-    code, _, said = run(*command, "--init", checkpoint)
+    code, _, message = run(*command, "--init", checkpoint)
     assert code == 2
-    assert "noise_ratio = 0.3 needs noise: give --noise FOLDER" in said
+    assert "noise_ratio = 0.3 needs noise: give --noise FOLDER" in message
     assert not second.exists()  # refused before any audio is prepared
-    code, _, said = run(*command, "--init", checkpoint, "--noise", noise)
-    assert code == 0, said
+    code, _, message = run(*command, "--init", checkpoint, "--noise", noise)
+    assert code == 0, message
     lines = [json.loads(line) for line in (second / "metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] == pytest.approx(lines[-1]["loss_online"] + lines[-1]["loss_offline"])
     old, new = (hear_m2d.load_model(out / "checkpoint.safetensors") for out in (first, second))
@@ -142,18 +142,18 @@ def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_a
     for name, tensor in old.encoder.state_dict().items():
         np.testing.assert_allclose(new.encoder.state_dict()[name], tensor, atol=1e-6)
     command = ["pretrain", "--recipe", further, "--data", audio_folder, "--out", tmp_path / "third"]
-    code, _, said = run(*command, "--noise", noise)
+    code, _, message = run(*command, "--noise", noise)
     assert code == 2
-    assert "give --set offline.teacher=CHECKPOINT, or --init CHECKPOINT" in said
+    assert "give --set offline.teacher=CHECKPOINT, or --init CHECKPOINT" in message
     assert not (tmp_path / "third").exists()
-    code, _, said = run(*command, "--noise", audio_folder, "--init", checkpoint)  # not prepared yet
-    assert code == 0, said
+    code, _, message = run(*command, "--noise", audio_folder, "--init", checkpoint)  # not prepared yet
+    assert code == 0, message
     weights = [(out / "checkpoint.safetensors").read_bytes()[-1000:] for out in (second, tmp_path / "third")]
     assert weights[0] == weights[1]
 
 
 @pytest.mark.parametrize(
-    ("fields", "given", "said"),
+    ("fields", "given", "message"),
     [
         ("", {"--init": "first/checkpoint.safetensors"}, "width 32 (the recipe 64)"),
         ("", {"--init": "gone.pth"}, "gone.pth"),
@@ -177,7 +177,7 @@ def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_a
     ],
 )
 def test_what_cannot_train_is_refused_before_any_audio_is_prepared(
-    run, audio_folder, recipe, tmp_path, monkeypatch, fields, given, said
+    run, audio_folder, recipe, tmp_path, monkeypatch, fields, given, message
 ):
     monkeypatch.chdir(tmp_path)
     recipe.write_text(recipe.read_text().replace("msm_mae", "m2d"))
@@ -188,7 +188,7 @@ def test_what_cannot_train_is_refused_before_any_audio_is_prepared(
     command = ["pretrain", "--recipe", "other.toml", "--data", audio_folder, "--out", "second"]
     code, _, error = run(*command, *[word for pair in given.items() for word in pair])
     assert code == 2
-    assert said in error
+    assert message in error
     assert not (tmp_path / "second").exists()
 
 
@@ -204,13 +204,15 @@ def test_one_command_learns_from_labels_and_one_from_stored_features(run, audio_
     for offline, given in [("labels", []), ("features", ["--features", tmp_path / "features"])]:
         mine, out = tmp_path / f"{offline}.toml", tmp_path / f"run-{offline}"
         mine.write_text(f'base = "mine.toml"\noffline.source = "{offline}"\n')
-        code, _, said = run("pretrain", "--recipe", mine, "--data", tmp_path / "data", "--out", out, *given)
-        assert code == 0, said
+        code, _, message = run(
+            "pretrain", "--recipe", mine, "--data", tmp_path / "data", "--out", out, *given
+        )
+        assert code == 0, message
         features = json.loads((out / "run.json").read_text())["recipe"]["offline"]["features"]
         assert features == {"labels": 2, "features": 8}[offline]
-    code, _, said = run("pretrain", "--recipe", mine, "--data", tmp_path / "data", "--out", tmp_path / "x")
+    code, _, message = run("pretrain", "--recipe", mine, "--data", tmp_path / "data", "--out", tmp_path / "x")
     assert code == 2
-    assert "give --features FOLDER" in said
+    assert "give --features FOLDER" in message
 
 
 def test_options_override_the_recipe(run, audio_folder, recipe, tmp_path):
@@ -236,10 +238,10 @@ def test_set_gives_any_field_a_value(run, recipe):
     ("text", "says"),
     [
         ("optimizer.base_lrr=1", "unknown field of [optimizer] 'base_lrr'. Did you mean base_lr"),
-        ("optimiser.base_lr=1", "unknown table 'optimiser'. Did you mean optimizer?"),
+        ("optimizer.base_lr=1", "unknown table 'optimizer'. Did you mean optimizer?"),
         (
             "base_lr=1",
-            "base_lr is now in a table, since version 0.2: write [optimizer], and below it base_lr = 1",
+            "base_lr is now in a table, since version 0.2: write [optimizer], and below it base_lr",
         ),
         ("batch_size=many", "batch_size = 'many': it must be a valid integer"),
         ("compile", "--set compile: write FIELD=VALUE"),

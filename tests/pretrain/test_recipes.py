@@ -70,17 +70,17 @@ def test_the_fields_are_those_published(name):
     fields = {**recipe.to_json(), "input_frames": recipe.frames}
     for table in ("encoder", "decoder", "optimizer", "offline"):
         fields |= {f"decoder_{k}" if table == "decoder" else k: v for k, v in fields[table].items()}
-    found = {name: tuple(v) if isinstance(v := fields[name], list) else v for name in WANTED[name]}
-    assert found == WANTED[name]
+    actual = {name: tuple(v) if isinstance(v := fields[name], list) else v for name in WANTED[name]}
+    assert actual == WANTED[name]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_recipe_tells_its_deviations(name):
     recipe = load_recipe(name)
-    told = " ".join(recipe.published.deviations)
+    deviations = " ".join(recipe.published.deviations)
     assert len(set(recipe.published.deviations)) == len(recipe.published.deviations)
     for what in ("padded with the mean", "without a gradient scaler", "measured once over the whole set"):
-        assert what in told
+        assert what in deviations
     assert recipe.published.reproduces or recipe.published.ours  # what nobody published is ours
 
 

@@ -12,7 +12,6 @@ from hear_m2d.pretrain.data.sources.base import Source, require_file
 from hear_m2d.pretrain.data.sources.files import files_source, list_source, walk
 from hear_m2d.utils.errors import InputError
 
-_KINDS = {".csv": "list", ".tsv": "list", ".tar": "tar", ".parquet": "parquet"}
 _PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
 
 
@@ -42,43 +41,43 @@ def open_source(source: str | os.PathLike[str]) -> Source:
     path = Path(text)
     if not path.exists() and re.search(r"[*?\[]", text):
         root, files = _matches(text)
-        kind = _KINDS[files[0].suffix.lower()]
     elif path.is_dir():
         names, sizes, problems = walk(path, AUDIO_SUFFIXES)
         if names:
             return files_source(path, path.resolve().name, "folder", names, sizes, problems=problems)
-        root, files, kind = path, *_archives(path)
+        root, files = path, _archives(path)
     else:
         require_file(path)
-        root, files, kind = path.parent, [path], _KINDS.get(path.suffix.lower(), "folder")
-    if kind == "tar":
+        root, files = path.parent, [path]
+    suffix = files[0].suffix.lower()
+    if suffix == ".tar":
         from hear_m2d.pretrain.data.sources.tar import tar_source
 
         return tar_source(files, root, path.name)
-    if kind == "parquet":
+    if suffix == ".parquet":
         from hear_m2d.pretrain.data.sources.parquet import parquet_source
 
         return parquet_source(files, root, path.name)
-    if kind == "list":
+    if suffix in (".csv", ".tsv"):
         return list_source(path)
-    if path.is_file() and path.suffix.lower() in _PACKED:
+    if path.is_file() and suffix in _PACKED:
         raise InputError(f"{path} is compressed: unpack it, and give the folder, or a plain .tar")
     (file,) = find_audio(path)  # raises if the suffix is not that of audio
     return files_source(root, path.name, "folder", [file.name], [file.stat().st_size])
 
 
-def address_of(place: str | os.PathLike[str]) -> str:
+def address_of(source: str | os.PathLike[str]) -> str:
     """Return the address in a text, empty for a path; a Path keeps only one of two slashes."""
-    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", os.fspath(place))  # one letter is a drive
-    return f"{found[1]}://{found[2]}" if found else ""
+    match = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.+)", os.fspath(source))  # one letter is a drive
+    return f"{match[1]}://{match[2]}" if match else ""
 
 
-def _archives(folder: Path) -> tuple[list[Path], str]:
+def _archives(folder: Path) -> list[Path]:
     """Return the tar or else the Parquet files under a folder that holds no audio files."""
     for suffix in (".tar", ".parquet"):
         names, _, _ = walk(folder, frozenset((suffix,)))
         if names:
-            return [folder / name for name in names], suffix[1:]
+            return [folder / name for name in names]
     raise InputError(
         f"{folder} holds no audio: no file ends in {' '.join(sorted(AUDIO_SUFFIXES))}, .tar or .parquet"
     )
@@ -86,10 +85,10 @@ def _archives(folder: Path) -> tuple[list[Path], str]:
 
 def _matches(pattern: str) -> tuple[Path, list[Path]]:
     """Return the common folder of a pattern's matches, and the matches, which must be of one kind."""
-    found = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())  # noqa: PTH207
-    kinds = {path.suffix.lower() for path in found}
-    if not found:
+    files = sorted(path for path in map(Path, glob.glob(pattern, recursive=True)) if path.is_file())  # noqa: PTH207
+    suffixes = {path.suffix.lower() for path in files}
+    if not files:
         raise FileNotFoundError(f"the pattern {pattern} matches no file")
-    if len(kinds) > 1 or not kinds <= {".tar", ".parquet"}:
+    if len(suffixes) > 1 or not suffixes <= {".tar", ".parquet"}:
         raise InputError(f"the pattern {pattern} must match .tar files or .parquet files, and no others")
-    return Path(os.path.commonpath([path.parent for path in found])), found
+    return Path(os.path.commonpath([path.parent for path in files])), files

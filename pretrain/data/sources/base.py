@@ -1,16 +1,16 @@
 """A source of audio: named items in a fixed order, each with a label and a function that reads it.
 
-A source is listed once, before anything is decoded, and keeps mainly names and sizes. A worker gets
-a :class:`Part`, a run of items, and reads them on any machine that sees the same paths.
+A source is listed once, before anything is decoded, and keeps mainly names and sizes. A worker gets a part,
+that is a run of items, and reads them on any machine that sees the same paths.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,57 +18,35 @@ from numpy.typing import NDArray
 from hear_m2d.audio import Sound
 from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import printable
+from hear_m2d.utils.listing import join_labels
 
 Skipped = tuple[str, str, str]  # file, reason, detail
 
 
 class Item(NamedTuple):
-    """One item, not read yet.
+    """One item, not read yet."""
 
-    Attributes:
-        name: Its name in shards and reports; unique in its source unless a list repeats itself.
-        label: A cell of labels (``utils/listing.py``); None if there is none.
-        read: Takes the wanted sample rate in hertz; raises :class:`~hear_m2d.audio.AudioError` or
-            :class:`OSError`.
-    """
-
-    name: str
-    label: str | None
-    read: Callable[[int], Sound]
+    name: str  # in shards and reports; unique in its source unless a list repeats itself
+    label: str | None  # a cell of labels (utils/listing.py)
+    read: Callable[[int], Sound]  # takes the wanted sample rate; raises AudioError or OSError
 
 
-class Part(Protocol):
-    """A run of items; it can be pickled."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Item]: ...
+Part = Iterable[Item]  # a run of items; it can be pickled, and may read its table when it is iterated
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A listed source.
+    """A listed source."""
 
-    Attributes:
-        kind: ``folder``, ``list``, ``tar``, ``parquet`` or ``hub``.
-        name: The last part of its path, or its address.
-        sizes: Bytes of each item, (items,); an estimate in tables.
-        sha256: Of the listing: equal sums mean equal items.
-        part: Takes the first and the last-plus-one item.
-        seams: Items at which a part should begin or end if possible, sorted; None: anywhere.
-        problems: Files and folders that could not be listed.
-    """
-
-    kind: str
-    name: str
-    sizes: NDArray[np.int64]
-    sha256: str
-    part: Callable[[int, int], Part]
-    seams: NDArray[np.int64] | None = None
-    problems: tuple[Skipped, ...] = ()
+    kind: str  # folder, list, tar, parquet or hub
+    name: str  # the last part of its path, or its address
+    sizes: NDArray[np.int64]  # bytes of each item, (items,); an estimate in tables
+    sha256: str  # of the listing: equal sums mean equal items
+    part: Callable[[int, int], Part]  # takes the first and the last-plus-one item
+    seams: NDArray[np.int64] | None = None  # where a part should begin or end if possible, sorted
+    problems: tuple[Skipped, ...] = ()  # files and folders that could not be listed
 
     def __len__(self) -> int:
-        """Return the number of items."""
         return len(self.sizes)
 
     def describe(self) -> dict[str, Any]:
@@ -86,6 +64,20 @@ def require_file(path: Path) -> None:
     """Raise an InputError if a path exists and is not a regular file: reading a pipe would never end."""
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a regular file")
+
+
+def no_audio(name: str, expected: str, problems: list[Skipped]) -> InputError:
+    """Return the error about a source without audio, with its first problem."""
+    problem = f" ({problems[0][0]}: {problems[0][2]})" if problems else ""
+    return InputError(f"{name} holds no audio: {expected}{problem}")
+
+
+def label_cell(value: Any) -> str | None:
+    """Return a label, or a list of labels, as a cell of labels; a text is one already."""
+    if isinstance(value, str):
+        return value or None
+    labels = value if isinstance(value, list | tuple) else [value]
+    return join_labels(str(label) for label in labels if label is not None) or None
 
 
 def one_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,6 +18,7 @@ from hear_m2d.pretrain.data.sources.base import Source, one_line
 from hear_m2d.pretrain.data.sources.parquet import Table, tables_source
 from hear_m2d.utils.errors import InputError, WorkFailedError, unknown_name
 
+_FORM = "hf://datasets/owner/name[@revision][/config][:split]"
 _ADDRESS = re.compile(
     r"hf://datasets/(?P<repo>[^/@:]+/[^/@:]+)(@(?P<revision>[^/:]+))?(/(?P<config>[^:]+))?(:(?P<split>.+))?"
 )
@@ -27,16 +28,11 @@ _SPLITS = {
     "val": "validation", "dev": "validation", "test": "test", "testing": "test", "eval": "test",
     "evaluation": "test",
 }  # fmt: skip
-_CONVERTED = (
-    "refs/convert/parquet"  # where the hub converts data sets of other formats to CONFIG/SPLIT/*.parquet
-)
+_CONVERTED = "refs/convert/parquet"  # where the hub keeps other formats as CONFIG/SPLIT/*.parquet
 
 
 def hub_source(address: str) -> Source:
-    """List a data set of the hub.
-
-    Args:
-        address: ``hf://datasets/owner/name[@revision][/config][:split]``; without a split, every split.
+    """List a data set of the hub, ``hf://datasets/owner/name[@revision][/config][:split]``.
 
     Raises:
         InputError: It is not such an address, does not exist, or holds no Parquet files with audio.
@@ -44,32 +40,28 @@ def hub_source(address: str) -> Source:
     """
     from huggingface_hub import HfApi, HfFileSystem
 
-    found = _ADDRESS.fullmatch(address)
-    if found is None:
-        raise InputError(
-            f"{address} is not the address of a data set: expected "
-            f"hf://datasets/owner/name[@revision][/config][:split]"
-        )
-    parts = {key: unquote(value) if value else None for key, value in found.groupdict().items()}
-    repo = str(parts["repo"])
+    match = _ADDRESS.fullmatch(address)
+    if match is None:
+        raise InputError(f"{address} is not the address of a data set: expected {_FORM}")
+    repo, revision, config, split = (
+        unquote(match[name]) if match[name] else None for name in ("repo", "revision", "config", "split")
+    )
     try:
-        info = HfApi().dataset_info(repo, revision=parts["revision"])
+        info = HfApi().dataset_info(str(repo), revision=revision)
         files = _parquet_files(info)
-        if not files and parts["revision"] is None:
-            info = HfApi().dataset_info(repo, revision=_CONVERTED)
+        if not files and revision is None:
+            info = HfApi().dataset_info(str(repo), revision=_CONVERTED)
             files = _parquet_files(info)
         configs = list(info.card_data.get("configs") or []) if info.card_data else []
-        splits = choose_splits(configs, files, parts["config"], parts["split"], address)
-        system = HfFileSystem()
+        splits = choose_splits(configs, files, config, split, address)
         root = f"datasets/{repo}@{quote(str(info.sha), safe='')}"
         tables = [
-            Table(file, split, partial(system.open, f"{root}/{file}", "rb"))
+            Table(file, split, partial(HfFileSystem().open, f"{root}/{file}", "rb"))
             for split, names in splits.items()
             for file in names
         ]
-        return tables_source(
-            "hub", address, tables, fetch=partial(_fetch, repo, str(info.sha)), files_beside=False
-        )
+        fetch = partial(_fetch, str(repo), str(info.sha))
+        return tables_source("hub", address, tables, fetch=fetch, files_beside=False)
     except _client_errors() as error:
         if getattr(error, "response", None) is None:
             raise ConnectionError(f"{address} cannot be reached: {one_line(error)}") from error
@@ -83,70 +75,62 @@ def choose_splits(
     split: str | None,
     address: str,
 ) -> dict[str, list[str]]:
-    """Return the Parquet files of each wanted split.
+    """Return the Parquet files of each wanted split; without a ``split``, of every split.
 
-    Args:
-        configs: As the data set's card lists them: ``config_name`` and ``data_files`` or ``data_dir``.
-        files: Every Parquet file of the repository.
-        config: Name of the wanted configuration; without cards, a folder.
-        split: Name of the wanted split; None: all of them.
-        address: For errors.
+    ``configs`` are those of the data set's card (``config_name`` and ``data_files`` or ``data_dir``). Without
+    them, a configuration is a folder.
 
     Raises:
         InputError: There is no such configuration, split or file, or one of several must be chosen.
     """
-    named = {str(one.get("config_name")): one for one in configs}
+    cards = {str(card.get("config_name")): card for card in configs}
     folders = sorted({file.partition("/")[0] for file in files if file.count("/") > 1})
-    if named:
-        default = next((name for name, one in named.items() if one.get("default")), None)
-        config = config or default or ("default" if "default" in named else None)
-        if config is None and len(named) > 1:
+    if cards:
+        default = next((name for name, card in cards.items() if card.get("default")), "default")
+        config = config or (default if default in cards else None)
+        if config is None and len(cards) > 1:
             raise InputError(
-                f"{address} has several configurations: {', '.join(named)}. Add one: {address}/NAME"
+                f"{address} has several configurations: {', '.join(cards)}. Add one: {address}/NAME"
             )
-        config = config or next(iter(named))
-        if config not in named:
-            raise InputError(f"{address}: {unknown_name('configuration', config, named)}")
-        found = dict(_listed(named[config], files))
-    elif config is not None:
-        found = _by_names([file for file in files if file.startswith(f"{config}/")])
-        if not found:
-            raise InputError(f"{address}: {unknown_name('configuration', config, folders)}")
-    else:
-        found = _by_names(files)
-    if not any(found.values()):
+        config = config or next(iter(cards))
+    exists = config in cards if cards else any(file.startswith(f"{config}/") for file in files)
+    if config is not None and not exists:
+        raise InputError(f"{address}: {unknown_name('configuration', config, cards or folders)}")
+    splits = _splits_of_card(cards[str(config)], files) if cards else _splits_by_name(files, config or "")
+    if not any(splits.values()):
         raise InputError(f"{address} holds no Parquet files")
-    if split is not None:
-        if split not in found:
-            raise InputError(f"{address} cannot be loaded: {unknown_name('split', split, found)}")
-        found = {split: found[split]}
-    return found
+    if split is None:
+        return splits
+    if split not in splits:
+        raise InputError(f"{address} cannot be loaded: {unknown_name('split', split, splits)}")
+    return {split: splits[split]}
 
 
-def _listed(config: dict[str, Any], files: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
-    """Yield the splits of a configuration of the card."""
-    entries = config.get("data_files")
+def _splits_of_card(card: dict[str, Any], files: Sequence[str]) -> dict[str, list[str]]:
+    entries = card.get("data_files")
     if not entries:
-        folder = str(config.get("data_dir") or "").strip("/")
-        yield from _by_names(
-            [file for file in files if file.startswith(f"{folder}/" if folder else "")]
-        ).items()
-        return
+        return _splits_by_name(files, str(card.get("data_dir") or "").strip("/"))
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         entries = [{"split": "train", "path": entries}]
+    splits = {}
     for entry in entries:
         patterns = entry["path"] if isinstance(entry["path"], list) else [entry["path"]]
-        yield str(entry["split"]), [f for f in files if any(fnmatch.fnmatchcase(f, str(p)) for p in patterns)]
+        matching = [f for f in files if any(fnmatch.fnmatchcase(f, str(pattern)) for pattern in patterns)]
+        splits[str(entry["split"])] = matching
+    return splits
 
 
-def _by_names(files: Sequence[str]) -> dict[str, list[str]]:
-    """Group files by the split that a folder or the name says; without any, they are ``train``."""
-    found: dict[str, list[str]] = {}
+def _splits_by_name(files: Sequence[str], folder: str) -> dict[str, list[str]]:
+    """Group a folder's files by the split in their folders or names; without any, they are ``train``."""
+    splits: dict[str, list[str]] = {}
     for file in files:
+        if folder and not file.startswith(f"{folder}/"):
+            continue
         path = PurePosixPath(file)
         words = [*re.split(r"[._ -]", path.stem), *reversed(path.parts[:-1])]
-        found.setdefault(next((_SPLITS[word] for word in words if word in _SPLITS), "train"), []).append(file)
-    return found
+        split = next((_SPLITS[word] for word in words if word in _SPLITS), "train")
+        splits.setdefault(split, []).append(file)
+    return splits
 
 
 def _parquet_files(info: Any) -> list[str]:

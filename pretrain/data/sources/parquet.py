@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -19,25 +20,41 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hear_m2d.audio import AudioError, Sound, read_sound
-from hear_m2d.pretrain.data.sources.base import Item, Part, Skipped, Source, listing_sha256, one_line
+from hear_m2d.pretrain.data.sources.base import (
+    Item,
+    Skipped,
+    Source,
+    label_cell,
+    listing_sha256,
+    no_audio,
+    one_line,
+)
 from hear_m2d.utils.errors import InputError
-from hear_m2d.utils.listing import LABEL_COLUMNS, join_labels
+from hear_m2d.utils.listing import LABEL_COLUMNS
 
 _ROWS = 32  # rows read at a time
 
 
 class Table(NamedTuple):
-    """A Parquet file to list.
+    """A Parquet file to list; ``file`` is what ``fetch`` takes, ``open`` opens it for its footer.
 
-    Attributes:
-        file: What ``fetch`` takes.
-        prefix: Its items are called ``prefix/row``; the rows of tables with one prefix are counted on.
-        open: Opens it for reading its footer.
+    Its items are called ``prefix/row``; the rows of tables with one prefix are counted on.
     """
 
     file: str
     prefix: str
     open: Callable[[], Any]
+
+
+class _Group(NamedTuple):
+    """Rows of a row group from its row ``skip`` on; its row 0 is number ``first`` of the prefix."""
+
+    file: str
+    prefix: str
+    number: int
+    first: int
+    skip: int
+    rows: int
 
 
 def parquet_source(paths: list[Path], root: Path, name: str) -> Source:
@@ -54,12 +71,8 @@ def tables_source(
 ) -> Source:
     """List tables by their footers.
 
-    Args:
-        kind: Of the source.
-        name: Of the source.
-        tables: Parquet files.
-        fetch: Returns the local path of a table's ``file``; runs in the worker.
-        files_beside: A row without bytes may name a file below the table's folder.
+    ``fetch`` runs in the worker and returns the local path of a table's ``file``. With ``files_beside``, a
+    row without bytes may name a file below the table's folder.
 
     Raises:
         InputError: A table has no column of audio, or no table has a row.
@@ -70,9 +83,9 @@ def tables_source(
     rows_so_far: dict[str, int] = {}
     for table in tables:
         try:
-            with table.open() as file, pq.ParquetFile(file) as opened:
-                footer = opened.metadata
-                find_columns(opened.schema_arrow, table.prefix)
+            with table.open() as file, pq.ParquetFile(file) as parquet:
+                footer = parquet.metadata
+                _find_columns(parquet.schema_arrow, table.prefix)
         except (pa.ArrowException, OSError) as error:
             # Arrow's own errors are plain OSErrors; a failing network is not a damaged table.
             if isinstance(error, OSError) and type(error) is not OSError and not files_beside:
@@ -88,18 +101,10 @@ def tables_source(
             sizes.append(group.total_byte_size // max(group.num_rows, 1))
     rows = np.array([group.rows for group in groups], np.int64)
     if not rows.sum():
-        why = f" ({problems[0][0]}: {problems[0][2]})" if problems else ": its tables have no rows"
-        raise InputError(f"{name} holds no audio{why}")
+        raise no_audio(name, "its tables have no rows", problems)
     firsts = np.cumsum([0, *rows])
-    listing = zip(
-        (group.prefix for group in groups),
-        (group.number for group in groups),
-        rows,
-        rows * sizes,
-        strict=True,
-    )
 
-    def part(first: int, last: int) -> Part:
+    def part(first: int, last: int) -> _Rows:
         chosen = []
         for group, begin in zip(groups, firsts, strict=False):
             skip, end = max(first - int(begin), 0), min(last - int(begin), group.rows)
@@ -108,61 +113,48 @@ def tables_source(
         return _Rows(tuple(chosen), fetch, files_beside)
 
     item_sizes = np.repeat(np.array(sizes, np.int64), rows)
+    listing = [
+        (group.prefix, group.number, group.rows, group.rows * size)
+        for group, size in zip(groups, sizes, strict=True)
+    ]
     return Source(kind, name, item_sizes, listing_sha256(listing), part, firsts[1:-1], tuple(problems))
-
-
-class _Group(NamedTuple):
-    """Rows of a row group from its row ``skip`` on; its row 0 is number ``first`` of the prefix."""
-
-    file: str
-    prefix: str
-    number: int
-    first: int
-    skip: int
-    rows: int
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows of Parquet files."""
+    """Rows of Parquet files, read when they are iterated."""
 
     groups: tuple[_Group, ...]
     fetch: Callable[[str], str]
     files_beside: bool
 
-    def __len__(self) -> int:
-        return sum(group.rows for group in self.groups)
-
     def __iter__(self) -> Iterator[Item]:
         for group in self.groups:
-            path = Path(self.fetch(group.file))
-            done = 0
+            path, done = Path(self.fetch(group.file)), 0
             try:
                 for item in self._read(group, path):
                     yield item
                     done += 1
             except (pa.ArrowException, OSError) as error:
-                why = f"its table cannot be read: {one_line(error)}"
+                reason = f"its table cannot be read: {one_line(error)}"
                 for row in range(group.skip + done, group.skip + group.rows):
                     name = f"{group.prefix}/{group.first + row}"
-                    yield Item(name, None, partial(_refuse, name, why))
+                    yield Item(name, None, partial(_refuse, name, reason))
 
     def _read(self, group: _Group, path: Path) -> Iterator[Item]:
+        folder = path.parent if self.files_beside else None
         with pq.ParquetFile(path) as file:
-            audio, label, text = find_columns(file.schema_arrow, group.prefix)
+            audio, label, classes = _find_columns(file.schema_arrow, group.prefix)
             columns = [audio, label] if label else [audio]
-            row, last = 0, group.skip + group.rows
-            for batch in file.iter_batches(_ROWS, row_groups=[group.number], columns=columns):
-                first, end = max(group.skip - row, 0), min(last - row, len(batch))
-                for index, cells in enumerate(
-                    batch.slice(first, max(end - first, 0)).to_pylist(), row + first
-                ):
-                    name = f"{group.prefix}/{group.first + index}"
-                    folder = path.parent if self.files_beside else None
-                    yield _item(name, cells[audio], text(cells[label]) if label else None, folder)
-                row += len(batch)
-                if row >= last:
-                    return
+            batches = file.iter_batches(_ROWS, row_groups=[group.number], columns=columns)
+            rows = (cells for batch in batches for cells in batch.to_pylist())
+            wanted = islice(rows, group.skip, group.skip + group.rows)
+            for number, cells in enumerate(wanted, group.first + group.skip):
+                value = cells[label] if label else None
+                if classes and not isinstance(value, str):
+                    values = value if isinstance(value, list) else [value]
+                    value = [_class_name(classes, one) for one in values]
+                yield _item(f"{group.prefix}/{number}", cells[audio], label_cell(value), folder)
 
 
 def _item(name: str, audio: Mapping[str, Any] | bytes | None, label: str | None, folder: Path | None) -> Item:
@@ -172,7 +164,7 @@ def _item(name: str, audio: Mapping[str, Any] | bytes | None, label: str | None,
     if path:
         name = f"{name}-{os.path.basename(path)}"  # noqa: PTH119
     if content is not None:
-        return Item(name, label, partial(_decode, name, content))
+        return Item(name, label, partial(read_sound, name, content=content))
     if not path or folder is None:
         return Item(name, label, partial(_refuse, name, "its row holds no bytes"))
     # A table from an unknown source must not make this program read other files.
@@ -181,55 +173,35 @@ def _item(name: str, audio: Mapping[str, Any] | bytes | None, label: str | None,
     return Item(name, label, partial(read_sound, folder / path))
 
 
-def _decode(name: str, content: bytes, sample_rate: int) -> Sound:
-    return read_sound(name, sample_rate, content=content)
+def _refuse(name: str, reason: str, sample_rate: int) -> Sound:
+    raise AudioError(name, "corrupt", reason)
 
 
-def _refuse(name: str, why: str, sample_rate: int) -> Sound:
-    raise AudioError(name, "corrupt", why)
-
-
-def find_columns(schema: Any, where: str) -> tuple[str, str | None, Callable[[Any], str | None]]:
-    """Return the column of audio, that of labels, and what turns a label into a cell of labels.
-
-    Raises:
-        InputError: No column holds the bytes of files.
-    """
+def _find_columns(schema: Any, table: str) -> tuple[str, str | None, list[str]]:
+    """Return the column of audio, that of labels, and the names of the hub's numbered classes."""
     kinds = {name: schema.field(name).type for name in sorted(schema.names, key=lambda name: name != "audio")}
-    held = [n for n, kind in kinds.items() if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0]
-    held += [n for n, kind in kinds.items() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind)]
-    if not held:
+    audio = [
+        n for n, kind in kinds.items() if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0
+    ]
+    audio += [n for n, kind in kinds.items() if pa.types.is_binary(kind) or pa.types.is_large_binary(kind)]
+    if not audio:
         raise InputError(
-            f"{where} has no column of audio files (binary, or a struct with a field `bytes`); its columns: "
+            f"{table} has no column of audio files (binary, or a struct with a field `bytes`); its columns: "
             f"{', '.join(schema.names)}"
         )
     label = next((name for name in LABEL_COLUMNS if name in schema.names), None)
-    return held[0], label, partial(_cell, _class_names(schema, label))
-
-
-def _cell(classes: list[str], value: Any) -> str | None:
-    """Return a table's label as a cell: a number is a class, a list several labels, a text a cell already."""
-    if isinstance(value, list | tuple):
-        return join_labels(name for one in value if (name := _label(classes, one))) or None
-    if isinstance(value, str):
-        return value or None
-    name = _label(classes, value)
-    return join_labels([name]) if name else None
-
-
-def _label(classes: list[str], value: Any) -> str | None:
-    if classes and isinstance(value, int):
-        return classes[value] if 0 <= value < len(classes) else None
-    return None if value is None else str(value)
-
-
-def _class_names(schema: Any, label: str | None) -> list[str]:
-    """Return the names of the hub's numbered classes, which lie in the schema's metadata."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        feature = features[label]
+    try:  # the schema's metadata may come from an unknown source, in any form
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]
         feature = feature.get("feature", feature) if isinstance(feature, dict) else feature[0]
         names = feature["names"]
-        return [names[str(n)] for n in range(len(names))] if isinstance(names, dict) else list(names)
+        classes = [names[str(n)] for n in range(len(names))] if isinstance(names, dict) else list(names)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError):
-        return []
+        classes = []
+    return audio[0], label, classes
+
+
+def _class_name(classes: list[str], value: Any) -> Any:
+    """Return the name of a numbered class, and any other label as it is."""
+    if not isinstance(value, int):
+        return value
+    return classes[value] if 0 <= value < len(classes) else None

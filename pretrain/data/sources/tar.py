@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hear_m2d.audio import AUDIO_SUFFIXES, Sound, read_sound
-from hear_m2d.pretrain.data.sources.base import Item, Skipped, Source, listing_sha256
-from hear_m2d.utils.errors import InputError
-from hear_m2d.utils.listing import LABEL_COLUMNS, join_labels
+from hear_m2d.pretrain.data.sources.base import Item, Skipped, Source, label_cell, listing_sha256, no_audio
+from hear_m2d.utils.listing import LABEL_COLUMNS
 
 
 class _Member(NamedTuple):
@@ -27,20 +24,6 @@ class _Member(NamedTuple):
     offset: int
     size: int
     label: str | None
-
-
-@dataclass(frozen=True)
-class _Members:
-    """A run of members."""
-
-    members: tuple[_Member, ...]
-
-    def __len__(self) -> int:
-        return len(self.members)
-
-    def __iter__(self) -> Iterator[Item]:
-        for member in self.members:
-            yield Item(member.name, member.label, partial(_read, member))
 
 
 def tar_source(paths: list[Path], root: Path, name: str) -> Source:
@@ -54,24 +37,21 @@ def tar_source(paths: list[Path], root: Path, name: str) -> Source:
         if problem:
             problems.append((relative, "corrupt", problem))
     if not members:
-        why = f" ({problems[0][0]}: {problems[0][2]})" if problems else ""
-        raise InputError(f"{name} holds no audio: no member ends in {' '.join(sorted(AUDIO_SUFFIXES))}{why}")
+        raise no_audio(name, f"no member ends in {' '.join(sorted(AUDIO_SUFFIXES))}", problems)
+
+    def part(first: int, last: int) -> list[Item]:
+        return [Item(member.name, member.label, partial(_read, member)) for member in members[first:last]]
+
+    sizes = np.array([member.size for member in members], np.int64)
     sha256 = listing_sha256((member.name, member.size, member.offset, member.label) for member in members)
-    return Source(
-        "tar",
-        name,
-        np.array([member.size for member in members], np.int64),
-        sha256,
-        lambda first, last: _Members(tuple(members[first:last])),
-        problems=tuple(problems),
-    )
+    return Source("tar", name, sizes, sha256, part, problems=tuple(problems))
 
 
 def _list_members(path: Path, relative: str) -> tuple[list[_Member], str]:
     """Return an archive's audio members, and what is wrong with it; empty if nothing is."""
-    found: list[tuple[str, _Member]] = []  # with the stem, until all labels are known
+    members: list[tuple[str, _Member]] = []  # with the stem, until all labels are known
     labels: dict[str, str | None] = {}
-    place, problem = os.path.abspath(path), ""  # noqa: PTH100  # a worker may have another working directory
+    absolute, problem = os.path.abspath(path), ""  # noqa: PTH100  # a worker may have another working directory
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
@@ -83,12 +63,12 @@ def _list_members(path: Path, relative: str) -> tuple[list[_Member], str]:
                     continue
                 if os.path.splitext(last)[1].lower() in AUDIO_SUFFIXES:  # noqa: PTH122
                     name = f"{relative}/{member.name}"
-                    found.append((stem, _Member(place, name, member.offset_data, member.size, None)))
+                    members.append((stem, _Member(absolute, name, member.offset_data, member.size, None)))
                 elif suffix.lower() in ("cls", "txt", "json") and (file := tar.extractfile(member)):
                     labels[stem] = _label(file.read(1 << 20), suffix.lower())
     except (tarfile.TarError, OSError, ValueError) as error:
-        problem = str(error) if found else f"{error}; it must be a .tar without compression"
-    return [member._replace(label=labels.get(stem)) for stem, member in found], problem
+        problem = str(error) if members else f"{error}; it must be a .tar without compression"
+    return [member._replace(label=labels.get(stem)) for stem, member in members], problem
 
 
 def _read(member: _Member, sample_rate: int) -> Sound:
@@ -104,11 +84,9 @@ def _label(content: bytes, suffix: str) -> str | None:
     if suffix != "json":
         return text or None
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return None
-    if isinstance(found, dict):
-        found = next((found[key] for key in LABEL_COLUMNS if key in found), None)
-    if isinstance(found, list):
-        return join_labels(str(label) for label in found if label is not None) or None
-    return str(found) if isinstance(found, str | int | float) and found != "" else None
+    if isinstance(value, dict):
+        value = next((value[key] for key in LABEL_COLUMNS if key in value), None)
+    return None if isinstance(value, dict) else label_cell(value)

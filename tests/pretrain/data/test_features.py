@@ -7,16 +7,21 @@ import pytest
 import soundfile
 import torch
 
+from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.pretrain.data.crops import Crops
 from hear_m2d.pretrain.data.features import FeatureCrops, training_items
 from hear_m2d.pretrain.data.prepare import prepare
 from hear_m2d.pretrain.data.prepared import LogMelData
-from hear_m2d.pretrain.recipe import recipe_of_record
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
+from hear_m2d.pretrain.recipe import Recipe, replace_fields
 
-SMALL = {
-    "objective": "m2d", "width": 64, "depth": 1, "heads": 1, "input_frames": 40, "patch_size": (80, 4),
-    "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "steps": 1,
-}  # fmt: skip
+SMALL = Recipe(
+    objective="m2d",
+    encoder=EncoderConfig(width=64, depth=1, heads=1, input_size=(80, 40), patch_size=(80, 4)),
+    decoder=DecoderConfig(width=32, depth=1, heads=2),
+    steps=1,
+)
+LABELS, FEATURES = (replace_fields(SMALL, {"offline.source": source}) for source in ("labels", "features"))
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +57,8 @@ def features(data, tmp_path):
     return folder
 
 
-def recipe_of(**fields):
-    return recipe_of_record({**SMALL, **fields}, "test")
-
-
 def test_features_are_those_of_the_columns_of_the_crop(data, features):
-    items = training_items(recipe_of(offline="features"), data, features=features)
+    items = training_items(FEATURES, data, features=features)
     assert isinstance(items, Crops)
     checked = 0
     for epoch in range(8):
@@ -77,73 +78,73 @@ def test_features_are_those_of_the_columns_of_the_crop(data, features):
 
 
 def test_the_spectrogram_is_that_of_the_same_crop_without_features(data, features):
-    with_features = training_items(recipe_of(offline="features"), data, features=features)
+    with_features = training_items(FEATURES, data, features=features)
     for key in [(0, 1), (3, 4)]:
-        assert torch.equal(with_features[key]["x"], training_items(recipe_of(), data)[key]["x"])
+        assert torch.equal(with_features[key]["x"], training_items(SMALL, data)[key]["x"])
 
 
 def test_labels_are_multi_hot_over_the_sorted_classes(data):
-    items = training_items(recipe_of(offline="labels"), data)
+    items = training_items(LABELS, data)
     assert data.labels == ("cat", "dog")
-    found = {data.origin(clip)[0]: items[0, clip]["target"].tolist() for clip in range(len(data))}
-    assert found == {"a.wav": [1, 1], "b.wav": [0, 0], "c.wav": [1, 0]}
+    actual = {data.origin(clip)[0]: items[0, clip]["target"].tolist() for clip in range(len(data))}
+    assert actual == {"a.wav": [1, 1], "b.wav": [0, 0], "c.wav": [1, 0]}
 
 
 def test_noise_and_features_go_together(data, features):
-    recipe = recipe_of(offline="features", noise_ratio=0.2)
+    recipe = replace_fields(FEATURES, {"noise_ratio": 0.2})
     item = training_items(recipe, data, noise=data, features=features)[0, 1]
     assert item.keys() == {"x", "clean", "target"}
     assert not torch.equal(item["x"], item["clean"])
 
 
 @pytest.mark.parametrize(
-    ("fields", "given", "said"),
+    ("fields", "given", "message"),
     [
-        ({"offline": "features"}, {}, "give --features FOLDER"),
+        ({"offline.source": "features"}, {}, "give --features FOLDER"),
         ({}, {"features": True}, 'used only with offline.source = "features"'),
         ({"noise_ratio": 0.2}, {}, "needs noise: give --noise FOLDER, or --set noise_ratio=0"),
         ({}, {"noise": True}, "noise_ratio = 0 leaves the noise"),
     ],
 )
-def test_what_is_missing_or_not_needed_is_named(data, features, fields, given, said):
+def test_missing_and_unneeded_folders_are_named(data, features, fields, given, message):
     given = {name: {"features": features, "noise": data}[name] for name in given}
-    with pytest.raises(ValueError, match=said):
-        training_items(recipe_of(**fields), data, **given)
+    with pytest.raises(ValueError, match=message):
+        training_items(replace_fields(SMALL, fields), data, **given)
 
 
 def test_data_without_labels_is_refused(audio, tmp_path):
     prepare(audio / "b.wav", tmp_path / "d")
     with pytest.raises(ValueError, match="has no labels"):
-        training_items(recipe_of(offline="labels"), LogMelData(tmp_path / "d"))
+        training_items(LABELS, LogMelData(tmp_path / "d"))
 
 
 def test_features_that_do_not_belong_to_the_audio_are_refused(data, features):
     crops = FeatureCrops(data, features, frames=40)
     clip = next(i for i in range(len(data)) if data.origin(i)[0] == "b.wav")
     path = features / "b.wav.npy"
-    for wrong, said in [
+    for wrong, message in [
         (np.zeros((20, 2), np.float32), "has 20 vectors, fewer than the 50 of its audio"),
         (np.zeros(50, np.float32), r"holds float32 of shape \[50\]"),
         (np.zeros((50, 2), int), "holds int64"),
     ]:
         np.save(path, wrong)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             crops[0, clip]
     path.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"b\.wav\.npy is not an array of features"):
+    with pytest.raises(ValueError, match=r"b\.wav\.npy is missing, or not an array"):
         crops[0, clip]
     path.unlink()
-    with pytest.raises(ValueError, match=r"b\.wav\.npy is missing"):
+    with pytest.raises(ValueError, match=r"b\.wav\.npy is missing, or not"):
         crops[0, clip]
 
 
 def test_a_folder_of_features_that_is_not_there_is_refused(data, tmp_path):
     with pytest.raises(ValueError, match="is not a folder of features"):
-        training_items(recipe_of(offline="features"), data, features=tmp_path / "none")
+        training_items(FEATURES, data, features=tmp_path / "none")
 
 
-def test_missing_features_are_told_before_training_with_their_number(data, features):
-    asked = recipe_of(offline="features")
+def test_missing_features_are_counted_before_training(data, features):
+    asked = FEATURES
     (features / "b.wav.npy").unlink()
     with pytest.raises(
         ValueError, match=r"lacks the features of 1 of the 3 files of the data: b\.wav\.npy\. "
@@ -166,7 +167,7 @@ def test_features_lie_below_their_folder_as_the_audio_does(tmp_path):
         np.save(tmp_path / "features" / f"{name}.npy", np.zeros((50, 2), np.float32))
     prepare(tmp_path / "audio", tmp_path / "d")
     data = LogMelData(tmp_path / "d")
-    assert len(FeatureCrops(data, tmp_path / "features", frames=40)) == 2
+    assert FeatureCrops(data, tmp_path / "features", frames=40)[0, 1]["target"].shape == (20, 2)
     (tmp_path / "features" / "two" / "deep" / "b.wav.npy").unlink()
     (tmp_path / "features" / "two" / "deep").rmdir()
     with pytest.raises(ValueError, match=r"of 1 of the 2 files of the data: two/deep/b\.wav\.npy\. Store"):

@@ -50,8 +50,10 @@ def test_audio_below_the_rate_of_the_front_end_is_counted_and_reported(tmp_path,
         write(tmp_path / "audio", f"{index}.wav", rate=rate, seed=index)
     prepare(tmp_path / "audio", tmp_path / "out", sample_rate=32000)
     assert LogMelData(tmp_path / "out").summary["rates"] == [[8000, 2], [32000, 1], [44100, 1]]
-    told = "2 of 4 files have a sample rate of 8000 Hz: 29 of the 80 mel bins at 32000 Hz are empty for them"
-    assert [record.message for record in caplog.records] == [told]
+    message = (
+        "2 of 4 files have a sample rate of 8000 Hz: 29 of the 80 mel bins at 32000 Hz are empty for them"
+    )
+    assert [record.message for record in caplog.records] == [message]
     caplog.clear()
     prepare(tmp_path / "audio" / "2.wav", tmp_path / "other", sample_rate=32000)
     assert not caplog.records

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 import torch
 
-from hear_m2d.pretrain.data.crops import Crops, MixedCrops, mix_log_mel, noise_place
+from hear_m2d.pretrain.data.crops import Crops, MixedCrops, mix_log_mel, noise_crop
 from hear_m2d.pretrain.data.prepare import prepare
 from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.data.sampling import draw
@@ -45,7 +45,7 @@ def test_an_item_is_the_mixture_of_the_crop_and_the_noise_less_their_means(folde
     for key in [(epoch, clip) for epoch in range(8) for clip in range(3)]:
         item = mixed[key]
         torch.testing.assert_close(item["clean"], Crops(data, frames=60, seed=3)[key]["x"])
-        clip, start = noise_place(noise.lengths, 60, seed=3, key=key)
+        clip, start = noise_crop(noise.lengths, 60, seed=3, key=key)
         heard.add(clip)
         repeated = np.tile(noise.logmel(clip).astype(np.float64), (1, 4))
         a = repeated[:, start : start + 60] - noise.mean
@@ -70,7 +70,7 @@ def test_noise_follows_from_seed_epoch_and_clip(folders):
 def test_every_noise_clip_and_every_start_is_drawn():
     lengths = np.array([5, 12, 10])
     drawn = Counter(
-        noise_place(lengths, 10, seed=0, key=(epoch, clip)) for epoch in range(60) for clip in range(9)
+        noise_crop(lengths, 10, seed=0, key=(epoch, clip)) for epoch in range(60) for clip in range(9)
     )
     short = {(0, start) for start in range(5)}  # repeated: it may begin anywhere
     assert drawn.keys() == short | {(1, 0), (1, 1), (1, 2), (2, 0)}
@@ -79,7 +79,7 @@ def test_every_noise_clip_and_every_start_is_drawn():
 def test_noise_does_not_follow_the_crop():
     """Clips of one length get the noise of another number, at another frame, than their own crop."""
     lengths = np.full(1000, 1000)
-    places = [noise_place(lengths, 1, seed=0, key=(0, clip)) for clip in range(200)]
+    places = [noise_crop(lengths, 1, seed=0, key=(0, clip)) for clip in range(200)]
     starts = [draw(1000, 0, 0, clip) for clip in range(200)]
     for part in (0, 1):
         assert sum(place[part] == start for place, start in zip(places, starts, strict=True)) < 5
@@ -94,11 +94,11 @@ def test_noise_of_another_front_end_is_refused(folders, tmp_path):
 
 
 def test_other_tensors_of_an_item_are_kept(folders):
-    class Labelled(Crops):
+    class Labeled(Crops):
         def __getitems__(self, keys):
             return {**super().__getitems__(keys), "target": torch.ones(len(keys), 1)}
 
     data, noise = folders
-    item = MixedCrops(Labelled(data, frames=20), noise, ratio=0.3)[0, 1]
+    item = MixedCrops(Labeled(data, frames=20), noise, ratio=0.3)[0, 1]
     assert item["target"] == 1
     assert item.keys() == {"x", "clean", "target"}

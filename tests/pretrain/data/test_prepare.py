@@ -122,7 +122,7 @@ def test_a_finished_folder_is_left_alone(audio_dir, tmp_path):
     assert contents(tmp_path / "out") == before
 
 
-def test_an_interrupted_run_is_no_prepared_folder_and_continues_to_the_same_bytes(
+def test_an_interrupted_run_is_not_a_prepared_folder_and_continues_to_the_same_bytes(
     audio_dir, tmp_path, small_shards, monkeypatch
 ):
     prepare(audio_dir, tmp_path / "whole")
@@ -188,7 +188,7 @@ def test_a_folder_with_other_things_in_it_is_refused(audio_dir, tmp_path):
         prepare(audio_dir, audio_dir / "a.wav")
 
 
-def test_no_audio_and_no_usable_audio_are_told_apart(tmp_path):
+def test_no_audio_and_no_usable_audio_are_different_errors(tmp_path):
     (tmp_path / "none").mkdir()
     with pytest.raises(ValueError, match=r"none holds no audio: .*\.flac.*\.wav"):
         prepare(tmp_path / "none", tmp_path / "out")
@@ -218,7 +218,7 @@ def test_long_files_become_equal_pieces_and_silent_pieces_go(tmp_path):
         (np.random.default_rng(0).integers(-8, 9, 100) / 32768, False),
     ],
 )
-def test_silence_is_what_does_not_move(wave, silent):
+def test_a_signal_that_stays_near_a_constant_is_silence(wave, silent):
     assert is_silent(wave.astype(np.float32)) is silent
 
 
@@ -242,8 +242,8 @@ def test_a_file_that_kills_its_reader_is_reported_as_failed_work(
 
     source = dataclasses.replace(open_source(audio_dir), part=deadly)
     monkeypatch.setattr(module, "open_source", lambda place: source)
-    told = r"makes shard \d died twice.*\(deadly\.wav to deadly\.wav\)\. The same command continues"
-    with pytest.raises(WorkFailedError, match=told):
+    message = r"makes shard \d died twice.*\(deadly\.wav to deadly\.wav\)\. The same command continues"
+    with pytest.raises(WorkFailedError, match=message):
         prepare(audio_dir, tmp_path / "out", workers=2)
 
 
@@ -261,8 +261,8 @@ def test_a_shard_of_large_files_holds_fewer_of_them_but_at_least_one():
 
 def test_shards_of_a_table_end_where_its_row_groups_end():
     seams = np.array([50, 100, 150, 3000])
-    found = list(cut(np.full(3200, 10), seams))
-    assert found == [(0, 100), (100, 150), (150, 1174), (1174, 2198), (2198, 3200)]
+    actual = list(cut(np.full(3200, 10), seams))
+    assert actual == [(0, 100), (100, 150), (150, 1174), (1174, 2198), (2198, 3200)]
 
 
 def test_the_command_says_what_was_prepared_and_where_the_report_is(audio_dir, tmp_path):
@@ -285,7 +285,7 @@ def test_real_recordings(data_dir, tmp_path):
     assert all(np.isfinite(data.logmel(index)).all() for index in range(len(data)))
 
 
-def test_two_names_that_are_no_utf8_stay_two_names(tmp_path):
+def test_two_names_that_are_not_utf8_stay_different(tmp_path):
     (tmp_path / "in").mkdir()
     for name in (b"\xe8.wav", b"\xe9.wav"):
         soundfile.write(tmp_path / "x.wav", noise(16000, 0.5), 16000)

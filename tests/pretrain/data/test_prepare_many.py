@@ -104,11 +104,11 @@ def test_a_shard_that_grows_too_large_goes_on_in_another_file(audio_dir, tmp_pat
     monkeypatch.setattr("hear_m2d.pretrain.data.shards.SHARD_BYTES", limit)
     prepare(audio_dir, tmp_path / "out")
     whole, data = LogMelData(tmp_path / "whole"), LogMelData(tmp_path / "out")
-    assert [facts.file for facts in data.shards][:3] == [
+    assert [shard.file for shard in data.shards][:3] == [
         "shard-00000.arrow", "shard-00000-1.arrow", "shard-00000-2.arrow",
     ]  # fmt: skip
-    assert all(facts.clips == 1 or facts.bytes < limit + 4000 for facts in data.shards)
-    assert sum(facts.clips for facts in data.shards) == 12
+    assert all(shard.clips == 1 or shard.bytes < limit + 4000 for shard in data.shards)
+    assert sum(shard.clips for shard in data.shards) == 12
     assert len(data) == len(whole)
     for index in range(len(data)):
         np.testing.assert_array_equal(data.logmel(index), whole.logmel(index))
@@ -149,15 +149,15 @@ def test_workers_end_with_a_command_that_is_killed_and_the_next_one_finishes(aud
 
 def processes_of(group):
     """The processes of a group that run, but for those that ended and nobody has asked after."""
-    found = []
+    running = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[2]) == group and fields[0] != "Z":
-            found.append(path.parent.name)
-    return found
+            running.append(path.parent.name)
+    return running
 
 
 def test_the_plan_does_not_grow_with_the_names(tmp_path, monkeypatch):

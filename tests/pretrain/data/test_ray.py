@@ -36,19 +36,19 @@ def test_a_cluster_makes_the_same_folder_byte_for_byte(cluster, audio_dir, tmp_p
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
-def test_a_cluster_continues_what_was_begun(cluster, audio_dir, tmp_path):
+def test_a_cluster_continues_a_started_set(cluster, audio_dir, tmp_path):
     prepare(audio_dir, tmp_path / "one")
     module.prepare_shard(audio_dir, tmp_path / "many", shard=(2, 2))
     prepare(audio_dir, tmp_path / "many", ray="auto")
     assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
-def test_what_fails_on_the_cluster_is_one_sentence(cluster, audio_dir, tmp_path):
+def test_an_error_on_the_cluster_is_one_sentence(cluster, audio_dir, tmp_path):
     out = tmp_path / "out"
     task = module.list_work(audio_dir, out, sample_rate=16000, max_clip_s=30.0)
     task.begin()
     (out / "shard-00002.arrow").mkdir()  # where a file is to be written
-    told = r"a shard could not be made on the cluster: .*shard-00002"
-    with pytest.raises(WorkFailedError, match=told) as caught:
+    message = r"a shard could not be made on the cluster: .*shard-00002"
+    with pytest.raises(WorkFailedError, match=message) as caught:
         prepare(audio_dir, out, ray="auto")
     assert "\n" not in str(caught.value)

@@ -21,7 +21,7 @@ from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.objectives.m2d_x import M2DX
 from hear_m2d.pretrain.objectives.masking import random_mask
 from hear_m2d.pretrain.objectives.teacher import Teacher, with_offline
-from hear_m2d.pretrain.recipe import recipe_of_record, replace_fields
+from hear_m2d.pretrain.recipe import Recipe, replace_fields
 from hear_m2d.pretrain.training.loop import train
 from hear_m2d.pretrain.training.state import STATE_KEY
 
@@ -88,12 +88,17 @@ def test_gradients_equal_the_published(published, variant, name_of):
     assert total == pytest.approx(float(arrays[f"{variant}/grad_norm_global"]), rel=1e-4)
 
 
+SMALL = Recipe(
+    objective="m2d",
+    encoder=EncoderConfig(width=64, depth=1, heads=1, input_size=(80, 48), patch_size=(16, 8)),
+    decoder=DecoderConfig(width=32, depth=1, heads=2),
+    steps=1,
+)
+
+
 def recipe_of(**fields):
-    given = {
-        "objective": "m2d", "width": 64, "depth": 1, "heads": 1, "input_frames": 48, "patch_size": (16, 8),
-        "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "steps": 1,
-    }  # fmt: skip
-    return recipe_of_record({**given, **fields}, "test")
+    """The small recipe with other values; `offline__source` stands for offline.source."""
+    return replace_fields(SMALL, {name.replace("__", "."): value for name, value in fields.items()})
 
 
 def save_teacher(path, *, frames=48, patch=(16, 8), rate=16000, std=3.0):
@@ -105,19 +110,21 @@ def save_teacher(path, *, frames=48, patch=(16, 8), rate=16000, std=3.0):
 
 
 def test_the_student_columns_hold_each_patch_where_it_belongs():
-    objective = build_objective(recipe_of(offline="features", offline_features=3))
+    objective = build_objective(recipe_of(offline__source="features", offline__features=3))
     rows, columns = objective.encoder.config.grid
     mask = random_mask(torch.rand(2, rows * columns), 0.7)
     z = torch.cat([torch.full((2, 1, 64), -1.0), mask.visible[..., None].expand(-1, -1, 64).float()], dim=1)
     predicted = mask.masked[..., None].expand(-1, -1, 64).float()
-    found = objective.student_columns(z, predicted, mask)
+    actual = objective.student_columns(z, predicted, mask)
     for row in range(rows):
         for column in range(columns):
-            assert (found[:, column, row * 64 : (row + 1) * 64] == row * columns + column).all()
+            assert (actual[:, column, row * 64 : (row + 1) * 64] == row * columns + column).all()
 
 
 def test_m2d_as_is_the_cross_entropy_of_the_mean_over_columns():
-    objective = build_objective(recipe_of(offline="labels", offline_features=4, offline_weight=0.5))
+    objective = build_objective(
+        recipe_of(offline__source="labels", offline__features=4, offline__offline_weight=0.5)
+    )
     x, noise = torch.randn(3, 1, 80, 48), torch.rand(3, 30)
     labels = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]])
     outcome = objective(x, noise, objective.offline_target({"x": x, "target": labels}))
@@ -143,7 +150,9 @@ def test_m2d_as_is_the_cross_entropy_of_the_mean_over_columns():
 
 def test_the_teacher_hears_the_clean_clip_and_the_student_the_mixture(tmp_path):
     name = save_teacher(tmp_path / "teacher.safetensors")
-    recipe, teacher = with_offline(recipe_of(offline="teacher", teacher=name), mean=-7.0, std=4.0)
+    recipe, teacher = with_offline(
+        recipe_of(offline__source="teacher", offline__teacher=name), mean=-7.0, std=4.0
+    )
     assert recipe.offline.features == 320
     objective = build_objective(recipe)
     objective.teacher = teacher
@@ -158,9 +167,11 @@ def test_the_teacher_hears_the_clean_clip_and_the_student_the_mixture(tmp_path):
     torch.testing.assert_close(outcome.latent, objective.online(x, noise)[2])
 
 
-def test_the_teacher_is_no_part_of_what_is_trained_saved_or_drawn(tmp_path):
+def test_the_teacher_is_not_trained_saved_or_drawn_at_random(tmp_path):
     name = save_teacher(tmp_path / "teacher.safetensors")
-    recipe, teacher = with_offline(recipe_of(offline="teacher", teacher=name), mean=-7.0, std=4.0)
+    recipe, teacher = with_offline(
+        recipe_of(offline__source="teacher", offline__teacher=name), mean=-7.0, std=4.0
+    )
     objective = build_objective(recipe)
     before = {name: t.clone() for name, t in objective.state_dict().items()}
     objective.teacher = teacher
@@ -177,68 +188,68 @@ def test_the_teacher_is_no_part_of_what_is_trained_saved_or_drawn(tmp_path):
 
 def test_a_teacher_with_its_own_statistics_hears_what_it_was_trained_on(tmp_path):
     name = save_teacher(tmp_path / "teacher.safetensors", std=3.0)
-    asked = recipe_of(offline="teacher", teacher=name, teacher_statistics="own")
+    asked = recipe_of(offline__source="teacher", offline__teacher=name, offline__teacher_statistics="own")
     _, teacher = with_offline(asked, mean=-7.0, std=4.0)
     logmel = torch.randn(1, 1, 80, 48) * 4 - 7
-    found = teacher.columns((logmel + 7.0) / 4.0)
-    _, plain = with_offline(recipe_of(offline="teacher", teacher=name), mean=-6.0, std=3.0)
-    torch.testing.assert_close(found, plain.columns((logmel + 6.0) / 3.0), atol=1e-4, rtol=1e-4)
+    actual = teacher.columns((logmel + 7.0) / 4.0)
+    _, plain = with_offline(recipe_of(offline__source="teacher", offline__teacher=name), mean=-6.0, std=3.0)
+    torch.testing.assert_close(actual, plain.columns((logmel + 6.0) / 3.0), atol=1e-4, rtol=1e-4)
 
 
 def test_a_teacher_of_shorter_windows_hears_one_after_another(tmp_path):
     name = save_teacher(tmp_path / "teacher.safetensors", frames=32)
-    _, teacher = with_offline(recipe_of(offline="teacher", teacher=name), mean=0.0, std=1.0)
+    _, teacher = with_offline(recipe_of(offline__source="teacher", offline__teacher=name), mean=0.0, std=1.0)
     x = torch.randn(1, 1, 80, 48)
     first = teacher.columns(x[..., :32])
     torch.testing.assert_close(teacher.columns(x)[:, :4], first)
     assert teacher.columns(x).shape == (1, 6, 320)
 
 
-def test_what_a_run_continues_from_teaches_too(tmp_path):
+def test_the_checkpoint_of_init_is_the_teacher_by_default(tmp_path):
     name = save_teacher(tmp_path / "teacher.safetensors")
-    _, teacher = with_offline(recipe_of(offline="teacher", init=name), mean=0.0, std=1.0)
+    _, teacher = with_offline(recipe_of(offline__source="teacher", init=name), mean=0.0, std=1.0)
     assert teacher is not None
 
 
 @pytest.mark.parametrize(
-    ("teacher", "said"),
+    ("teacher", "message"),
     [
         ({"patch": (16, 16)}, "3 columns of 48 frames .* the student 6"),
         ({"patch": (16, 4)}, "12 columns of 48 frames .* the student 6"),
         ({"rate": 32000}, "hears 32000 Hz, the recipe has sample_rate = 16000"),
     ],
 )
-def test_a_teacher_that_does_not_fit_is_refused(tmp_path, teacher, said):
+def test_a_teacher_that_does_not_fit_is_refused(tmp_path, teacher, message):
     name = save_teacher(tmp_path / "teacher.safetensors", **teacher)
-    with pytest.raises(ValueError, match=said):
-        with_offline(recipe_of(offline="teacher", teacher=name), mean=0.0, std=1.0)
+    with pytest.raises(ValueError, match=message):
+        with_offline(recipe_of(offline__source="teacher", offline__teacher=name), mean=0.0, std=1.0)
 
 
 @pytest.mark.parametrize(
-    ("recipe", "shape", "said"),
+    ("recipe", "shape", "message"),
     [
-        ({"offline": "teacher"}, None, "give --set offline.teacher=CHECKPOINT, or --init"),
-        ({"offline": "labels"}, None, "needs one number a class .* the data has nothing"),
-        ({"offline": "labels"}, (6, 768), r"the data has targets of shape \[6, 768\]"),
-        ({"offline": "labels", "offline_features": 527}, (50,), "527, but the data has 50"),
-        ({"offline": "features"}, (12, 768), "12 columns of features, the recipe 6"),
+        ({"offline__source": "teacher"}, None, "give --set offline.teacher=CHECKPOINT, or --init"),
+        ({"offline__source": "labels"}, None, "needs one number a class .* the data has nothing"),
+        ({"offline__source": "labels"}, (6, 768), r"the data has targets of shape \[6, 768\]"),
+        ({"offline__source": "labels", "offline__features": 527}, (50,), "527, but the data has 50"),
+        ({"offline__source": "features"}, (12, 768), "12 columns of features, the recipe 6"),
     ],
 )
-def test_data_that_does_not_fit_is_refused(recipe, shape, said):
-    with pytest.raises(ValueError, match=said):
+def test_data_that_does_not_fit_is_refused(recipe, shape, message):
+    with pytest.raises(ValueError, match=message):
         with_offline(recipe_of(**recipe), mean=0.0, std=1.0, target_shape=shape)
 
 
 @pytest.mark.parametrize(("offline", "shape"), [("labels", (50,)), ("features", (6, 96))])
 def test_the_data_says_how_many_classes_or_features_there_are(offline, shape):
-    recipe, teacher = with_offline(recipe_of(offline=offline), mean=0.0, std=1.0, target_shape=shape)
+    recipe, teacher = with_offline(recipe_of(offline__source=offline), mean=0.0, std=1.0, target_shape=shape)
     assert teacher is None
     assert recipe.offline.features == shape[-1]
     assert build_objective(recipe).offline_shape == shape
 
 
 def test_an_offline_target_of_another_shape_is_refused():
-    objective = build_objective(recipe_of(offline="features", offline_features=4))
+    objective = build_objective(recipe_of(offline__source="features", offline__features=4))
     x, noise = torch.randn(1, 1, 80, 48), torch.rand(1, 30)
     for target in (None, torch.zeros(1, 6, 5), torch.zeros(1, 4)):
         with pytest.raises(ValueError, match=r"not \[6, 4\]"):
@@ -247,26 +258,26 @@ def test_an_offline_target_of_another_shape_is_refused():
 
 @pytest.mark.parametrize(("offline", "kind"), [("labels", "m2d_as"), ("features", "m2d_s"), ("", "m2d")])
 def test_the_checkpoint_says_which_objective_it_is_of(offline, kind):
-    recipe = recipe_of(offline=offline, offline_features=2 if offline else 0)
+    recipe = recipe_of(offline__source=offline, offline__features=2 if offline else 0)
     model = hear_model(build_objective(recipe), recipe, mean=-7.0, std=4.0, training={})
     assert model.config.kind == kind
 
 
 def test_the_weights_that_m2d_shares_do_not_depend_on_the_offline_task():
     plain = build_objective(recipe_of()).state_dict()
-    extended = build_objective(recipe_of(offline="labels", offline_features=2)).state_dict()
+    extended = build_objective(recipe_of(offline__source="labels", offline__features=2)).state_dict()
     assert extended.keys() - plain.keys() == {"offline_predictor.weight", "offline_predictor.bias"}
     assert all(torch.equal(extended[name], tensor) for name, tensor in plain.items())
 
 
 def test_a_student_may_be_taught_by_its_own_recipe_twice_as_wide():
-    model = HearModel(ModelConfig(encoder=dataclasses.replace(recipe_of(width=128).encoder)))
+    model = HearModel(ModelConfig(encoder=dataclasses.replace(recipe_of(encoder__width=128).encoder)))
     teacher = Teacher(model, mean=0.0, std=1.0)
     assert teacher.features == 640
     assert teacher.columns(torch.randn(1, 1, 80, 48)).shape == (1, 6, 640)
 
 
-def test_a_run_with_a_teacher_continues_exactly_and_needs_its_init_no_more(tmp_path):
+def test_a_run_with_a_teacher_continues_exactly_without_its_init(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "audio").mkdir()
     for number in range(5):
@@ -276,9 +287,15 @@ def test_a_run_with_a_teacher_continues_exactly_and_needs_its_init_no_more(tmp_p
     data = LogMelData(tmp_path / "data")
     init = save_teacher(tmp_path / "init.safetensors")
     recipe = recipe_of(
-        offline="teacher", teacher=save_teacher(tmp_path / "teacher.safetensors", std=2.0), init=init,
-        noise_ratio=0.3, steps=4, batch_size=2, base_lr=0.1, precision="float32",
-    )  # fmt: skip
+        offline__source="teacher",
+        offline__teacher=save_teacher(tmp_path / "teacher.safetensors", std=2.0),
+        init=init,
+        noise_ratio=0.3,
+        steps=4,
+        batch_size=2,
+        optimizer__base_lr=0.1,
+        precision="float32",
+    )
     train(recipe, data, tmp_path / "whole", noise=data, save_every=2, keep_last=9, device="cpu")
     (tmp_path / "killed").mkdir()
     for name in ("run.json", "metrics.jsonl", "state-2.safetensors"):
@@ -300,7 +317,7 @@ def test_a_run_with_a_teacher_continues_exactly_and_needs_its_init_no_more(tmp_p
 
 @pytest.mark.parametrize(("offline", "xavier"), [("teacher", True), ("labels", True), ("features", False)])
 def test_the_offline_predictor_starts_as_published(offline, xavier):
-    layer = build_objective(recipe_of(offline=offline, offline_features=8)).offline_predictor
+    layer = build_objective(recipe_of(offline__source=offline, offline__features=8)).offline_predictor
     assert bool((layer.bias == 0).all()) == xavier  # PyTorch's default draws the bias too
     if xavier:
         bound = (6 / (320 + 8)) ** 0.5

@@ -12,13 +12,10 @@ import time
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 from hear_m2d.checkpoint.format import read_tensors
 from hear_m2d.model.encoder import EncoderConfig
-from hear_m2d.pretrain.data.prepare import prepare
-from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.recipe import OptimizerConfig, Recipe
 from hear_m2d.pretrain.training.distributed import Processes, StopRequest, init_distributed
@@ -85,18 +82,6 @@ def broken(self, batch, **how):
 Trainer.step = broken
 main(sys.argv[2:])
 """
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("audio")
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        t = np.arange(16000) / 16000
-        tone = 0.3 * np.sin(2 * np.pi * 200 * (1 + i) * t) + 0.02 * rng.standard_normal(16000)
-        soundfile.write(folder / f"{i}.wav", tone, 16000)
-    prepare(folder, tmp_path_factory.mktemp("prepared") / "data", progress=False)
-    return LogMelData(next(tmp_path_factory.getbasetemp().glob("prepared*/data")))
 
 
 @pytest.fixture(scope="module")
@@ -203,12 +188,15 @@ def start(data, tmp_path):
 
 
 def end(processes):
-    said = [process.communicate(timeout=120) for process in processes]
+    outputs = [process.communicate(timeout=120) for process in processes]
     codes = [process.returncode for process in processes]
     errors = [
-        line for _, error in said for line in re.split("[\r\n]", error) if line.startswith(("error", "stop"))
+        line
+        for _, error in outputs
+        for line in re.split("[\r\n]", error)
+        if line.startswith(("error", "stop"))
     ]
-    assert not any("Traceback" in error for _, error in said), said
+    assert not any("Traceback" in error for _, error in outputs), outputs
     return codes, errors
 
 
@@ -250,7 +238,7 @@ def test_sigterm_to_torchrun_saves_the_state_and_the_run_continues(alone, data, 
 
 
 @pytest.mark.slow
-def test_an_error_before_the_first_step_is_told_once(start):
+def test_an_error_before_the_first_step_is_reported_once(start):
     codes, errors = end(start("never", "--batch-size", 3))
     assert sorted(codes) == [1, 2]
     assert len(errors) == 1

@@ -56,12 +56,12 @@ def five_steps(recipe, device, precision, **options):
         "x": x.to(device, dtype),
         "noise": mask_noise(0, 0, 24, math.prod(recipe.encoder.grid)).to(device),
     }
-    found = []
+    values = []
     for step in range(5):
         result = trainer.step(batch, rate=1e-3 * (step + 1), with_metrics=step == 4)
         objective.momentum_update(0.99)
-        found.append([float(result.loss), float(result.norm)])
-    return torch.tensor(found, dtype=torch.float64)
+        values.append([float(result.loss), float(result.norm)])
+    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")

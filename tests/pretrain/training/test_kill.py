@@ -10,36 +10,29 @@ import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 
 from hear_m2d.checkpoint.format import read_tensors
-from hear_m2d.pretrain.data.prepare import prepare
-from hear_m2d.pretrain.data.prepared import LogMelData
-from hear_m2d.pretrain.recipe import recipe_of_record
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
+from hear_m2d.pretrain.recipe import OptimizerConfig, Recipe
 from hear_m2d.pretrain.training.loop import train
 from hear_m2d.pretrain.training.state import STATE_KEY, States
 
 pytestmark = pytest.mark.kill
 
-FIELDS = {
-    "objective": "m2d",
-    "width": 32,
-    "depth": 2,
-    "heads": 2,
-    "input_frames": 64,
-    "decoder_width": 32,
-    "decoder_depth": 1,
-    "decoder_heads": 2,
-    "momentum_start": 0.99,
-    "momentum_end": 0.999,
-    "batch_size": 8,
-    "base_lr": 0.03,
-    "steps": 24,
-    "precision": "float32",
-}
+RECIPE = Recipe(
+    objective="m2d",
+    encoder=EncoderConfig(width=32, depth=2, heads=2, input_size=(80, 64)),
+    decoder=DecoderConfig(width=32, depth=1, heads=2),
+    optimizer=OptimizerConfig(base_lr=0.03),
+    momentum_start=0.99,
+    momentum_end=0.999,
+    batch_size=8,
+    steps=24,
+    precision="float32",
+)
 
 # A run that ends itself, or meets an error, at a chosen moment. Moments are counted: "log 5" is its fifth
 # line in the log, "file 3" the third operation on a file while states are written: open, write, half of it
@@ -134,41 +127,28 @@ except Exception as error:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("audio")
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        t = np.arange(16000) / 16000
-        tone = 0.3 * np.sin(2 * np.pi * 200 * (1 + i) * t) + 0.02 * rng.standard_normal(16000)
-        soundfile.write(folder / f"{i}.wav", tone, 16000)
-    out = tmp_path_factory.mktemp("prepared") / "data"
-    prepare(folder, out, progress=False)
-    return LogMelData(out)
-
-
-@pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     """The run that nothing happens to: its losses and final weights."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    train(recipe_of_record(FIELDS, "test"), data, out, device="cpu", log_every=1, save_every=4)
+    train(RECIPE, data, out, device="cpu", log_every=1, save_every=4)
     return result(out)
 
 
 def result(out):
     losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return losses, read_tensors(States(out).path(FIELDS["steps"]), STATE_KEY)[0]
+    return losses, read_tensors(States(out).path(RECIPE.steps), STATE_KEY)[0]
 
 
-def same(found, expected):
-    assert found[0] == expected[0]
-    assert found[1].keys() == expected[1].keys()
-    assert all(torch.equal(found[1][name], expected[1][name]) for name in expected[1])
+def same(actual, expected):
+    assert actual[0] == expected[0]
+    assert actual[1].keys() == expected[1].keys()
+    assert all(torch.equal(actual[1][name], expected[1][name]) for name in expected[1])
 
 
 @pytest.fixture
 def start(data, tmp_path):
     def call(moment, number, how="kill", workers=0):
-        command = [sys.executable, "-c", SCRIPT, data.folder, tmp_path / "run", json.dumps(FIELDS)]
+        command = [sys.executable, "-c", SCRIPT, data.folder, tmp_path / "run", json.dumps(RECIPE.to_json())]
         command += [moment, number, how, workers]
         threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         # Files: a pipe would be open as long as a loader process outlives its parent.
@@ -206,15 +186,7 @@ def test_a_killed_run_continues_bit_for_bit(moment, number, workers, run_until, 
     code, _, _ = run_until(moment, number, workers=workers)
     assert code == -signal.SIGKILL
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
-    train(
-        recipe_of_record(FIELDS, "test"),
-        data,
-        tmp_path / "run",
-        device="cpu",
-        log_every=1,
-        save_every=4,
-        workers=workers,
-    )
+    train(RECIPE, data, tmp_path / "run", device="cpu", log_every=1, save_every=4, workers=workers)
     same(result(tmp_path / "run"), whole)
 
 
@@ -231,7 +203,7 @@ def test_a_run_that_is_killed_at_twenty_moments_ends_as_if_it_had_not_been(run_u
     for moment in TWENTY:
         code, _, _ = run_until(*moment)
         assert code == -signal.SIGKILL, moment
-    train(recipe_of_record(FIELDS, "test"), data, tmp_path / "run", device="cpu", log_every=1, save_every=4)
+    train(RECIPE, data, tmp_path / "run", device="cpu", log_every=1, save_every=4)
     same(result(tmp_path / "run"), whole)
 
 
@@ -243,7 +215,7 @@ def test_a_run_that_is_killed_from_outside_at_any_time_continues(start, whole, d
         time.sleep(delay)
         process.kill()
         process.wait()
-    train(recipe_of_record(FIELDS, "test"), data, tmp_path / "run", device="cpu", log_every=1, save_every=4)
+    train(RECIPE, data, tmp_path / "run", device="cpu", log_every=1, save_every=4)
     same(result(tmp_path / "run"), whole)
 
 
@@ -261,14 +233,14 @@ def test_a_save_that_fails_at_any_operation_keeps_the_state_before_it(
         run = tmp_path / "run"
         for path in sorted(run.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
-        code, said, error = run_until("file", number, how="fail")
+        code, message, error = run_until("file", number, how="fail")
         survived = code == 0  # an operation that may fail: tidying up, syncing a folder
         if not survived:
             assert "WorkFailedError" in error, error
             assert "No space left on device" in error
             assert 4 in States(run).steps()
-            assert not list(run.glob(".state*")), said
-        train(recipe_of_record(FIELDS, "test"), data, run, device="cpu", log_every=1, save_every=4)
+            assert not list(run.glob(".state*")), message
+        train(RECIPE, data, run, device="cpu", log_every=1, save_every=4)
         same(result(run), whole)
 
 
@@ -277,5 +249,5 @@ def test_sigterm_saves_the_state_first(run_until, whole, data, tmp_path):
     assert code == 1
     assert "StoppedError stopped by SIGTERM after 7 of 24 steps" in error
     assert States(tmp_path / "run").steps() == [4, 7]
-    train(recipe_of_record(FIELDS, "test"), data, tmp_path / "run", device="cpu", log_every=1, save_every=4)
+    train(RECIPE, data, tmp_path / "run", device="cpu", log_every=1, save_every=4)
     same(result(tmp_path / "run"), whole)

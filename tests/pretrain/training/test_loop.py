@@ -8,7 +8,6 @@ import weakref
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 
 import hear_m2d
@@ -16,8 +15,6 @@ from hear_m2d.checkpoint.format import read_tensors
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.pretrain.data.crops import Crops
 from hear_m2d.pretrain.data.loader import batches
-from hear_m2d.pretrain.data.prepare import prepare
-from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.objectives.masking import mask_noise
 from hear_m2d.pretrain.recipe import OptimizerConfig, Recipe, replace_fields
@@ -45,24 +42,6 @@ OBJECTIVES = {
     "m2d": TINY,
     "msm_mae": dataclasses.replace(TINY, objective="msm_mae", norm_pix_loss=False, mask_ratio=0.75),
 }
-
-
-@pytest.fixture(scope="module")
-def audio_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("audio")
-    rng = np.random.default_rng(0)
-    for i in range(12):
-        t = np.arange(16000) / 16000
-        tone = 0.3 * np.sin(2 * np.pi * 200 * (1 + i) * t) + 0.02 * rng.standard_normal(16000)
-        soundfile.write(folder / f"{i}.wav", tone, 16000)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def data(audio_folder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("prepared") / "data"
-    prepare(audio_folder, out, progress=False)
-    return LogMelData(out)
 
 
 def losses(out):
@@ -125,19 +104,19 @@ def test_the_record_of_a_run_says_how_the_target_began(target_init, data, tmp_pa
 
 
 @pytest.mark.parametrize("what", ["log", "save_objective"])
-def test_a_disk_that_is_full_when_no_state_is_written_is_told_too(what, data, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_also_when_no_state_is_written(what, data, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, what, full)
-        with pytest.raises(WorkFailedError, match=r"No space left on device.*the same command continues"):
+        with pytest.raises(WorkFailedError, match=r"No space left on device.*The same command continues"):
             train(TINY, data, tmp_path / "run", device="cpu", log_every=4)
     assert train(TINY, data, tmp_path / "run", device="cpu", log_every=4).exists()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_data_that_can_no_longer_be_read_is_failed_work(workers, data, tmp_path, monkeypatch):
+def test_data_that_can_no_longer_be_read_is_a_work_failed_error(workers, data, tmp_path, monkeypatch):
     def away(self, keys):
         raise ConnectionError("http://there/data cannot be fetched: 503.")
 
@@ -161,7 +140,7 @@ def test_the_folder_of_another_run_is_refused_with_the_differing_field(data, tmp
         train(dataclasses.replace(TINY, steps=1, mask_ratio=0.6), data, tmp_path / "run", device="cpu")
 
 
-def test_a_description_that_was_reworded_is_no_other_run(data, tmp_path):
+def test_another_description_is_the_same_run(data, tmp_path):
     train(dataclasses.replace(TINY, steps=1), data, tmp_path / "run", device="cpu")
     again = dataclasses.replace(TINY, steps=1, description="The same in other words.")
     assert train(again, data, tmp_path / "run", device="cpu").exists()
@@ -202,15 +181,15 @@ def test_force_continues_with_other_settings_and_records_what_changed(data, tmp_
     assert train(longer, data, out, device="cpu") == checkpoint  # the new settings are now the run's own
 
 
-def test_the_trackers_are_told_where_a_continued_run_is(data, tmp_path, monkeypatch):
-    told = []
+def test_the_trackers_get_the_step_of_a_continued_run(data, tmp_path, monkeypatch):
+    message = []
     monkeypatch.setattr(
-        module, "Trackers", lambda *args, step: told.append(step) or Trackers(*args, step=step)
+        module, "Trackers", lambda *args, step: message.append(step) or Trackers(*args, step=step)
     )
     for steps in (1, 2):
         recipe = dataclasses.replace(TINY, steps=steps)
         train(recipe, data, tmp_path / "run", device="cpu", force=True)
-    assert told == [0, 1]
+    assert message == [0, 1]
 
 
 def test_a_run_cannot_be_forced_to_end_before_where_it_is_or_into_another_network(data, tmp_path):
@@ -247,7 +226,7 @@ def test_minutes_choose_the_steps_and_a_resumed_run_keeps_them(data, tmp_path):
 
 
 @pytest.mark.parametrize("minutes", [float("nan"), float("inf"), 0.0, -1.0])
-def test_minutes_that_are_no_length_of_time_are_refused_and_do_not_run_for_ever(minutes, data, tmp_path):
+def test_minutes_that_are_not_a_positive_number_are_refused(minutes, data, tmp_path):
     with pytest.raises(ValueError, match=r"minutes = .*: give a number above 0"):
         train(TINY, data, tmp_path / "run", device="cpu", minutes=minutes)
 
@@ -335,7 +314,7 @@ def test_a_loss_that_diverges_stops_the_run(data, tmp_path):
     assert all(np.isfinite(losses(tmp_path / "run")))
 
 
-def test_the_log_says_so_where_no_state_was_saved_before_the_loss_broke(data, tmp_path):
+def test_a_diverged_run_without_a_saved_state_says_so(data, tmp_path):
     recipe = replace_fields(TINY, {"optimizer.base_lr": 1e30, "optimizer.clip_grad": 0.0, "steps": 30})
     with pytest.raises(WorkFailedError, match="no state was saved yet"):
         train(recipe, data, tmp_path / "run", device="cpu", log_every=10)
@@ -384,7 +363,7 @@ def test_a_second_run_at_work_in_the_same_folder_is_refused(data, tmp_path):
         train(TINY, data, tmp_path / "run", device="cpu")
 
 
-def test_what_a_killed_save_left_behind_is_no_obstacle_and_is_removed(data, tmp_path):
+def test_temporary_files_of_a_killed_save_are_removed(data, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".hear-m2d-0.tmp").write_text("{")
     (tmp_path / "run" / ".DS_Store").write_text("")

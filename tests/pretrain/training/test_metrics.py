@@ -94,7 +94,7 @@ def test_rankme_looks_at_1024_rows_at_equal_distances():
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e38])
-def test_rankme_of_what_is_not_finite_is_no_number_and_no_error(bad):
+def test_rankme_of_values_that_are_not_finite_is_nan_and_raises_nothing(bad):
     x = torch.randn(8, 4)
     x[3, 1] = bad
     assert math.isnan(float(rankme(x))) == (not math.isfinite(bad))
@@ -104,18 +104,18 @@ def test_spread_and_cosine_equal_slow_references_without_the_class_token():
     latent = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0)) + 0.5
     tokens = latent[:, 1:].reshape(-1, 7).double().numpy()
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in itertools.combinations(tokens, 2)]
-    found = latent_meters(latent, class_token=True)
-    assert float(found["latent_cosine"]) == pytest.approx(np.mean(cosines), abs=1e-5)
-    assert float(found["latent_std"]) == pytest.approx(tokens.std(0, ddof=1).mean(), abs=1e-5)
+    actual = latent_meters(latent, class_token=True)
+    assert float(actual["latent_cosine"]) == pytest.approx(np.mean(cosines), abs=1e-5)
+    assert float(actual["latent_std"]) == pytest.approx(tokens.std(0, ddof=1).mean(), abs=1e-5)
     np.testing.assert_allclose(clip_means(latent, class_token=True), latent[:, 1:].mean(1), atol=1e-6)
     np.testing.assert_allclose(clip_means(latent, class_token=False), latent.mean(1), atol=1e-6)
 
 
 def test_a_collapsed_encoder_has_no_spread_and_cosine_one():
     latent = torch.randn(7).expand(4, 6, 7)
-    found = latent_meters(latent, class_token=True)
-    assert float(found["latent_std"]) == pytest.approx(0, abs=1e-6)
-    assert float(found["latent_cosine"]) == pytest.approx(1, abs=1e-5)
+    actual = latent_meters(latent, class_token=True)
+    assert float(actual["latent_std"]) == pytest.approx(0, abs=1e-6)
+    assert float(actual["latent_cosine"]) == pytest.approx(1, abs=1e-5)
     scattered = latent_meters(torch.randn(64, 6, 99), class_token=True)
     assert abs(float(scattered["latent_cosine"])) < 0.05
     assert float(scattered["latent_std"]) == pytest.approx(1, abs=0.1)
@@ -167,7 +167,7 @@ def test_the_meters_of_tokens_are_computed_in_logged_steps_only(data, tmp_path, 
     assert len(calls) == 2
 
 
-def test_looking_changes_nothing(data, tmp_path):
+def test_metrics_do_not_change_the_training(data, tmp_path):
     train(TINY, data, tmp_path / "often", device="cpu", log_every=1)
     train(TINY, data, tmp_path / "rarely", device="cpu", log_every=6)
     often, rarely = weights(tmp_path / "often"), weights(tmp_path / "rarely")

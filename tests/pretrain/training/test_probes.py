@@ -119,7 +119,7 @@ def test_a_resumed_run_has_the_probes_of_an_uninterrupted_one(stop, data, settin
     assert len(scores(tmp_path / "whole")) == 3
 
 
-def test_a_run_killed_before_its_first_state_begins_its_log_anew(data, settings, tmp_path, monkeypatch):
+def test_a_run_killed_before_its_first_state_starts_its_log_again(data, settings, tmp_path, monkeypatch):
     append = RunFolder.log
 
     def die(self, line):
@@ -163,7 +163,7 @@ def test_the_network_is_probed_as_it_is_then_not_as_it_was(data, settings, tmp_p
     assert not np.allclose(seen[1], seen[2])
 
 
-def test_a_cap_on_the_clips_is_kept_and_told(data, folder, tmp_path, caplog):
+def test_the_maximum_number_of_clips_is_kept_and_logged(data, folder, tmp_path, caplog):
     caplog.set_level("INFO")
     settings = ProbeSettings((folder / "tones.csv",), "8steps", clips=9)
     assert len(Probes(settings, sample_rate=16000).sets[0].clips) == 9
@@ -183,7 +183,7 @@ def test_a_set_that_is_gone_in_mid_run_is_left_out_with_a_warning(
             (copy / "3.wav").unlink()
 
     monkeypatch.setattr(RunFolder, "log", remove)
-    settings = dataclasses.replace(settings, places=(copy / "tones.csv",))
+    settings = dataclasses.replace(settings, paths=(copy / "tones.csv",))
     assert train(TINY, data, tmp_path / "run", device="cpu", log_every=1, probes=settings).exists()
     assert ["probe/tones/knn" in line for line in scores(tmp_path / "run")] == [True, False, False]
     assert "no probe of tones at step 4" in caplog.text
@@ -216,7 +216,7 @@ def test_without_probes_scikit_learn_is_not_needed_and_with_them_it_is_asked_for
 
 def test_two_sets_of_one_name_are_refused(settings):
     with pytest.raises(ValueError, match="two probes are called tones"):
-        Probes(dataclasses.replace(settings, places=settings.places * 2), sample_rate=16000)
+        Probes(dataclasses.replace(settings, paths=settings.paths * 2), sample_rate=16000)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ TINY = Recipe(
 
 @pytest.fixture
 def trained():
-    """An objective and its optimiser after one update."""
+    """An objective and its optimizer after one update."""
     objective = build_objective(TINY)
     optimizer = make_optimizer(objective, TINY)
     objective(torch.randn(4, 1, 80, 64), torch.rand(4, 20)).loss.backward()
@@ -77,7 +77,7 @@ def test_a_damaged_state_is_passed_over_for_the_one_before_it(trained, tmp_path,
         states.newest()
 
 
-def test_weights_that_are_no_numbers_are_never_saved(trained, tmp_path):
+def test_weights_that_are_not_finite_are_never_saved(trained, tmp_path):
     objective, optimizer = trained
     states = States(tmp_path)
     states.save(objective, optimizer, 2)
@@ -113,7 +113,7 @@ states.save(objective, make_optimizer(objective, recipe), 4)
 
 
 @pytest.mark.skipif(not hasattr(resource, "RLIMIT_FSIZE"), reason="this system limits no files")
-def test_a_state_that_does_not_fit_is_told_in_a_sentence_and_leaves_no_trace(tmp_path):
+def test_a_state_that_does_not_fit_on_the_disk_is_reported_and_removed(tmp_path):
     """The system itself refuses the second half of the file."""
     command = [sys.executable, "-c", FULL, tmp_path, repr(TINY.to_json())]
     ended = subprocess.run([str(word) for word in command], capture_output=True, text=True)

@@ -40,29 +40,29 @@ def trainer(recipe=TINY, precision="float32", **options):
 
 
 def gradients(trained, batch):
-    """The gradients of a step: its optimiser is held back."""
-    found = {}
-    trained.optimizer.step = lambda *args, **kwargs: found.update(
+    """The gradients of a step: its optimizer is held back."""
+    actual = {}
+    trained.optimizer.step = lambda *args, **kwargs: actual.update(
         {name: p.grad.clone() for name, p in trained.objective.named_parameters() if p.requires_grad}
     )
-    return trained.step(batch, rate=0.0), found
+    return trained.step(batch, rate=0.0), actual
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 4, 6, 100])
 def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole(batch, micro_batch_size):
     batch = {name: tensor.double() for name, tensor in batch.items()}
     whole, expected = gradients(trainer(precision="float64"), batch)
-    parts, found = gradients(trainer(precision="float64", micro_batch_size=micro_batch_size), batch)
+    parts, actual = gradients(trainer(precision="float64", micro_batch_size=micro_batch_size), batch)
     torch.testing.assert_close(parts.loss, whole.loss, rtol=0, atol=1e-12)
     torch.testing.assert_close(parts.norm, whole.norm, rtol=0, atol=1e-12)
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-12)
+        torch.testing.assert_close(actual[name], value, rtol=0, atol=1e-12)
 
 
 def test_the_gradient_is_clipped_to_the_recipes_norm(batch):
-    result, found = gradients(trainer(replace_fields(TINY, {"optimizer.clip_grad": 0.01})), batch)
-    total = torch.stack([value.square().sum() for value in found.values()]).sum().sqrt()
+    result, actual = gradients(trainer(replace_fields(TINY, {"optimizer.clip_grad": 0.01})), batch)
+    total = torch.stack([value.square().sum() for value in actual.values()]).sum().sqrt()
     assert float(result.norm) > 0.01  # before clipping
     assert float(total) == pytest.approx(0.01, rel=1e-3)
 
@@ -74,15 +74,15 @@ def test_bfloat16_attention_of_trained_blocks_is_unfused_and_that_of_the_target_
     assert all(block.attn.fused_attn for block in objective.target.blocks)
     assert all(block.attn.fused_attn for block in trainer().objective.encoder.blocks)
     exact, expected = gradients(trainer(), batch)
-    rounded, found = gradients(trained, batch)
+    rounded, actual = gradients(trained, batch)
     torch.testing.assert_close(rounded.loss, exact.loss, rtol=0.02, atol=0)
     for name, value in expected.items():
-        assert torch.nn.functional.cosine_similarity(found[name].flatten(), value.flatten(), dim=0) > 0.98, (
+        assert torch.nn.functional.cosine_similarity(actual[name].flatten(), value.flatten(), dim=0) > 0.98, (
             name
         )
 
 
-def test_a_step_that_does_not_fit_into_memory_is_told_what_to_type(batch, monkeypatch):
+def test_a_step_that_does_not_fit_into_memory_names_the_option_to_give(batch, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -112,12 +112,12 @@ class Waits(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.actual = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if name in {"_local_scalar_dense", "equal", "nonzero", "masked_select", "unique_dim", "_unique2"}:
-            self.found.append(name)
+            self.actual.append(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -129,10 +129,10 @@ def test_nothing_in_a_step_waits_for_the_device(batch, objective, micro_batch_si
     with Waits() as waits:
         result = trained.step(batch, rate=1e-3)
         trained.objective.momentum_update(0.9)
-    assert waits.found == []
+    assert waits.actual == []
     with waits:
         float(result.loss)
-    assert waits.found == ["_local_scalar_dense"]
+    assert waits.actual == ["_local_scalar_dense"]
 
 
 @pytest.mark.parametrize(

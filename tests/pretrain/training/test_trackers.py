@@ -100,7 +100,7 @@ def test_a_tracker_that_fails_at_the_end_does_not_keep_the_others_open(tmp_path,
     assert "the service is away" in caplog.text
 
 
-def test_a_tracker_without_a_login_is_told_in_a_sentence(tmp_path, monkeypatch):
+def test_a_tracker_without_a_login_is_an_input_error(tmp_path, monkeypatch):
     import accelerate.tracking
 
     def refuse(*args, **kwargs):

@@ -12,18 +12,21 @@ from hear_m2d.checkpoint.format import save_checkpoint, write_tensors
 from hear_m2d.model.encoder import EncoderConfig, sincos_positions
 from hear_m2d.pretrain.objectives.build import build_objective, hear_model
 from hear_m2d.pretrain.objectives.decoder import DecoderConfig
-from hear_m2d.pretrain.recipe import OfflineConfig, Recipe, recipe_of_record
+from hear_m2d.pretrain.recipe import OfflineConfig, Recipe, replace_fields
 from hear_m2d.pretrain.training.run_folder import OBJECTIVE_KEY
 from hear_m2d.pretrain.training.warm_start import warm_start
 
-SMALL = {
-    "objective": "m2d", "width": 64, "depth": 2, "heads": 1, "input_frames": 48, "patch_size": (16, 8),
-    "decoder_width": 32, "decoder_depth": 1, "decoder_heads": 2, "steps": 1,
-}  # fmt: skip
+SMALL = Recipe(
+    objective="m2d",
+    encoder=EncoderConfig(width=64, depth=2, heads=1, input_size=(80, 48), patch_size=(16, 8)),
+    decoder=DecoderConfig(width=32, depth=1, heads=2),
+    steps=1,
+)
 
 
 def recipe_of(**fields):
-    return recipe_of_record({**SMALL, **fields}, "test")
+    """The small recipe with other values; `offline__source` stands for offline.source."""
+    return replace_fields(SMALL, {name.replace("__", "."): value for name, value in fields.items()})
 
 
 @pytest.fixture
@@ -81,7 +84,7 @@ def test_from_an_encoder_alone_the_target_starts_as_target_init_says(target_init
 
 def test_another_input_length_gets_the_positions_of_its_own_grid(finished):
     path, before = finished()
-    recipe = recipe_of(init=str(path), input_frames=96)
+    recipe = recipe_of(init=str(path), encoder__input_size=(80, 96))
     objective = build_objective(recipe)
     notes = warm_start(objective, recipe)
     assert "positions of 96 frames in place of those of 48" in notes[0]
@@ -102,26 +105,26 @@ def test_a_stored_table_of_the_same_grid_is_kept(finished, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "message"),
     [
-        ({"patch_size": (16, 16)}, r"patch_size 16x8 \(the recipe 16x16\)"),
-        ({"width": 128}, r"width 64 \(the recipe 128\)"),
-        ({"depth": 3}, r"depth 2 \(the recipe 3\)"),
-        ({"heads": 2}, r"heads 1 \(the recipe 2\)"),
-        ({"class_token": False}, r"class_token True \(the recipe False\)"),
+        ({"encoder__patch_size": (16, 16)}, r"patch_size 16x8 \(the recipe 16x16\)"),
+        ({"encoder__width": 128}, r"width 64 \(the recipe 128\)"),
+        ({"encoder__depth": 3}, r"depth 2 \(the recipe 3\)"),
+        ({"encoder__heads": 2}, r"heads 1 \(the recipe 2\)"),
+        ({"encoder__class_token": False}, r"class_token True \(the recipe False\)"),
         ({"sample_rate": 32000}, r"sample_rate 16000 \(the recipe 32000\)"),
     ],
 )
-def test_a_checkpoint_of_other_sizes_is_refused_in_a_sentence(finished, fields, said):
+def test_a_checkpoint_of_other_sizes_is_refused_in_a_sentence(finished, fields, message):
     path, _ = finished()
     recipe = recipe_of(init=str(path), **fields)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         warm_start(build_objective(recipe), recipe)
 
 
-def test_a_predictor_of_other_sizes_starts_anew(finished):
+def test_a_predictor_of_other_sizes_gets_new_weights(finished):
     path, before = finished()
-    recipe = recipe_of(init=str(path), decoder_depth=2)
+    recipe = recipe_of(init=str(path), decoder__depth=2)
     objective, fresh = build_objective(recipe), build_objective(recipe)
     assert "its predictor is of other sizes or of another objective: it starts anew" in warm_start(
         objective, recipe
@@ -130,9 +133,9 @@ def test_a_predictor_of_other_sizes_starts_anew(finished):
     assert same(objective.target.state_dict(), before.target.state_dict())
 
 
-def test_an_m2d_continues_as_m2d_x_and_its_offline_predictor_starts_anew(finished):
+def test_an_m2d_continues_as_m2d_x_with_a_new_offline_predictor(finished):
     path, before = finished()
-    recipe = recipe_of(init=str(path), offline="labels", offline_features=3)
+    recipe = recipe_of(init=str(path), offline__source="labels", offline__features=3)
     objective = build_objective(recipe)
     notes = warm_start(objective, recipe)
     assert notes[-1] == "its offline predictor is not there: it starts anew"
@@ -183,29 +186,29 @@ def test_a_published_training_file_is_continued_with_all_its_networks(
     objective = build_objective(recipe)
     notes = warm_start(objective, recipe)
     assert sum("taken" in note for note in notes) == (4 if offline else 3)
-    found = objective.state_dict()
-    assert found.keys() == expected.keys()
+    actual = objective.state_dict()
+    assert actual.keys() == expected.keys()
     for key, tensor in expected.items():
-        np.testing.assert_allclose(found[key], tensor, atol=1e-6, err_msg=key)
+        np.testing.assert_allclose(actual[key], tensor, atol=1e-6, err_msg=key)
 
 
 def test_the_first_msm_mae_is_continued_with_its_decoder(fixtures_dir):
     (path,) = (fixtures_dir / "80x208p16x16_fxd").glob("*.pth")
     with torch.serialization.safe_globals([argparse.Namespace]):
         state = torch.load(path, weights_only=True)["model"]
-    fields = {
-        "objective": "msm_mae",
-        "width": 64,
-        "depth": 2,
-        "heads": 1,
-        "input_frames": 208,
-        "decoder_width": state["mask_token"].shape[-1],
-        "decoder_depth": len({key.split(".")[1] for key in state if key.startswith("decoder_blocks.")}),
-        "decoder_heads": 2,
-        "init": str(path),
-        "steps": 1,
-    }
-    recipe = recipe_of_record({**fields, "decoder_pos": "1d"}, "test")
+    recipe = Recipe(
+        objective="msm_mae",
+        encoder=EncoderConfig(width=64, depth=2, heads=1, input_size=(80, 208)),
+        decoder=DecoderConfig(
+            width=state["mask_token"].shape[-1],
+            depth=len({key.split(".")[1] for key in state if key.startswith("decoder_blocks.")}),
+            heads=2,
+            positions="1d",
+        ),
+        norm_pix_loss=False,
+        init=str(path),
+        steps=1,
+    )
     objective = build_objective(recipe)
     notes = warm_start(objective, recipe)
     assert notes == ["the encoder is taken", "the decoder is taken too"]
@@ -214,7 +217,7 @@ def test_the_first_msm_mae_is_continued_with_its_decoder(fixtures_dir):
     assert torch.equal(bias[:third], state["decoder_blocks.0.attn.q_bias"])
     assert torch.equal(bias[2 * third :], state["decoder_blocks.0.attn.v_bias"])
     assert not bias[third : 2 * third].any()
-    two = recipe_of_record(fields, "test")
+    two = replace_fields(recipe, {"decoder.positions": "2d"})
     assert any('decoder.positions = "1d"' in note for note in warm_start(build_objective(two), two))
 
 
@@ -223,6 +226,6 @@ def test_a_zip_around_a_training_file_is_to_be_unpacked(fixtures_dir, tmp_path):
     packed = tmp_path / "m2d_vit_base-80x208p16x16-220930-fxa2.zip"
     with zipfile.ZipFile(packed, "w") as archive:
         archive.write(path, "m2d_vit_base-80x208p16x16-220930-fxa2/checkpoint-300.pth")
-    recipe = recipe_of(init=str(packed), input_frames=208, patch_size=(16, 16))
+    recipe = recipe_of(init=str(packed), encoder__input_size=(80, 208), encoder__patch_size=(16, 16))
     with pytest.raises(ValueError, match=r"unzip it, and give the \.pth in it"):
         warm_start(build_objective(recipe), recipe)

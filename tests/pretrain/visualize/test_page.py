@@ -15,23 +15,28 @@ from hear_m2d.cli import main
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.frontend import FrontendConfig
 from hear_m2d.pretrain.objectives.build import build_objective, hear_model
-from hear_m2d.pretrain.recipe import recipe_of_record, replace_fields
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
+from hear_m2d.pretrain.recipe import Recipe, replace_fields
 from hear_m2d.pretrain.training.run_folder import RunFolder
 from hear_m2d.pretrain.training.state import States
 from hear_m2d.pretrain.visualize.figures import draw_attention
 from hear_m2d.pretrain.visualize.queries import Query, Window
 
-SMALL = {
-    "width": 32, "depth": 3, "heads": 2, "input_frames": 64, "decoder_width": 32, "decoder_depth": 1,
-    "decoder_heads": 2, "batch_size": 4, "steps": 7,
-}  # fmt: skip
 DATA = {"clips": 9, "hours": 0.5, "mean": -9.0, "std": 4.0}
 
 
+SMALL = Recipe(
+    objective="m2d",
+    description="A small network.",
+    encoder=EncoderConfig(width=32, depth=3, heads=2, input_size=(80, 64)),
+    decoder=DecoderConfig(width=32, depth=1, heads=2),
+    batch_size=4,
+    steps=7,
+)
+
+
 def recipe(objective):
-    extra = {"mask_ratio": 0.75, "norm_pix_loss": False} if objective == "msm_mae" else {}
-    fields = {"objective": objective, "description": f"A small {objective}.", **SMALL, **extra}
-    return recipe_of_record(fields, "test")
+    return replace_fields(SMALL, {"objective": objective, "norm_pix_loss": objective == "m2d"})
 
 
 @pytest.fixture
@@ -128,7 +133,7 @@ def test_one_page_holds_pictures_and_sounds_and_fetches_nothing(run, make_run, s
 
 
 @pytest.mark.parametrize("objective", ["msm_mae", "m2d"])
-def test_what_the_command_pretrain_left_is_drawn(run, sounds, tmp_path, objective):
+def test_a_run_of_the_command_pretrain_is_drawn(run, sounds, tmp_path, objective):
     chosen = tmp_path / "mine.toml"
     fields = recipe(objective).to_json()
     text = f'objective = "{objective}"\nsteps = 2\nbatch_size = {fields["batch_size"]}\n'
@@ -215,15 +220,8 @@ def test_a_run_that_still_trains_is_drawn_as_last_saved(run, make_run, sounds, t
 def test_files_that_cannot_be_drawn_are_named_and_the_others_go_on(run, make_run, sounds, tmp_path):
     (sounds / "broken.wav").write_bytes(b"RIFF not really")
     out = tmp_path / "out"
-    code, printed, error = run(
-        make_run(),
-        sounds / "broken.wav",
-        sounds / "tone0.wav",
-        sounds / "none.wav",
-        "--out",
-        out,
-        *ONE,
-    )
+    audio = [sounds / name for name in ("broken.wav", "tone0.wav", "none.wav")]
+    code, printed, error = run(make_run(), *audio, "--out", out, *ONE)
     assert code == 0
     assert "1 of 3 files" in printed
     assert error.count("left out:") == 2
@@ -249,7 +247,7 @@ def test_files_that_cannot_be_drawn_are_named_and_the_others_go_on(run, make_run
         (["--start", "1.5"], "lasts 1.00 s"),
     ],
 )
-def test_what_is_not_there_cannot_be_drawn(run, make_run, sounds, tmp_path, options, says):
+def test_layers_and_queries_outside_the_window_are_refused(run, make_run, sounds, tmp_path, options, says):
     code, _, error = run(make_run(), sounds / "tone0.wav", "--out", tmp_path / "out", *options)
     assert code == 2
     assert says in error
@@ -272,7 +270,7 @@ def test_layers_and_queries_are_those_asked_for(run, make_run, sounds, tmp_path)
     assert "0.00 to 0.16 s, 50 Hz to 673 Hz" in sentences(tmp_path / "a" / "index.html")
 
 
-def test_a_folder_of_something_else_is_left_alone_and_ones_own_drawn_anew(run, make_run, sounds, tmp_path):
+def test_a_foreign_folder_is_refused_and_an_own_one_is_drawn_again(run, make_run, sounds, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "index.html").write_text("<h1>my home page</h1>")

@@ -29,7 +29,7 @@ def place(text, *, columns=13, start_s=0.0, encoder=ENCODER):
 )
 def test_a_point_lies_in_its_patch(text, row, column):
     query = place(text)
-    assert query.place == (row, column)
+    assert query.patch == (row, column)
     assert query.token == 1 + row * 13 + column
 
 
@@ -38,17 +38,17 @@ def test_hertz_finds_the_mel_bin_that_answers_to_it():
     for hertz in (200, 440, 1000, 3000, 6000):
         loudest = int(filters[:, round(hertz / 40)].argmax())
         encoder = EncoderConfig(input_size=(80, 208), patch_size=(1, 16), width=32, depth=1, heads=2)
-        assert abs(place(f"1,{hertz}Hz", encoder=encoder).place[0] - loudest) <= 1
+        assert abs(place(f"1,{hertz}Hz", encoder=encoder).patch[0] - loudest) <= 1
 
 
 def test_times_count_from_the_files_start():
-    assert place("5.2,0", start_s=5.0).place == (0, 1)
+    assert place("5.2,0", start_s=5.0).patch == (0, 1)
     assert "5.16 to 5.32 s" in place("5.2,0", start_s=5.0).name
 
 
 def test_the_class_token_is_a_query():
     assert place("class").token == 0
-    assert place("class").place is None
+    assert place("class").patch is None
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_by_default_the_loudest_patch_and_others_far_from_it_are_chosen():
     x[..., 64:80, 192:208] = 1.0  # the far corner
     x[..., 0:16, 96:112] = 0.5
     queries = choose_queries(x, Window(ENCODER, FRONTEND, 13))
-    assert [query.place for query in queries] == [None, (1, 2), (4, 12), (0, 6)]
+    assert [query.patch for query in queries] == [None, (1, 2), (4, 12), (0, 6)]
     assert queries[1].name.startswith("the loudest patch: 0.32 to 0.48 s")
 
 

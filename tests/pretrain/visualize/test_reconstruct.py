@@ -66,7 +66,7 @@ def test_the_shortest_clip_has_a_sound():
     assert waves.isfinite().all()
 
 
-def test_the_same_log_mel_gives_the_same_sound_and_no_random_number_is_taken():
+def test_the_same_log_mel_gives_the_same_sound_and_leaves_the_random_state_alone():
     frontend = LogMelSpectrogram()
     logmel = frontend(sound(16000, seconds=0.3))
     torch.manual_seed(5)

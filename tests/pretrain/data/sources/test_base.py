@@ -51,8 +51,8 @@ def write_parquet(path, rows, *, label=None, names=None, row_group_size=2, paths
         table = table.append_column("label", pa.array(label))
     if names:
         features = {"audio": {"_type": "Audio"}, "label": {"_type": "ClassLabel", "names": names}}
-        facts = {"info": {"features": features}}
-        table = table.replace_schema_metadata({"huggingface": json.dumps(facts)})
+        metadata = {"info": {"features": features}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(metadata)})
     pq.write_table(table, path, row_group_size=row_group_size)
 
 
@@ -64,13 +64,13 @@ def parts_equal_the_whole(source):
     """Read it in parts that travel by pickle; return whether that is what it gives at once."""
     whole = everything(source)
     for size in (1, 2, 3):
-        found = []
+        actual = []
         for first in range(0, len(source), size):
-            part = pickle.loads(pickle.dumps(source.part(first, min(first + size, len(source)))))
+            part = list(pickle.loads(pickle.dumps(source.part(first, min(first + size, len(source))))))
             assert len(part) == min(size, len(source) - first)
-            found += [(item.name, item.label, item.read(16000).samples) for item in part]
-        assert [row[:2] for row in found] == [row[:2] for row in whole]
-        for a, b in zip(found, whole, strict=True):
+            actual += [(item.name, item.label, item.read(16000).samples) for item in part]
+        assert [row[:2] for row in actual] == [row[:2] for row in whole]
+        for a, b in zip(actual, whole, strict=True):
             np.testing.assert_array_equal(a[2], b[2])
     return True
 
@@ -101,12 +101,12 @@ def test_every_source_gives_the_same_sounds(tmp_path):
     expected = [read_audio(tmp_path / "folder" / f"{i}.{s}", 16000) for i, s in enumerate(SUFFIXES)]
     for place in ("folder", "a.tar", "a.parquet", "a.csv"):
         source = open_source(tmp_path / place)
-        found = everything(source)
-        assert len(found) == 5
-        for (_, label, audio), wanted in zip(found, expected, strict=True):
+        actual = everything(source)
+        assert len(actual) == 5
+        for (_, label, audio), wanted in zip(actual, expected, strict=True):
             np.testing.assert_array_equal(audio, wanted)
             assert label is None
-        assert len({name for name, _, _ in found}) == 5
+        assert len({name for name, _, _ in actual}) == 5
         assert parts_equal_the_whole(source)
         assert str(tmp_path) not in json.dumps(source.describe())
 
@@ -186,7 +186,7 @@ def test_a_damaged_tar_is_reported_and_the_others_are_read(tmp_path):
     (tmp_path / "tars" / "2.tar").write_bytes(whole[: 512 + len(sound(0)) + 20000])
     source = open_source(tmp_path / "tars")
     assert [name for name, reason, _ in source.problems] == ["1.tar", "2.tar"]
-    assert ["without compression" in told for _, _, told in source.problems] == [True, False]
+    assert ["without compression" in message for _, _, message in source.problems] == [True, False]
     summary = prepare(tmp_path / "tars", tmp_path / "out")
     assert summary.clips == 5
     assert summary.skipped["corrupt"] == 2
@@ -226,9 +226,9 @@ def test_rows_of_parquet_take_the_names_of_their_classes(tmp_path):
 def test_a_plain_column_of_bytes_is_read_too(tmp_path):
     table = pa.table({"id": [1, 2], "bytes": [sound(0), sound(1)], "label": ["dog", None]})
     pq.write_table(table, tmp_path / "plain.parquet")
-    found = everything(open_source(tmp_path / "plain.parquet"))
-    assert [row[:2] for row in found] == [("plain.parquet/0", "dog"), ("plain.parquet/1", None)]
-    np.testing.assert_allclose(found[1][2], wave(1), atol=1e-4)
+    actual = everything(open_source(tmp_path / "plain.parquet"))
+    assert [row[:2] for row in actual] == [("plain.parquet/0", "dog"), ("plain.parquet/1", None)]
+    np.testing.assert_allclose(actual[1][2], wave(1), atol=1e-4)
 
 
 def test_parquet_without_audio_or_damaged_is_named(tmp_path):
@@ -250,7 +250,7 @@ def test_parquet_without_audio_or_damaged_is_named(tmp_path):
     np.testing.assert_array_equal(entries[7].read(16000).samples, entries[3].read(16000).samples)
 
 
-def test_what_is_no_source_is_refused_with_a_sentence(tmp_path):
+def test_a_path_that_is_not_a_source_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         open_source(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match="matches no file"):

@@ -74,17 +74,17 @@ def hub():
             elif re.fullmatch(r"/api/datasets/owner/name(/revision/.*)?", path):
                 siblings = [{"rfilename": name} for name in files]
                 self.reply({"id": "owner/name", "sha": COMMIT, "siblings": siblings, "private": False})
-            elif found := re.fullmatch(rf"/datasets/owner/name/resolve/{COMMIT}/(.+)", path):
+            elif match := re.fullmatch(rf"/datasets/owner/name/resolve/{COMMIT}/(.+)", path):
                 data, ranged = (
-                    files[found[1]],
+                    files[match[1]],
                     re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", "")),
                 )
                 if ranged and self.command == "GET":
                     first, last = int(ranged[1]), min(int(ranged[2] or len(data)), len(data) - 1)
                     where = f"bytes {first}-{last}/{len(data)}"
-                    self.reply(data[first : last + 1], 206, Content_Range=where, ETag=f'"{found[1]}"')
+                    self.reply(data[first : last + 1], 206, Content_Range=where, ETag=f'"{match[1]}"')
                 else:
-                    self.reply(data, ETag=f'"{found[1]}"')
+                    self.reply(data, ETag=f'"{match[1]}"')
             else:
                 self.reply({"error": "no"}, 404, X_Error_Code="RepoNotFound", X_Error_Message="not found")
 
@@ -144,8 +144,8 @@ def test_an_address_of_another_form_is_refused():
     ],
 )
 def test_without_a_card_the_names_of_files_and_folders_are_the_splits(files, splits):
-    found = choose_splits([], files, None, None, ADDRESS)
-    assert {split: len(names) for split, names in found.items()} == splits
+    chosen = choose_splits([], files, None, None, ADDRESS)
+    assert {split: len(names) for split, names in chosen.items()} == splits
 
 
 def test_the_card_of_a_data_set_names_configurations_and_files():
