@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from hear_m2d.model.encoder import EncoderConfig
+from hear_m2d.pretrain.objectives.decoder import DecoderConfig
+
 OURS = (
     (r"^decoder_(embed|blocks|norm|pred)\b", r"decoder.\1"),
     (r"^target_(blocks|norm)\b", r"target.\1"),
@@ -50,6 +53,24 @@ def objective_fixture(fixtures_dir):
         return arrays, json.loads(str(arrays["settings"]))
 
     return load
+
+
+@pytest.fixture
+def sizes_of():
+    """Return the sizes of encoder and decoder in a fixture's settings."""
+
+    def sizes(settings, **options):
+        encoder = EncoderConfig(
+            input_size=tuple(settings["input_size"]),
+            patch_size=tuple(settings["patch_size"]),
+            width=settings["embed"],
+            depth=settings["depth"],
+            heads=settings["heads"],
+        )
+        width, depth, heads = (settings[f"dec_{name}"] for name in ("embed", "depth", "heads"))
+        return encoder, DecoderConfig(width=width, depth=depth, heads=heads, **options)
+
+    return sizes
 
 
 @pytest.fixture

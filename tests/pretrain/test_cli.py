@@ -172,7 +172,7 @@ def test_one_command_continues_from_a_checkpoint_with_noise_and_the_checkpoint_a
         (
             "noise_ratio = 0.1\nsample_rate = 32000",
             {"--noise": "first/data"},
-            "sample_rate: the data has 16000, the recipe 32000",
+            "sample_rate is 16000 there, 32000 now",
         ),
     ],
 )
@@ -238,7 +238,7 @@ def test_set_gives_any_field_a_value(run, recipe):
     ("text", "says"),
     [
         ("optimizer.base_lrr=1", "unknown field of [optimizer] 'base_lrr'. Did you mean base_lr"),
-        ("optimizer.base_lr=1", "unknown table 'optimizer'. Did you mean optimizer?"),
+        ("optimizr.base_lr=1", "unknown table 'optimizr'. Did you mean optimizer?"),
         (
             "base_lr=1",
             "base_lr is now in a table, since version 0.2: write [optimizer], and below it base_lr",

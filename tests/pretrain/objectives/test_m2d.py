@@ -23,18 +23,10 @@ def tiny(**options):
 
 
 @pytest.fixture(params=FIXTURES)
-def published(request, objective_fixture, load_weights):
+def published(request, objective_fixture, load_weights, sizes_of):
     arrays, s = objective_fixture(request.param)
-    encoder = EncoderConfig(
-        input_size=tuple(s["input_size"]),
-        patch_size=tuple(s["patch_size"]),
-        width=s["embed"],
-        depth=s["depth"],
-        heads=s["heads"],
-    )
     objective = M2D(
-        encoder,
-        DecoderConfig(width=s["dec_embed"], depth=s["dec_depth"], heads=s["dec_heads"]),
+        *sizes_of(s),
         mask_ratio=s["mask_ratio"],
         norm_pix_loss=s["norm_pix_loss"],
         loss=LOSSES[s["loss_type"]],

@@ -27,18 +27,10 @@ from hear_m2d.pretrain.training.state import STATE_KEY
 
 
 @pytest.fixture
-def published(objective_fixture, weights_of):
+def published(objective_fixture, weights_of, sizes_of):
     arrays, s = objective_fixture("m2d_x_objective")
-    encoder = EncoderConfig(
-        input_size=tuple(s["input_size"]),
-        patch_size=tuple(s["patch_size"]),
-        width=s["embed"],
-        depth=s["depth"],
-        heads=s["heads"],
-    )
     objective = M2DX(
-        encoder,
-        DecoderConfig(width=s["dec_embed"], depth=s["dec_depth"], heads=s["dec_heads"]),
+        *sizes_of(s),
         offline="features",
         offline_features=s["off"],
         mask_ratio=s["mask_ratio"],

@@ -13,19 +13,10 @@ FIXTURES = {"mae_in_m2d_objective": "2d", "msm_mae_objective": "1d", "msm_mae_ob
 
 
 @pytest.fixture(params=[(name, norm_pix) for name in FIXTURES for norm_pix in (False, True)])
-def published(request, objective_fixture, load_weights):
+def published(request, objective_fixture, load_weights, sizes_of):
     name, norm_pix = request.param
     arrays, s = objective_fixture(name)
-    encoder = EncoderConfig(
-        input_size=tuple(s["input_size"]),
-        patch_size=tuple(s["patch_size"]),
-        width=s["embed"],
-        depth=s["depth"],
-        heads=s["heads"],
-    )
-    decoder = DecoderConfig(
-        width=s["dec_embed"], depth=s["dec_depth"], heads=s["dec_heads"], positions=FIXTURES[name]
-    )
+    encoder, decoder = sizes_of(s, positions=FIXTURES[name])
     objective = MSMMAE(encoder, decoder, mask_ratio=s["mask_ratio"], norm_pix_loss=norm_pix)
     load_weights(objective, arrays)
     return objective, arrays, "norm_pix_on/" if norm_pix else "norm_pix_off/"
