@@ -50,26 +50,27 @@ def load_model(
 ) -> HearModel:
     """Load a checkpoint, in eval mode, on the CPU.
 
-    The options are described at :class:`hear_m2d.model.config.Options`; the first four replace what the file
-    says.
-
     Args:
         model_file_path: A path (our ``.safetensors``, a published ``.pth``, a zip or folder with one), a name
             of a registry, ``hf://owner/repo``, or an address: see
             :func:`hear_m2d.checkpoint.resolve.read_weights`. Empty: the default checkpoint of the package.
-        sample_rate: Hertz, where the file does not say.
+        sample_rate: Hertz, where the file does not say (published files say it in their name only). This and
+            the next three replace the file's values.
         input_frames: Frames of one window, where that is not a multiple of the patch.
         mean: Mean of the log-mel in training.
         std: Standard deviation of the log-mel in training.
-        dur_frames: Resample or crop the stored positions to one window of this length.
-        windows: ``whole`` or ``published``.
-        normalization: ``fixed`` or ``batch``.
-        timestamps: ``interpolate`` or ``dense``.
-        layers: Block indices to embed with; None is the last block.
-        layer_mode: ``concat`` or ``mean``.
-        output: ``columns``, ``tokens`` or ``mean``.
-        dtype: ``float32`` or ``bfloat16``, of the encoder.
-        compile: Compile the encoder's blocks.
+        dur_frames: Resample (longer) or crop (shorter) the stored positions to one window of this length.
+        windows: ``whole``: no frame is lost between windows; ``published``: as the authors' code of the
+            checkpoint's code base cuts them.
+        normalization: ``fixed``: the checkpoint's statistics; ``batch``: those of the current batch, as in
+            the first MSM-MAE, so that a clip's embedding depends on the other clips.
+        timestamps: ``interpolate`` columns in time, or ``dense``: one shifted pass per timestamp phase.
+        layers: Block indices to embed with, from 0, negative ones allowed; None is the last block.
+        layer_mode: ``concat`` the layers' features, or take their ``mean``.
+        output: ``columns``: frequency rows stacked, as the papers embed; ``mean``: their mean;
+            ``tokens``: the single tokens (their mean where one vector per time is asked for).
+        dtype: ``float32`` or ``bfloat16``, of the encoder; front end and outputs stay float32.
+        compile: Have torch compile the encoder's blocks on their first use, once for all lengths.
         unknown: Refused, with the nearest name.
 
     Returns:
@@ -81,29 +82,14 @@ def load_model(
         InputError: Not a checkpoint, an unknown option (the nearest is named), or a value out of range; a
             ValueError.
     """
+    # The keywords; before any other local name.
+    options = {k: v for k, v in locals().items() if k not in ("model_file_path", "unknown")}
     from hear_m2d.checkpoint.build import model_of
     from hear_m2d.checkpoint.resolve import read_weights
     from hear_m2d.model.config import Options
 
-    options = Options.parse(
-        {
-            "sample_rate": sample_rate,
-            "input_frames": input_frames,
-            "mean": mean,
-            "std": std,
-            "dur_frames": dur_frames,
-            "windows": windows,
-            "normalization": normalization,
-            "timestamps": timestamps,
-            "layers": layers,
-            "layer_mode": layer_mode,
-            "output": output,
-            "dtype": dtype,
-            "compile": compile,
-            **unknown,
-        }
-    )  # before a large file is read
-    return model_of(read_weights(model_file_path), options)
+    checked = Options.parse(options | unknown)  # before a large file is read
+    return model_of(read_weights(model_file_path), checked)
 
 
 def get_scene_embeddings(audio: Audio, model: HearModel) -> Tensor:

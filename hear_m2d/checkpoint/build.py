@@ -18,29 +18,24 @@ from hear_m2d.model.hear_model import HearModel
 
 logger = logging.getLogger(__name__)
 
-ANSWERS = ("sample_rate", "input_frames", "mean", "std")  # options that replace values of the file
+STORED_OPTIONS = ("sample_rate", "input_frames", "mean", "std")  # options that replace values of the file
 
 
 def model_of(checkpoint: Checkpoint, options: Options) -> HearModel:
-    """Build the model of a checkpoint; warn of a guessed sample rate, log what else the file leaves open.
+    """Return the model of a checkpoint, in eval mode, on the CPU.
 
-    Args:
-        checkpoint: From :func:`hear_m2d.checkpoint.resolve.read_weights`.
-        options: Options from the user.
-
-    Returns:
-        The model, in eval mode, on the CPU.
+    Warns of a guessed sample rate, and logs what else the file leaves open.
 
     Raises:
         InputError: An option that does not fit the checkpoint.
     """
     model = build_model(checkpoint, options)
-    settled = with_options(checkpoint, options)
-    conflict = rate_conflict(checkpoint, options.sample_rate)
-    for text in filter(None, (rate_is_a_guess(settled), conflict)):
+    merged = with_options(checkpoint, options)
+    doubts = rate_is_a_guess(merged), rate_conflict(checkpoint, options.sample_rate)
+    for text in filter(None, doubts):
         warnings.warn(f"{checkpoint.path}: {text}", stacklevel=3)
-    for note in notes_of(settled):
-        if note not in (rate_is_a_guess(settled), conflict, given_by_user(settled)):
+    for note in notes_of(merged):
+        if note not in (*doubts, given_by_user(merged)):
             logger.info("%s: %s", checkpoint.path, note)
     return model
 
@@ -72,25 +67,20 @@ def build_model(checkpoint: Checkpoint, options: Options | None = None) -> HearM
 
 
 def with_options(checkpoint: Checkpoint, options: Options, *, labels: Sequence[str] = ()) -> Checkpoint:
-    """Return the checkpoint with the user's values in place of the file's.
-
-    Args:
-        checkpoint: As read.
-        options: ``sample_rate``, ``input_frames``, ``mean`` and ``std``; the others are not stored in a file.
-        labels: Names of the classes.
+    """Return the checkpoint with the user's values (``STORED_OPTIONS``, labels) in place of the file's.
 
     Raises:
         InputError: A value that does not fit the checkpoint.
     """
-    given = [name for name in ANSWERS if getattr(options, name) is not None] + ["labels"] * bool(labels)
+    given = [name for name in STORED_OPTIONS if getattr(options, name) is not None]
     config = replace(options, dur_frames=None).override(checkpoint.config) if given else checkpoint.config
-    config = replace(config, labels=tuple(labels) or config.labels)
+    sources = dict.fromkeys([*given, "labels"] if labels else given, "user")
     conflict = rate_conflict(checkpoint, options.sample_rate)
     remarks = (*checkpoint.remarks, conflict) if conflict else checkpoint.remarks
     return replace(
         checkpoint,
-        config=config,
-        provenance={**checkpoint.provenance, **dict.fromkeys(given, "user")},
+        config=replace(config, labels=tuple(labels) or config.labels),
+        provenance={**checkpoint.provenance, **sources},
         remarks=tuple(dict.fromkeys(remarks)),
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,37 +20,25 @@ def write_converted(
     checkpoint: Checkpoint,
     target: Path,
     *,
-    options: Options | None = None,
-    labels: tuple[str, ...] = (),
-    licence: str = "",
-    dtype: str = "float32",
+    options: Options,
+    labels: tuple[str, ...],
+    licence: str,
+    dtype: str,
 ) -> Checkpoint:
-    """Write a checkpoint in our format; given values replace those of the file.
-
-    Args:
-        checkpoint: As read.
-        target: A new ``.safetensors``.
-        options: ``sample_rate``, ``input_frames``, ``mean`` and ``std``; the others are not stored in a file.
-        labels: Names of the classes.
-        licence: Terms of the weights.
-        dtype: Of the stored floating-point tensors: ``float32`` or ``float16``.
-
-    Returns:
-        The written checkpoint.
+    """Write a checkpoint in our format and return it; values that are given replace those of the file.
 
     Raises:
-        ValueError: An option that does not fit, a wrong number of labels, or a target that is the source.
+        InputError: An option that does not fit, a wrong number of labels, or a target that is the source.
     """
     from hear_m2d.checkpoint.build import with_options
     from hear_m2d.checkpoint.format import check_tensors, write_model_tensors
-    from hear_m2d.model.config import Options
 
     if target.exists() and target.samefile(checkpoint.path):
         raise InputError(f"{target} is the file that is read: give another name")
     classes = len(checkpoint.config.labels)
     if labels and len(labels) != classes:
         raise InputError(f"{len(labels)} labels were given; the classifier has {classes} classes")
-    converted = with_options(checkpoint, options or Options(), labels=labels)
+    converted = with_options(checkpoint, options, labels=labels)
     if licence and converted.config.licence not in (licence, "unknown"):
         remark = f"the license was given by the user at conversion; IN has: {converted.config.licence}"
         converted = dataclasses.replace(converted, remarks=(*converted.remarks, remark))
@@ -66,33 +53,18 @@ def read_labels(path: Path) -> tuple[str, ...]:
     """Read class names: one a line, or AudioSet's ``class_labels_indices.csv``.
 
     AudioSet's classes are in the order of their machine ids as texts, not of that file's index.
-
-    Raises:
-        ValueError: The file is not a list of names.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not a UTF-8 text of class names") from error
     if lines and {"mid", "display_name"} <= set(lines[0].split(",")):
-        return tuple(_by_machine_id(csv.DictReader(lines)))
+        rows = sorted(csv.DictReader(lines), key=lambda row: str(row["mid"]))
+        return tuple(str(row["display_name"]) for row in rows)
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise InputError(f"{path} holds no class names: write one a line")
     return names
-
-
-def _by_machine_id(rows: Iterable[dict[str, str]]) -> list[str]:
-    return [str(row["display_name"]) for row in sorted(rows, key=lambda row: str(row["mid"]))]
-
-
-def _check_target(target: Path, *, force: bool) -> None:
-    if target.suffix.lower() != ".safetensors":
-        raise click.UsageError(f"{target}: a checkpoint of ours ends in .safetensors")
-    if target.is_dir():
-        raise click.UsageError(f"{target} is a folder: give the name of a file")
-    if target.exists() and not force:
-        raise click.UsageError(f"{target} exists: give another name, or --force to replace it")
 
 
 @click.command()
@@ -132,7 +104,12 @@ def convert(
     from hear_m2d.checkpoint.resolve import read_weights
     from hear_m2d.model.config import Options
 
-    _check_target(target, force=force)
+    if target.suffix.lower() != ".safetensors":
+        raise click.UsageError(f"{target}: a checkpoint of ours ends in .safetensors")
+    if target.is_dir():
+        raise click.UsageError(f"{target} is a folder: give the name of a file")
+    if target.exists() and not force:
+        raise click.UsageError(f"{target} exists: give another name, or --force to replace it")
     options = Options(sample_rate=sample_rate, input_frames=input_frames, mean=mean, std=std)
     names = read_labels(labels) if labels else ()
     checkpoint = read_weights(source, verify=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import mmap
 import os
 import secrets
 from collections.abc import Mapping
@@ -28,11 +27,7 @@ from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write
 
 METADATA_KEY = "hear_m2d"
-STORED = (
-    "provenance",
-    "ignored",
-    "notes",
-)  # fields of a Checkpoint that are stored in the config's ``training``
+STORED = ("provenance", "ignored", "notes")  # fields of a Checkpoint, stored in the config's ``training``
 PROVENANCE = ("file", "name", "default", "user")
 HALF = {torch.float32: torch.float16}  # also allowed in a file; becomes float32 in the model
 VERIFY_BELOW = 32 << 20  # bytes: hashing a file of this size takes almost no time
@@ -62,11 +57,10 @@ class Checkpoint:
 
     def stored_config(self) -> ModelConfig:
         """Return the config as it is written to a file, with the sources of its numbers."""
-        origin = {name: source for name, source in self.provenance.items() if source != "file"}
-        values = zip(STORED, (origin, list(self.ignored), list(self.remarks)), strict=True)
+        provenance = {name: source for name, source in self.provenance.items() if source != "file"}
+        values = zip(STORED, (provenance, list(self.ignored), list(self.remarks)), strict=True)
         training = {key: value for key, value in self.config.training.items() if key not in STORED}
-        training |= {key: value for key, value in values if value}
-        return dataclasses.replace(self.config, training=training)
+        return dataclasses.replace(self.config, training=training | {k: v for k, v in values if v})
 
 
 def save_checkpoint(path: str | os.PathLike[str], model: HearModel, *, dtype: str = "float32") -> None:
@@ -84,21 +78,16 @@ def save_checkpoint(path: str | os.PathLike[str], model: HearModel, *, dtype: st
 
 
 def write_model_tensors(
-    path: str | os.PathLike[str],
-    tensors: Mapping[str, Tensor],
-    config: ModelConfig,
-    *,
-    dtype: str = "float32",
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: ModelConfig, *, dtype: str
 ) -> None:
     """Write the tensors of a model and its config: see :func:`save_checkpoint`."""
     if dtype not in ("float32", "float16"):
         raise InputError(f"dtype must be float32 or float16, got {dtype!r}")
-    kind = getattr(torch, dtype)
     stored = {}
     for name, tensor in tensors.items():
         # Copies: a .pth may hold one storage under two names.
-        stored[name] = tensor.detach().to("cpu", kind if tensor.is_floating_point() else None, copy=True)
-        stored[name] = stored[name].contiguous()
+        kind = getattr(torch, dtype) if tensor.is_floating_point() else None
+        stored[name] = tensor.detach().to("cpu", kind, copy=True).contiguous()
         if dtype == "float16" and bool(stored[name].isinf().any()):
             raise InputError(f"{name} has values that are too large for float16: store float32")
     write_tensors(path, stored, {METADATA_KEY: config.to_json()})
@@ -112,22 +101,22 @@ def write_tensors(
     stand_in = secrets.token_hex(hashlib.sha256().digest_size)
     texts = {key: json.dumps({**value, "sha256": stand_in}) for key, value in metadata.items()}
     data = safetensors.torch.save(dict(tensors), metadata=texts)
-    section = _data_section(data)
+    start = 8 + int.from_bytes(data[:8], "little")  # of the data section, after the header
+    section = memoryview(data)[start:]
     digest = hashlib.sha256(section).hexdigest()
     with atomic_write(path) as file:
-        file.write(data[: len(data) - len(section)].replace(stand_in.encode(), digest.encode()))
+        file.write(data[:start].replace(stand_in.encode(), digest.encode()))
         file.write(section)
 
 
 def read_tensors(
-    path: str | os.PathLike[str], key: str, *, data: bytes | None = None, verify: bool = True
+    path: str | os.PathLike[str], key: str, *, verify: bool = True
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a file of :func:`write_tensors`.
 
     Args:
         path: A ``.safetensors`` file; its tensors are memory-mapped.
         key: Key of the JSON object of the metadata to return.
-        data: The file's bytes, if they are in memory.
         verify: Compare the SHA-256 of the tensors with the one in the metadata.
 
     Returns:
@@ -138,13 +127,9 @@ def read_tensors(
     """
     path = Path(path)
     try:
-        if data is None:
-            with safetensors.safe_open(path, framework="pt") as file:
-                texts = file.metadata() or {}
-            tensors = safetensors.torch.load_file(path)
-        else:
-            tensors = safetensors.torch.load(data)
-            texts = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+        with safetensors.safe_open(path, framework="pt") as file:
+            texts = file.metadata() or {}
+        tensors = safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise
     except (safetensors.SafetensorError, KeyError, ValueError, MemoryError, OSError) as error:
@@ -153,31 +138,30 @@ def read_tensors(
         raise InputError(f"{path} was not written by hear-m2d as {key!r}: its metadata does not say so")
     try:
         content = json.loads(texts[key])
-        written = content.pop("sha256")
+        expected = content.pop("sha256")
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"the metadata of {path} is damaged: {error!r}") from error
-    if verify and _section_sha256(path, data) != written:
-        raise InputError(f"{path} is damaged: its tensors do not match the SHA-256 in its metadata")
+    if verify:
+        with path.open("rb") as file:
+            file.seek(8 + int.from_bytes(file.read(8), "little"))
+            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                raise InputError(f"{path} is damaged: its tensors do not match the SHA-256 in its metadata")
     return tensors, content
 
 
-def read_checkpoint(
-    path: str | os.PathLike[str], *, data: bytes | None = None, verify: bool | None = None
-) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str], *, verify: bool | None = None) -> Checkpoint:
     """Read one of our own checkpoints, strictly.
 
     Args:
         path: A ``.safetensors`` file.
-        data: Its bytes, if they are in memory.
         verify: Compare the SHA-256 of the tensors with the stored one; None: where the file is small.
 
     Raises:
         InputError: Unreadable, damaged, or not holding exactly the tensors its config asks for.
     """
     path = Path(path)
-    if verify is None:
-        verify = data is not None or path.stat().st_size < VERIFY_BELOW
-    tensors, content = read_tensors(path, METADATA_KEY, data=data, verify=verify)
+    verify = path.stat().st_size < VERIFY_BELOW if verify is None else verify
+    tensors, content = read_tensors(path, METADATA_KEY, verify=verify)
     try:
         config = ModelConfig.from_json(content)
         checkpoint = Checkpoint(config=config, tensors=tensors, path=path, **_stored_fields(config))
@@ -196,32 +180,35 @@ def check_tensors(checkpoint: Checkpoint, options: Options | None = None) -> Hea
     Raises:
         InputError: Tensors missing, left over or misshapen, or an option that does not fit.
     """
-    # Before anything is built: the sizes in a config may be wrong.
+    # Before anything is built: the sizes in a config may be wrong, and far too large.
     sizes, positions = checkpoint.config.encoder, checkpoint.tensors.get("pos_embed")
-    misfit = "the tensors do not fit the config"
-    if positions is None:
-        raise InputError(f"{misfit}: pos_embed is missing")
-    wanted = [1, sizes.class_token + sizes.grid[0] * sizes.grid[1], sizes.width]
-    if list(positions.shape) != wanted:
-        raise InputError(f"{misfit}: pos_embed has shape {list(positions.shape)}, not {wanted}")
+    shape = [1, sizes.class_token + sizes.grid[0] * sizes.grid[1], sizes.width]
     blocks = {name.split(".")[1] for name in checkpoint.tensors if name.startswith("blocks.")}
+    faults = []
+    if positions is None or list(positions.shape) != shape:
+        faults.append(f"pos_embed does not have the shape {shape}")
     if len(blocks) != sizes.depth:
-        raise InputError(f"{misfit}: they have {len(blocks)} blocks, not {sizes.depth}")
-    with torch.device("meta"):
-        model = HearModel(checkpoint.config, options).float()  # whatever torch's default dtype is
-    expected = model_state(model)
-    faults = [f"{name} is missing" for name in expected if name not in checkpoint.tensors]
-    for name, tensor in checkpoint.tensors.items():
+        faults.append(f"they have {len(blocks)} blocks, not {sizes.depth}")
+    if not faults:
+        with torch.device("meta"):
+            model = HearModel(checkpoint.config, options).float()  # whatever torch's default dtype is
+        faults = _faults(checkpoint.tensors, model_state(model))
+    if faults:
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise InputError(f"the tensors do not fit the config: {'; '.join(faults[:5])}{more}")
+    return model
+
+
+def _faults(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    faults = [f"{name} is missing" for name in expected if name not in tensors]
+    for name, tensor in tensors.items():
         if name not in expected:
             faults.append(f"{name} is not part of the model")
         elif tensor.shape != expected[name].shape:
             faults.append(f"{name} has shape {list(tensor.shape)}, not {list(expected[name].shape)}")
         elif tensor.dtype not in (expected[name].dtype, HALF.get(expected[name].dtype)):
             faults.append(f"{name} is {tensor.dtype}, not {expected[name].dtype}")
-    if faults:
-        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise InputError(f"{misfit}: {'; '.join(faults[:5])}{more}")
-    return model
+    return faults
 
 
 def model_parts(model: HearModel) -> dict[str, nn.Module]:
@@ -238,29 +225,15 @@ def model_state(model: HearModel) -> dict[str, Tensor]:
 
 def _stored_fields(config: ModelConfig) -> dict[str, Any]:
     """Return the fields of a Checkpoint that the config stores; malformed ones are ignored."""
-    origin, ignored, remarks = (config.training.get(key) for key in STORED)
-    provenance = origin if isinstance(origin, dict) else {}
+    provenance, ignored, remarks = (config.training.get(key) for key in STORED)
+    provenance = provenance if isinstance(provenance, dict) else {}
+    remarks = remarks if isinstance(remarks, list) else []
     guessed = config.training.get("guessed")  # of version 0.1: sentences by field
     if isinstance(guessed, dict):
         provenance = {**dict.fromkeys(guessed, "default"), **provenance}
-        remarks = [r for r in remarks if r not in guessed.values()] if isinstance(remarks, list) else None
+        remarks = [remark for remark in remarks if remark not in guessed.values()]
     return {
         "provenance": {str(k): v for k, v in provenance.items() if v in PROVENANCE},
         "ignored": tuple(map(str, ignored)) if isinstance(ignored, list) else (),
-        "remarks": tuple(map(str, remarks)) if isinstance(remarks, list) else (),
+        "remarks": tuple(map(str, remarks)),
     }
-
-
-def _section_sha256(path: Path, data: bytes | None) -> str:
-    if data is not None:
-        return hashlib.sha256(_data_section(data)).hexdigest()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        section = _data_section(mapped)
-        digest = hashlib.sha256(section).hexdigest()
-        section.release()
-        return digest
-
-
-def _data_section(data: bytes | mmap.mmap) -> memoryview:
-    header = int.from_bytes(data[:8], "little")
-    return memoryview(data)[8 + header :]

@@ -19,8 +19,6 @@ from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import atomic_write_text
 
-UNKNOWN = "unknown"  # the license of a checkpoint that does not state one
-
 
 def save_pretrained(
     model: HearModel, folder: str | os.PathLike[str], *, name: str = "", description: str = ""
@@ -36,7 +34,6 @@ def save_pretrained(
     Raises:
         InputError: The weights are under the authors' evaluation license.
     """
-    _check_may_be_shared(model.config.licence)
     _write(model, model.config, Path(folder), name, description)
 
 
@@ -74,10 +71,8 @@ def push_to_hub(
     """
     from huggingface_hub import HfApi
 
-    _check_may_be_shared(model.config.licence)
     license = " ".join((license or model.config.licence).split())
-    _check_may_be_shared(license)
-    if license.lower() in ("", UNKNOWN):
+    if license.lower() in ("", "unknown"):
         raise InputError(
             "the checkpoint does not say its license, and nobody may use what is published without one: "
             'give it, push_to_hub(…, license="apache-2.0")'
@@ -95,14 +90,11 @@ def push_to_hub(
 
 
 def _write(model: HearModel, config: ModelConfig, folder: Path, name: str, description: str) -> None:
-    write_model_tensors(folder / CHECKPOINT, model_state(model), config, dtype="float32")
-    if not (folder / "README.md").exists():  # a person may have edited it
-        atomic_write_text(folder / "README.md", str(model_card(config, name=name, description=description)))
-
-
-def _check_may_be_shared(license: str) -> None:
-    if is_authors_license(license):
+    if is_authors_license(model.config.licence) or is_authors_license(config.licence):
         raise InputError(
             f"this model is under the {AUTHORS_LICENSE}, which does not allow passing it on: it can neither "
             "be pushed nor saved for sharing. `hear-m2d convert` makes a file for your own use of it"
         )
+    write_model_tensors(folder / CHECKPOINT, model_state(model), config, dtype="float32")
+    if not (folder / "README.md").exists():  # a person may have edited it
+        atomic_write_text(folder / "README.md", str(model_card(config, name=name, description=description)))

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from hear_m2d.checkpoint.published_names import (
     first_msm_mae,
     input_and_rate,
     kind_of,
-    training_facts,
+    training_details,
 )
 from hear_m2d.checkpoint.torch_files import load_torch_file
 from hear_m2d.model.config import DEFAULT_MEAN, DEFAULT_STD, ModelConfig
@@ -58,51 +58,39 @@ LICENCE = "NTT Software License Agreement for Evaluation: internal, non-commerci
 
 
 def read_published(
-    path: str | os.PathLike[str], *, file: IO[bytes] | None = None, inside: str = ""
+    path: str | os.PathLike[str], *, member: str = "", unpacked: Path | None = None
 ) -> Checkpoint:
     """Read a ``.pth`` file of M2D or MSM-MAE, strictly, without running any pickle code.
 
-    Args:
-        path: The file, or the zip that it lies in; its name and its folder's name may say size and rate.
-        file: Its content, where it lies in a zip.
-        inside: Its name in the zip.
-
-    Returns:
-        The encoder, and a classifier and audio projector where there are some, with notes on what the file
-        did not say and what was left in it.
+    The names of the file and its folder may say size and rate. If it lies in the zip ``path``, ``member`` is
+    its name there, and ``unpacked`` the file with its content.
 
     Raises:
-        ValueError: Not a checkpoint, or not exactly the tensors of one.
+        InputError: Not a checkpoint, or not exactly the tensors of one.
     """
     path = Path(path).absolute()  # its folder's name may say the rate; no link is followed
-    shown = f"{path} ({inside})" if inside else str(path)
-    names = [path.stem, path.parent.name]
-    source = f"{path.parent.name}/{path.name}"
-    if inside:
-        last, *folders = reversed(inside.split("/"))
-        names = [Path(last).stem, *folders[:2], *names]
-        source = f"{path.name}/{inside}"
+    names, source = [path.stem, path.parent.name], f"{path.parent.name}/{path.name}"
+    if member:
+        last, *folders = reversed(member.split("/"))
+        names, source = [Path(last).stem, *folders[:2], *names], f"{path.name}/{member}"
     try:
-        return _checkpoint(load_torch_file(str(path) if file is None else file), path, names, source)
-    except _NotACheckpointError as error:
-        raise InputError(f"{shown} is a pickle, but not a checkpoint: {error}") from error
+        return _checkpoint(load_torch_file(unpacked or path), path, names, source)
     except ValueError as error:
+        shown = f"{path} ({member})" if member else path
         raise InputError(f"{shown} is not a readable checkpoint: {error}") from error
-
-
-class _NotACheckpointError(InputError):
-    """A valid file that is not a checkpoint."""
 
 
 def _checkpoint(content: Any, path: Path, names: Sequence[str], source: str) -> Checkpoint:
     state, beside = _without_prefix(_state_dict(content))
     tensors = _tensors(state)
-    arguments = _arguments(content)
+    arguments = content.get("args")  # a training file's; a bare state dict has none
+    arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    arguments = arguments if isinstance(arguments, dict) else {}
     stats = tensors.pop("norm_stats", None)
     config, parsed = _config(tensors, names, arguments, stats)
     provenance = {
         **parsed.provenance,
-        **dict.fromkeys(("mean", "std"), "default" if stats is None else "file"),
+        **dict.fromkeys(("mean", "std"), "file" if stats is not None else "default"),
     }
     if config.labels:
         provenance["labels"] = "default"
@@ -111,14 +99,15 @@ def _checkpoint(content: Any, path: Path, names: Sequence[str], source: str) -> 
         kind=kind_of(state, names, arguments),
         code_base="msm_mae" if first_msm_mae(state) else "m2d",
         licence=LICENCE,
-        training={"source": source, **training_facts(names, arguments, content.get("epoch"))},
+        training={"source": source, **training_details(names, arguments, content.get("epoch"))},
     )
+    ignored = beside | {key.split(".")[0] for key in state if IGNORED_TENSORS.match(key)}
     checkpoint = Checkpoint(
         config=config,
         tensors=tensors,
         path=path,
         provenance=provenance,
-        ignored=tuple(sorted(beside | {key.split(".")[0] for key in state if IGNORED_TENSORS.match(key)})),
+        ignored=tuple(sorted(ignored)),
         remarks=parsed.remarks,
     )
     check_tensors(checkpoint)
@@ -131,16 +120,8 @@ def _state_dict(content: Any) -> dict[str, Any]:
     if not isinstance(state, dict) or not all(
         isinstance(key, str) and TENSOR_NAME.fullmatch(key) for key in state
     ):
-        raise _NotACheckpointError(f"it holds a {type(state).__name__} that is not a state dict")
+        raise InputError(f"it holds a {type(state).__name__} that is not a state dict")
     return state
-
-
-def _arguments(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments that a training file keeps; a file that is a state dict has none."""
-    arguments = content.get("args")
-    if isinstance(arguments, argparse.Namespace):
-        arguments = vars(arguments)
-    return {k: v for k, v in arguments.items() if isinstance(k, str)} if isinstance(arguments, dict) else {}
 
 
 def _without_prefix(state: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
@@ -157,7 +138,7 @@ def _without_prefix(state: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
             raise InputError(f"it holds {name} twice")
         bare[name] = value
     if "patch_embed.proj.weight" not in bare:
-        raise _NotACheckpointError("it has no tensor patch_embed.proj.weight")
+        raise InputError("it has no tensor patch_embed.proj.weight")
     return bare, beside
 
 
@@ -180,19 +161,18 @@ def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
         tensors[name] = value.detach()
     if "head.linear.weight" in tensors:
         tensors.setdefault("head.norm.num_batches_tracked", torch.tensor(0))
-    return _joined_biases(tensors)
+    return _with_joint_biases(tensors)
 
 
-def _joined_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _with_joint_biases(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Turn separate q and v biases (the first MSM-MAE) into a joint one; the key's is zero."""
-    joined = {key: value for key, value in state.items() if not key.endswith((".q_bias", ".v_bias"))}
-    for key in state:
-        if key.endswith((".q_bias", ".v_bias")):
-            q, v = (state.get(f"{key[:-6]}{letter}_bias") for letter in "qv")
-            if q is None or v is None or q.shape != v.shape or q.dtype != v.dtype:
-                raise InputError(f"{key} has no other bias beside it, or one of another shape")
-            joined[f"{key[:-6]}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
-    return joined
+    joint = {key: value for key, value in state.items() if not key.endswith((".q_bias", ".v_bias"))}
+    for key in state.keys() - joint.keys():
+        q, v = (state.get(f"{key[:-6]}{letter}_bias") for letter in "qv")
+        if q is None or v is None or q.shape != v.shape or q.dtype != v.dtype:
+            raise InputError(f"{key} has no other bias beside it, or one of another shape")
+        joint[f"{key[:-6]}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    return joint
 
 
 def _config(
@@ -200,27 +180,20 @@ def _config(
 ) -> tuple[ModelConfig, ParsedName]:
     """Return the config from shapes, and from names and arguments where shapes are not enough."""
     weight, positions = state["patch_embed.proj.weight"], state.get("pos_embed")
-    if weight.ndim != 4 or positions is None or positions.ndim != 3 or not 0 < weight.shape[2] <= MELS:
-        raise InputError("patch_embed.proj.weight or pos_embed is missing or misshapen")
-    if 0 in weight.shape:
-        raise InputError(f"patch_embed.proj.weight is empty: its shape is {list(weight.shape)}")
+    if weight.ndim != 4 or 0 in weight.shape or weight.shape[2] > MELS:
+        raise InputError(f"patch_embed.proj.weight has shape {list(weight.shape)}")
+    if positions is None or positions.ndim != 3:
+        raise InputError("pos_embed is missing or misshapen")
     width, _, high, wide = weight.shape
     if width % HEAD_WIDTH:
-        raise InputError(
-            f"its width {width} is not a multiple of {HEAD_WIDTH}: the number of heads is unknown"
-        )
+        raise InputError(f"its width {width} is not a multiple of {HEAD_WIDTH}, the width of a head")
     class_token = "cls_token" in state
-    parsed = input_and_rate(
-        names,
-        arguments,
-        patch=(high, wide),
-        columns=(positions.shape[1] - class_token) // (MELS // high),
-    )
+    columns = (positions.shape[1] - class_token) // (MELS // high)
+    parsed = input_and_rate(names, arguments, patch=(high, wide), columns=columns)
     hidden, head = state.get("blocks.0.mlp.fc1.weight"), state.get("head.linear.weight")
-    if head is not None and head.ndim != 2:
-        raise InputError(f"the classifier's weight has shape {list(head.shape)}: it has two axes")
-    if stats is not None and stats.shape != (2,):
-        raise InputError(f"norm_stats has shape {list(stats.shape)}, not [2]")
+    if (head is not None and head.ndim != 2) or (stats is not None and stats.shape != (2,)):
+        raise InputError("its classifier or its norm_stats are misshapen")
+    mean, std = (DEFAULT_MEAN, DEFAULT_STD) if stats is None else map(float, stats)
     config = ModelConfig(
         encoder=EncoderConfig(
             input_size=(MELS, parsed.frames),
@@ -232,8 +205,8 @@ def _config(
             class_token=class_token,
         ),
         frontend=FrontendConfig.for_rate(parsed.sample_rate),
-        mean=DEFAULT_MEAN if stats is None else float(stats[0]),
-        std=DEFAULT_STD if stats is None else float(stats[1]),
+        mean=mean,
+        std=std,
         labels=() if head is None else tuple(f"class {i}" for i in range(len(head))),
         head_width=None if head is None else int(head.shape[1]),
         projector=_projector(state),

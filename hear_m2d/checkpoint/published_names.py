@@ -17,7 +17,6 @@ RATIO = re.compile(r"-mr(\d{1,3})(?!\d)")
 PRETRAINED = re.compile(r"checkpoint-(\d{1,6})(?!\d)")
 FINE_TUNED = re.compile(r"weights_ep(\d{1,6})it\d+-(\d?\.\d{1,9})")
 ON_AUDIOSET = re.compile(r"_AS-FT|_as_[0-9a-f]{6,}")
-RATES = ("sample_rate", "sr", "sampling_rate")
 # The training arguments that `info` shows; the rest are folders and switches.
 KEPT_ARGUMENTS = (
     "epochs", "batch_size", "accum_iter", "world_size", "eff_batch_size", "mask_ratio", "blr", "lr", "min_lr",
@@ -29,55 +28,43 @@ KEPT_ARGUMENTS = (
 
 @dataclass(frozen=True)
 class ParsedName:
-    """Input length and sample rate, and their sources.
+    """Input length and sample rate, and their sources."""
 
-    Attributes:
-        frames: Of one window.
-        sample_rate: Hertz.
-        provenance: ``file`` (tensors or arguments), ``name`` or ``default``, for ``input_frames`` and
-            ``sample_rate``.
-        remarks: Sentences about values that were not used.
-    """
-
-    frames: int
-    sample_rate: int
-    provenance: Mapping[str, str]
-    remarks: tuple[str, ...] = ()
+    frames: int  # of one window
+    sample_rate: int  # hertz
+    provenance: Mapping[str, str]  # of both: ``file`` (tensors or arguments), ``name`` or ``default``
+    remarks: tuple[str, ...]  # sentences about values that were not used
 
 
 def input_and_rate(
     names: Sequence[str], arguments: Mapping[str, Any], *, patch: tuple[int, int], columns: int
 ) -> ParsedName:
-    """Find the input length and the sample rate.
+    """Find the input length and the sample rate; the first name that fits the tensors counts.
 
-    Args:
-        names: Of the file, its folder, its zip: the first that fits counts.
-        arguments: Of the training, if the file holds them.
-        patch: Mel bins and frames of a patch, from the tensors.
-        columns: Patches along time, from the tensors.
+    ``patch`` (mel bins and frames) and ``columns`` (patches along time) are from the tensors.
     """
     remarks: list[str] = []
     frames, rate = columns * patch[1], 16000
     # Where a patch is one frame wide, the tensors alone give the length.
     provenance = {"input_frames": "file" if patch[1] == 1 else "default", "sample_rate": "default"}
-    stated = next(((key, hz) for key in RATES if (hz := _hertz(arguments.get(key)))), None)
+    rates = [_hertz(arguments.get(key)) for key in ("sample_rate", "sr", "sampling_rate")]
+    stated = next(filter(None, rates), 0)
     if stated:
-        rate, provenance["sample_rate"] = stated[1], "file"
+        rate, provenance["sample_rate"] = stated, "file"
     if (length := _length(arguments.get("input_size"))) // patch[1] == columns:
         frames, provenance["input_frames"] = length, "file"
-    folders = [_last(arguments.get(key)) for key in ("output_dir", "log_dir")]
-    for name in (*names, *filter(None, folders)):
-        found = NAME.search(name)
-        if not found:
+    folders = [_last_part(arguments.get(key)) for key in ("output_dir", "log_dir")]
+    for name in (*names, *folders):
+        if not (match := NAME.search(name)):
             continue
-        length = int(found["frames"][:9])
-        if (found["high"], found["wide"]) != (str(patch[0]), str(patch[1])) or length // patch[1] != columns:
+        length = int(match["frames"][:9])
+        if (match["high"], match["wide"]) != (str(patch[0]), str(patch[1])) or length // patch[1] != columns:
             remarks.append(f"the name {name} does not fit the tensors and was not used")
             continue
         frames, provenance["input_frames"] = length, "name"
-        hertz = _hertz(found["khz"])
-        if hertz and stated and stated[1] != hertz:
-            remarks.append(f"args.{stated[0]} says {stated[1]} Hz, which was not used")
+        hertz = _hertz(match["khz"])
+        if hertz and stated not in (0, hertz):
+            remarks.append(f"the arguments say {stated} Hz, which was not used")
         if hertz or not stated:  # a published name without a rate means 16 kHz
             rate, provenance["sample_rate"] = hertz or 16000, "name"
         break
@@ -85,13 +72,7 @@ def input_and_rate(
 
 
 def kind_of(state: Mapping[str, Any], names: Sequence[str], arguments: Mapping[str, Any]) -> str:
-    """Return the kind, from the networks in the file, or else its name, or else its predicted features.
-
-    Args:
-        state: The state dict without prefix; only keys and shapes are looked at.
-        names: Of the file, its folder, its zip.
-        arguments: Of the training.
-    """
+    """Return the kind, from the networks in the file, or else its name, or else its predicted features."""
     decoder, target = (any(key.startswith(p) for key in state) for p in ("decoder_blocks.", "target_blocks."))
     if first_msm_mae(state) or (decoder and not target):
         return "msm_mae"
@@ -99,9 +80,9 @@ def kind_of(state: Mapping[str, Any], names: Sequence[str], arguments: Mapping[s
         return "m2d_clap"
     model = arguments.get("model")
     for name in (*names, model if isinstance(model, str) else ""):
-        found = MODEL.match(name)
-        if found and not (target and found[1] == "msm_mae"):
-            return found[1]
+        match = MODEL.match(name)
+        if match and not (target and match[1] == "msm_mae"):
+            return match[1]
     offline, patch = state.get("offline_predictor.weight"), state.get("patch_embed.proj.weight")
     if offline is None or len(offline.shape) != 2 or patch is None:
         return "m2d"
@@ -116,30 +97,30 @@ def first_msm_mae(state: Mapping[str, Any]) -> bool:
     return any(key.endswith(".q_bias") for key in state)
 
 
-def training_facts(names: Sequence[str], arguments: Mapping[str, Any], epoch: Any) -> dict[str, Any]:
+def training_details(names: Sequence[str], arguments: Mapping[str, Any], epoch: Any) -> dict[str, Any]:
     """Return what names and arguments state about the training, as JSON values."""
-    facts = {key: _plain(arguments[key]) for key in KEPT_ARGUMENTS if key in arguments}
-    facts = {key: value for key, value in facts.items() if value not in (None, "", [])}
+    plain = {key: _plain(arguments[key]) for key in KEPT_ARGUMENTS if key in arguments}
+    details = {key: value for key, value in plain.items() if value not in (None, "", [])}
     if type(epoch) is int:
-        facts["epoch"] = epoch
+        details["epoch"] = epoch
     for name in names:
-        if found := PRETRAINED.search(name):
-            facts.setdefault("epoch", int(found[1]))
-        if found := FINE_TUNED.search(name):
-            facts |= {"epoch": int(found[1]), "score": float(found[2])}
+        if match := PRETRAINED.search(name):
+            details.setdefault("epoch", int(match[1]))
+        if match := FINE_TUNED.search(name):
+            details |= {"epoch": int(match[1]), "score": float(match[2])}
         if ON_AUDIOSET.search(name):
-            facts["fine_tuned_on"] = "AudioSet"
-        if found := RATIO.search(name):
-            facts.setdefault("mask_ratio", int(found[1]) / 10 ** len(found[1]))
-    return facts
+            details["fine_tuned_on"] = "AudioSet"
+        if match := RATIO.search(name):
+            details.setdefault("mask_ratio", int(match[1]) / 10 ** len(match[1]))
+    return details
 
 
-def _last(folder: Any) -> str:
+def _last_part(folder: Any) -> str:
     return re.split(r"[/\\]", folder.rstrip("/\\"))[-1][:200] if isinstance(folder, str) else ""
 
 
 def _length(size: Any) -> int:
-    """Return the frames of an ``input_size`` such as [80, 608] or "80x608"; -1 where it is none."""
+    """Return the frames of an ``input_size`` such as [80, 608] or "80x608"; -1 for anything else."""
     if isinstance(size, str):
         size = [int(n) if n.isdecimal() and len(n) < 9 else None for n in size.split("x")]
     if isinstance(size, list | tuple) and len(size) == 2 and type(size[1]) is int and size[1] > 0:
@@ -148,13 +129,13 @@ def _length(size: Any) -> int:
 
 
 def _hertz(rate: Any) -> int | None:
-    """Return a sample rate given as 16000, 16, "16k" or "16000"; None where it is none."""
+    """Return a sample rate given as 16000, 16, "16k" or "16000"; None for anything else."""
     if isinstance(rate, str):
-        digits = rate.strip().lower().removesuffix("hz").removesuffix("k").strip()
-        rate = int(digits) if digits.isdecimal() and len(digits) < 9 else None
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 10**9:
+        match = re.fullmatch(r"(\d{1,8}) *k?(hz)?", rate.strip().lower())
+        rate = int(match[1]) if match else None
+    if type(rate) not in (int, float) or not 0 < rate < 10**9:
         return None
-    hertz = int(rate * 1000) if rate < 1000 else int(rate)
+    hertz = int(rate * 1000 if rate < 1000 else rate)
     return hertz if 4000 <= hertz <= 192_000 and hertz % 100 == 0 else None
 
 

@@ -8,7 +8,6 @@ automatic download.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass, fields
@@ -16,49 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from hear_m2d.utils.errors import InputError, unknown_name
+from hear_m2d.utils.files import read_json
 
 REGISTRY_VARIABLE = "HEAR_M2D_REGISTRY"
 OURS = Path(__file__).with_name("registry.json")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]*")
-URL = re.compile(r"(https?|file)://\S+")
+URL = re.compile(r"(https?|file)://[^\s#]+")
 AUTHORS_LICENSE = "NTT Software License Agreement for Evaluation"
 AUTHORS_REPOSITORIES = re.compile(r"/+(nttcslab)/+(m2d|msm-mae)/.*", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where weights are, and their checksum.
+    """Where weights are, and their checksum."""
 
-    Attributes:
-        url: http, https or file.
-        sha256: Of the whole file, in lower-case hexadecimal digits.
-        licence: Terms of the weights, logged when they are used.
-        note: One sentence for users, also logged.
-        page: Instead of the others: the page where a person can download the weights.
-    """
-
-    url: str = ""
-    sha256: str = ""
-    licence: str = ""
-    note: str = ""
-    page: str = ""
-
-    def __post_init__(self) -> None:
-        if not all(isinstance(getattr(self, field.name), str) for field in fields(self)):
-            raise InputError("url, sha256, licence, note and page must be texts")
-        if self.page and not self.url:
-            return
-        for name in ("url", "sha256"):
-            if not getattr(self, name):
-                raise InputError(f"{name} is missing")
-        if not URL.fullmatch(self.url) or "#" in self.url:
-            raise InputError(
-                f"url is {self.url!r}; it must begin with https://, http:// or file:// and have no #"
-            )
-        if not SHA256.fullmatch(self.sha256.lower()):
-            raise InputError(f"sha256 is {self.sha256!r}; it must be 64 hexadecimal digits")
-        object.__setattr__(self, "sha256", self.sha256.lower())
+    url: str = ""  # http, https or file
+    sha256: str = ""  # of the whole file, in lower-case hexadecimal digits
+    licence: str = ""  # terms of the weights, logged when they are used
+    note: str = ""  # one sentence for users, also logged
+    page: str = ""  # instead of the others: the page where a person can download the weights
 
 
 def read_registry() -> dict[str, Entry]:
@@ -66,82 +41,56 @@ def read_registry() -> dict[str, Entry]:
 
     Raises:
         FileNotFoundError: HEAR_M2D_REGISTRY does not name a file.
-        ValueError: A malformed file; the message names it and the entry.
+        InputError: A malformed file; the message names it and the entry.
     """
     entries = read_entries(OURS)
     if value := os.environ.get(REGISTRY_VARIABLE):
         path = Path(value).expanduser()
         if not path.is_file():
-            raise FileNotFoundError(
-                f"{REGISTRY_VARIABLE} is {value!r}, which is not a file: unset it, or name a file"
-            )
+            raise FileNotFoundError(f"{REGISTRY_VARIABLE} is {value!r}, which is not a file")
         entries |= read_entries(path)
     return entries
 
 
 def read_entries(path: Path) -> dict[str, Entry]:
-    """Read one table.
-
-    Raises:
-        ValueError: Not JSON, or a malformed entry; the message names the file and the entry.
-    """
-    try:
-        table = json.loads(path.read_bytes().decode(), object_pairs_hook=_without_doubles)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a readable registry of weights: {error}") from error
-    if not isinstance(table, dict):
-        raise InputError(f"{path} is not a registry of weights: it holds a {type(table).__name__}")
-    return {name: _entry(path, name, value) for name, value in table.items()}
+    """Read one table."""
+    return {name: _entry(f"{path}, entry {name!r}", value) for name, value in read_json(path).items()}
 
 
-def _entry(path: Path, name: str, value: Any) -> Entry:
+def _entry(where: str, value: Any) -> Entry:
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise InputError(f'{where}: an entry is an object of texts: {{"url": "https://…", "sha256": "…"}}')
     known = [field.name for field in fields(Entry)]
-    try:
-        if not NAME.fullmatch(name):
-            raise InputError("a name is letters, digits and . _ @ + -, and begins with a letter or digit")
-        if not isinstance(value, dict):
-            raise InputError('an entry is an object: {"url": "https://…", "sha256": "…"}')
-        for key in value:
-            if key not in known:
-                raise InputError(unknown_name("field", key, known))
-        return Entry(**value)
-    except InputError as error:
-        raise InputError(f"{path}, entry {name!r}: {error}") from error
+    for key in value.keys() - known:
+        raise InputError(f"{where}: {unknown_name('field', key, known)}")
+    entry = Entry(**value | {"sha256": value.get("sha256", "").lower()})
+    if not entry.page and not (URL.fullmatch(entry.url) and SHA256.fullmatch(entry.sha256)):
+        raise InputError(
+            f"{where}: url must begin with https://, http:// or file:// and have no #, and sha256 must be 64 "
+            f"hexadecimal digits; they are {entry.url!r} and {entry.sha256!r}"
+        )
+    return entry
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object without equal keys; Python's JSON reader would keep the last one."""
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise InputError(f"{key!r} is there twice")
-    return dict(pairs)
-
-
-def by_hand(name: str) -> str:
-    """Return instructions for weights that we do not download; empty for any other name.
-
-    Args:
-        name: A name, its zip, a file of its folder, or an address with one of them.
-    """
-    for part in re.split(r"[/\\]", name):
-        for known, entry in read_entries(OURS).items():
-            if not entry.url and part.lower().removesuffix(".zip") == known.lower():
-                return where_to_get(known, entry.page)
+def by_hand(text: str) -> str:
+    """Return instructions for weights that we do not download; empty for any other name, path or address."""
+    pages = {name.lower(): (name, entry.page) for name, entry in read_entries(OURS).items() if entry.page}
+    for part in re.split(r"[/\\]", text.lower()):
+        if known := pages.get(part.removesuffix(".zip")):
+            return _where_to_get(*known)
     return ""
 
 
 def refusal_of_address(host: str, path: str) -> str:
     """Return instructions for an address in the authors' repositories; empty for any other address."""
-    found = AUTHORS_REPOSITORIES.fullmatch(path)
-    if host.lower() not in ("github.com", "www.github.com") or not found:
+    match = AUTHORS_REPOSITORIES.fullmatch(path)
+    if host.lower() not in ("github.com", "www.github.com") or not match:
         return ""
-    page = f"https://github.com/{found[1]}/{found[2]}/releases"
-    return by_hand(path) or where_to_get(path.rpartition("/")[2], page)
+    page = f"https://github.com/{match[1]}/{match[2]}/releases"
+    return by_hand(path) or _where_to_get(path.rpartition("/")[2], page)
 
 
-def where_to_get(name: str, page: str) -> str:
-    """Return the sentence that explains how to get the authors' weights."""
+def _where_to_get(name: str, page: str) -> str:
     return (
         f"{name} is one of the authors' weights. hear-m2d does not download them: they are under the "
         f"{AUTHORS_LICENSE}, for internal evaluation only. If you accept these terms, download it from "

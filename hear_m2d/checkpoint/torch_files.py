@@ -1,18 +1,18 @@
 """torch's ``.pth`` files, read by torch's weights-only reader: nothing in them is executed.
 
-Besides tensors and containers, a file may hold what the authors' training code stores: argparse namespaces,
-paths and numpy scalars. They become namespaces, pure paths and Python numbers; any other type is refused.
+Besides tensors and containers, the authors' training files hold argparse namespaces, paths and numpy scalars.
+They become namespaces, pure paths and Python numbers; any other type is refused.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import threading
 import zipfile
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,64 +40,45 @@ def _numpy_scalar(kind: _NumpyType, data: bytes) -> Any:
     return np.frombuffer(data, dtype=np.dtype(kind.order + kind.code))[0].item()
 
 
-def _allowed() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+def _allowed() -> list[Any]:
     """Return the types that a file may name besides torch's own, by the names that a pickle has for them."""
-    paths = {
-        f"{module}.{prefix}{name}": PureWindowsPath if name == "WindowsPath" else PurePosixPath
-        for module in ("pathlib", "pathlib._local")  # Python 3.13 says _local
-        for prefix, name in (("", "Path"), ("Pure", "Path"), ("", "PosixPath"), ("", "WindowsPath"))
-    } | {
-        f"{module}.Pure{name}": kind
-        for module in ("pathlib", "pathlib._local")
-        for name, kind in (("PosixPath", PurePosixPath), ("WindowsPath", PureWindowsPath))
-    }
-    scalars = {f"numpy.{core}.multiarray.scalar": _numpy_scalar for core in ("core", "_core")}
-    names: dict[str, Callable[..., Any]] = {**paths, **scalars, "numpy.dtype": _NumpyType}
-    return [argparse.Namespace, *((kind, name) for name, kind in names.items())]
+    types: dict[str, Any] = {"numpy.dtype": _NumpyType}
+    types |= {f"numpy.{core}.multiarray.scalar": _numpy_scalar for core in ("core", "_core")}
+    for name in ("Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath"):
+        for module in ("pathlib", "pathlib._local"):  # Python 3.13 says _local
+            types[f"{module}.{name}"] = PureWindowsPath if "Windows" in name else PurePosixPath
+    return [argparse.Namespace, *((kind, name) for name, kind in types.items())]
 
 
-def load_torch_file(file: str | IO[bytes]) -> Any:
-    """Read a ``.pth``, of the zip layout or the older one.
+def load_torch_file(path: str | os.PathLike[str]) -> Any:
+    """Read a ``.pth``, of the zip layout or the older one, with its tensors on the CPU.
 
-    Args:
-        file: A path, whose tensors are then memory-mapped where the layout allows it, or an open file.
-
-    Returns:
-        What was saved, with its tensors on the CPU.
+    Tensors of the zip layout are memory-mapped.
 
     Raises:
         InputError: The file is damaged, not a ``.pth``, or holds a type that no checkpoint needs.
     """
+    path = Path(path)
     try:
-        zipped = zipfile.is_zipfile(file)
+        zipped = zipfile.is_zipfile(path)
         if zipped:
-            _check_zip(file)
-        # torch maps paths only, and reads those that end in .safetensors as what they say.
-        mapped = zipped and isinstance(file, str) and not file.lower().endswith(".safetensors")
-        if isinstance(file, str) and not mapped:
-            with Path(file).open("rb") as opened:
-                return _load(opened, mapped=False)
-        return _load(file, mapped=mapped)
+            _check_zip(path)
+        with _LOCK, torch.serialization.safe_globals(_allowed()), path.open("rb") as file:
+            # torch maps paths only, and takes one that ends in .safetensors for what it says.
+            mapped = zipped and path.suffix.lower() != ".safetensors"
+            return torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except InputError:
         raise
     except Exception as error:  # any error of torch about a damaged file, AssertionError and OSError included
         # torch's own message advises to load with weights_only=False, which would run the file's code.
-        if found := re.search(r"GLOBAL ([\w.]+)|class ([\w.]+) ", str(error)):
-            name = found[1] or found[2]
-            raise InputError(f"it holds {name}, which no checkpoint does; it was not run") from error
+        if match := re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error)):
+            raise InputError(f"it holds {match[1]}, which no checkpoint does; it was not run") from error
         raise InputError(f"it is damaged or not a .pth ({type(error).__name__})") from error
 
 
-def _load(file: str | IO[bytes], *, mapped: bool) -> Any:
-    if not isinstance(file, str):
-        file.seek(0)
-    with _LOCK, torch.serialization.safe_globals(_allowed()):
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-
-
-def _check_zip(file: str | IO[bytes]) -> None:
+def _check_zip(path: Path) -> None:
     """Check every member against its checksum: torch would load flipped bytes without an error."""
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
                 raise InputError(f"its member {info.filename[:200]!a} is compressed, which torch never does")

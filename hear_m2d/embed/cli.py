@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 from hear_m2d.utils.commands import MODEL_OPTIONS
 
 if TYPE_CHECKING:
-    from hear_m2d.embed.run import Summary
+    from hear_m2d.embed.loop import Summary
 
 
 @click.command()
@@ -79,7 +80,6 @@ def embed(
     """
     from hear_m2d.embed.embedder import ModelSpec
     from hear_m2d.embed.inputs import collect_inputs
-    from hear_m2d.embed.run import embed_files
 
     if not inputs and list_file is None:
         raise click.UsageError("give audio files, folders, patterns in quotes, or --list FILE")
@@ -103,18 +103,15 @@ def embed(
             raise click.UsageError("--ray writes Parquet: leave --format out")
         from hear_m2d.embed.ray import embed_on_ray
 
-        summary = embed_on_ray(
-            collected, spec, out, address=ray_address, workers=workers, force=force, progress=True
-        )
+        run = partial(embed_on_ray, address=ray_address)
     else:
-        summary = embed_files(
-            collected, spec, out, output_format=output_format, workers=workers, force=force, progress=True
-        )
-    report(out, summary)
+        from hear_m2d.embed.run import embed_files
+
+        run = partial(embed_files, output_format=output_format)
+    _report(out, run(collected, spec, out, workers=workers, force=force, progress=True))
 
 
-def report(out: Path, summary: Summary) -> None:
-    """Print what was done."""
+def _report(out: Path, summary: Summary) -> None:
     before = f" ({summary.already} were done before)" if summary.already else ""
     click.echo(f"{out}: {summary.clips} clips, {summary.audio_s / 3600:.2f} h of audio{before}")
     if summary.clips:

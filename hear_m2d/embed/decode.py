@@ -21,6 +21,11 @@ class Decoded:
     clip: Clip
     result: Sound | Failure
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its samples."""
+        return self.result.samples.nbytes if isinstance(self.result, Sound) else 0
+
 
 def default_workers(device: str) -> int:
     """Return the number of decoding threads: one fewer than there are processors, at most 8.
@@ -33,36 +38,24 @@ def default_workers(device: str) -> int:
 
 def decode(clip: Clip, sample_rate: int) -> Decoded:
     """Decode one clip in this thread."""
-    result: Sound | Failure
     try:
-        result = read_sound(clip.path, sample_rate)
+        return Decoded(clip, read_sound(clip.path, sample_rate))
     except AudioError as error:
-        result = Failure(clip.name, error.reason, error.detail)
+        reason, detail = error.reason, error.detail
     except OSError as error:
-        result = Failure(clip.name, "unreadable", error.strerror or str(error))
+        reason, detail = "unreadable", error.strerror or str(error)
     except MemoryError:
-        result = Failure(clip.name, "too large", "its samples do not fit into memory")
-    return Decoded(clip, result)
+        reason, detail = "too large", "its samples do not fit into memory"
+    return Decoded(clip, Failure(clip.name, reason, detail))
 
 
-def read_clips(
-    clips: Iterable[Clip], sample_rate: int, *, workers: int, budget_bytes: int = BUDGET_BYTES
-) -> Generator[Decoded]:
-    """Decode clips ahead of the caller, and yield them in their order.
+def read_clips(clips: Iterable[Clip], sample_rate: int, *, workers: int) -> Generator[Decoded]:
+    """Decode clips at a sample rate (hertz), ahead of the caller, and yield them in their order.
 
-    Args:
-        clips: What to decode.
-        sample_rate: The requested rate, in hertz.
-        workers: Number of threads; 0 decodes in this one, when the caller needs the next clip.
-        budget_bytes: No clip is started while decoded ones of this total size wait for the caller.
-
-    Yields:
-        Each clip once.
+    With no ``workers`` they are decoded in this thread, when the caller needs the next one.
     """
-    return map_threads(
-        lambda clip: decode(clip, sample_rate), clips, workers=workers, size=_bytes, budget=budget_bytes
-    )
 
+    def work(clip: Clip) -> Decoded:
+        return decode(clip, sample_rate)
 
-def _bytes(decoded: Decoded) -> int:
-    return decoded.result.samples.nbytes if isinstance(decoded.result, Sound) else 0
+    return map_threads(work, clips, workers=workers, size=lambda decoded: decoded.nbytes, budget=BUDGET_BYTES)

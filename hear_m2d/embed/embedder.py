@@ -51,56 +51,37 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         if self.what not in WHAT:
-            raise InputError(f"what={self.what!r}; it is one of {', '.join(WHAT)}")
+            raise InputError(f"what must be one of {', '.join(WHAT)}, got {self.what!r}")
         Options.parse(self.options)
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """One clip's embeddings.
-
-    Attributes:
-        clip: The clip.
-        sound: The decoded file, without its samples.
-        duration_s: Its length at the model's rate, seconds.
-        scene: (features,), float32; None if not requested.
-        timestamps: (n, features), float32; None if not requested.
-        times_ms: (n,), float32, milliseconds; None if not asked for.
-    """
+    """One clip's embeddings; arrays that were not requested are None."""
 
     clip: Clip
-    sound: Sound
+    file_rate: int  # sample rate of the file, hertz
     duration_s: float
-    scene: NDArray[np.float32] | None
-    timestamps: NDArray[np.float32] | None
-    times_ms: NDArray[np.float32] | None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its vectors."""
-        arrays = (self.scene, self.timestamps, self.times_ms)
-        return sum(array.nbytes for array in arrays if array is not None)
+    scene: NDArray[np.float32] | None  # (features,)
+    timestamps: NDArray[np.float32] | None  # (n, features)
+    times_ms: NDArray[np.float32] | None  # (n,), milliseconds
 
 
 class Embedder:
-    """A loaded model on its device.
-
-    Args:
-        spec: Which model, and what to compute.
-    """
+    """A loaded model on its device."""
 
     def __init__(self, spec: ModelSpec) -> None:
-        device = self.device = pick_device(spec.device)
         self.spec = spec
+        self.device = pick_device(spec.device)
         checkpoint = read_weights(spec.name)
         self.path = checkpoint.path
-        self.model: HearModel = model_of(checkpoint, Options.parse(spec.options)).to(device)
+        self.model: HearModel = model_of(checkpoint, Options.parse(spec.options)).to(self.device)
         self.sample_rate = self.model.sample_rate
         # With statistics of the batch, a clip's embedding would depend on the other clips.
         alone = self.model.options.normalization == "batch"
-        self.batch_s = 0.0 if alone else _BATCH_S.get(device.type, _BATCH_S["cuda"])
+        self.batch_s = 0.0 if alone else _BATCH_S.get(self.device.type, _BATCH_S["cuda"])
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Return what identifies the embeddings, and describes them: JSON."""
         defaults = dataclasses.asdict(Options())
         chosen = dataclasses.asdict(self.model.options)
@@ -131,20 +112,21 @@ class Embedder:
 
     def embed(self, batch: Sequence[Decoded]) -> list[Embedding | Failure]:
         """Return each clip's embeddings, or why it has none, in the same order."""
-        good = [decoded for decoded in batch if isinstance(decoded.result, Sound)]
-        found = iter(self._embed(good))
-        return [d.result if isinstance(d.result, Failure) else next(found) for d in batch]
+        results = iter(self._embed([decoded for decoded in batch if isinstance(decoded.result, Sound)]))
+        return [d.result if isinstance(d.result, Failure) else next(results) for d in batch]
 
     def _embed(self, batch: Sequence[Decoded]) -> list[Embedding | Failure]:
         if not batch:
             return []
         try:
             return self._run(batch)
-        except (InputError, MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and not _out_of_memory(error):
+        except InputError as error:
+            reason, detail = "not embedded", str(error)
+        except (MemoryError, RuntimeError) as error:
+            # torch has no exception class for a CPU without memory
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate" not in str(error):
                 raise
-            reason = "not embedded" if isinstance(error, InputError) else "too large"
-            detail = " ".join(str(error).split()) or "out of memory"
+            reason, detail = "too large", " ".join(str(error).split()) or "out of memory"
         # Outside of `except`: the traceback keeps the tensors of the failed pass alive.
         if len(batch) > 1:  # one clip fails, or together they need too much memory
             return [result for decoded in batch for result in self._embed([decoded])]
@@ -157,29 +139,18 @@ class Embedder:
         frames: Any = scenes
         times: Any = scenes
         if self.spec.what == "scene":
-            scenes = _to_numpy(self.model.scene_embeddings(audio))
+            scenes = self.model.scene_embeddings(audio).cpu()
         elif self.spec.what == "timestamps":
-            frames, times = map(_to_numpy, self.model.timestamp_embeddings(audio))
+            frames, times = self.model.timestamp_embeddings(audio)
         else:
-            scenes, frames, times = map(_to_numpy, self.model.scene_and_timestamp_embeddings(audio))
+            scenes, frames, times = self.model.scene_and_timestamp_embeddings(audio)
         results: list[Embedding | Failure] = []
-        for decoded, sound, scene, timestamps, times_ms in zip(
-            batch, sounds, scenes, frames, times, strict=True
-        ):
-            if any(part is not None and not np.isfinite(part).all() for part in (scene, timestamps)):
+        for decoded, sound, *tensors in zip(batch, sounds, scenes, frames, times, strict=True):
+            arrays = [None if tensor is None else tensor.cpu().numpy() for tensor in tensors]
+            if all(array is None or np.isfinite(array).all() for array in arrays):
+                duration_s = len(sound.samples) / self.sample_rate
+                results.append(Embedding(decoded.clip, sound.file_rate, duration_s, *arrays))
+            else:
                 detail = "its samples are so loud that the embedding is not finite"
                 results.append(Failure(decoded.clip.name, "not embedded", detail))
-                continue
-            described = dataclasses.replace(sound, samples=np.empty(0, np.float32))
-            duration_s = len(sound.samples) / self.sample_rate
-            results.append(Embedding(decoded.clip, described, duration_s, scene, timestamps, times_ms))
         return results
-
-
-def _to_numpy(values: Any) -> Any:
-    """Return a tensor, or each of several, as an array in main memory."""
-    return values.cpu().numpy() if isinstance(values, torch.Tensor) else [v.cpu().numpy() for v in values]
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""The .npy output of `hear-m2d embed`, and code of all outputs: folder owner, list of failures.
+"""The .npy output of `hear-m2d embed`, and the list of failures.
 
 A clip is done when its files exist under their final names. They are written elsewhere in the folder, synced
 to disk batch by batch, and renamed.
@@ -24,19 +24,17 @@ from hear_m2d.embed.inputs import Failure, Inputs
 from hear_m2d.utils.errors import InputError
 from hear_m2d.utils.files import (
     atomic_write_text,
-    differences,
-    folder_owner,
+    claim_folder,
     lock_folder,
     printable,
-    report_write_errors,
     sync_files,
     visible_names,
-    write_json,
 )
 
 METADATA_FILE = "embed.json"
 FAILED_FILE = "failed.csv"
 IDENTITY = ("format", "sha256", "options", "root")  # if these are equal, the embeddings are equal
+FORCE_HINT = "Give another --out, or --force to start again"
 _WRITTEN_FILE = ".written.jsonl"  # names of clips whose files were written by a run, for --force
 _PARTIAL = ".partial"
 _ARRAYS = {
@@ -44,36 +42,6 @@ _ARRAYS = {
     "timestamps": ("timestamps", "times"),
     "both": ("timestamps", "scene", "times"),  # longest first: if its name is too long, no file is written
 }
-
-
-def claim(
-    folder: Path, metadata: str, content: Mapping[str, Any], identity: Sequence[str], *, force: bool
-) -> dict[str, Any]:
-    """Take a folder for a run, or continue an earlier one whose identity agrees.
-
-    Args:
-        folder: The folder, locked.
-        metadata: Name of the metadata file.
-        content: What to write to it.
-        identity: The fields that must agree with an earlier run.
-        force: Replace the earlier metadata.
-
-    Returns:
-        The content of the metadata file.
-
-    Raises:
-        InputError: The folder belongs to another run; the message names what differs.
-    """
-    known = None if force else folder_owner(folder, metadata, ignore=visible_names(folder))
-    if known is None:
-        with report_write_errors(folder):
-            write_json(folder / metadata, content)
-        return dict(content)
-    if differing := differences(known, {key: content[key] for key in identity}):
-        raise InputError(
-            f"{folder} holds other embeddings: {differing}. Give another --out, or --force to start again"
-        )
-    return known
 
 
 def write_failures(path: Path, failures: Sequence[Failure]) -> Path | None:
@@ -91,12 +59,7 @@ def write_failures(path: Path, failures: Sequence[Failure]) -> Path | None:
 
 
 class NpyFolder:
-    """A folder with ``NAME.scene.npy``, ``NAME.timestamps.npy`` and ``NAME.times.npy`` for each clip.
-
-    Args:
-        folder: The folder.
-        what: Which of them: ``scene``, ``timestamps`` or ``both``.
-    """
+    """A folder with ``NAME.scene.npy``, ``NAME.timestamps.npy`` and ``NAME.times.npy`` for each clip."""
 
     def __init__(self, folder: Path, what: str) -> None:
         self.folder = folder
@@ -105,7 +68,7 @@ class NpyFolder:
     @staticmethod
     @contextmanager
     def open(
-        folder: Path, what: str, inputs: Inputs, facts: Mapping[str, Any], *, force: bool
+        folder: Path, what: str, inputs: Inputs, metadata: Mapping[str, Any], *, force: bool
     ) -> Iterator[NpyFolder]:
         """Lock the folder, and check that its content agrees with what will be written.
 
@@ -113,14 +76,15 @@ class NpyFolder:
             InputError: Another model or other options wrote there, or files of these names exist and no run
                 wrote them, or another process works in the folder.
         """
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} is a file; --format npy needs a folder as --out")
         with lock_folder(folder):
+            names = [clip.name for clip in inputs.clips]
             if force:
-                _remove_written(folder, [clip.name for clip in inputs.clips])
-            elif not (folder / METADATA_FILE).exists():
-                _check_free(folder, inputs)
-            claim(folder, METADATA_FILE, dict(facts) | {"root": inputs.root}, IDENTITY, force=force)
+                _remove_written(folder, names)
+            elif not (folder / METADATA_FILE).exists() and (path := next(_existing(folder, names), None)):
+                raise InputError(f"{path} exists, and no {METADATA_FILE} says what made it. {FORCE_HINT}")
+            content = {**metadata, "root": inputs.root}
+            others = visible_names(folder)
+            claim_folder(folder, METADATA_FILE, content, compare=IDENTITY, ignore=others, hint=FORCE_HINT)
             shutil.rmtree(folder / _PARTIAL, ignore_errors=True)  # of a run that was killed
             yield NpyFolder(folder, what)
             shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
@@ -137,19 +101,17 @@ class NpyFolder:
             file.writelines(json.dumps(embedding.clip.name) + "\n" for embedding in batch)
         written = []
         for number, embedding in enumerate(batch):
-            parts = {
+            arrays = {
                 "scene": embedding.scene,
                 "timestamps": embedding.timestamps,
                 "times": embedding.times_ms,
             }
             for array in self.arrays:
                 written.append(partial / f"{number}.{array}")
-                values = np.ascontiguousarray(parts[array])
-                with written[-1].open("wb") as file:
-                    # Not np.save, which does not report a full disk.
-                    np.lib.format.write_array_header_1_0(
-                        file, np.lib.format.header_data_from_array_1_0(values)
-                    )
+                values = np.ascontiguousarray(arrays[array])
+                header = np.lib.format.header_data_from_array_1_0(values)
+                with written[-1].open("wb") as file:  # not np.save, which does not report a full disk
+                    np.lib.format.write_array_header_1_0(file, header)
                     file.write(values.data)
         sync_files(written)
         failures = []
@@ -168,14 +130,12 @@ class NpyFolder:
         return [self.folder / f"{name}.{array}.npy" for array in self.arrays]
 
 
-def _check_free(folder: Path, inputs: Inputs) -> None:
-    """Refuse to overwrite files that no run wrote."""
-    for clip in inputs.clips:
+def _existing(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yield the files of these clips that exist."""
+    for name in names:
         for array in _ARRAYS["both"]:
-            if os.path.exists(path := folder / f"{clip.name}.{array}.npy"):  # noqa: PTH110  # a long name is none
-                raise InputError(
-                    f"{path} exists, and no {METADATA_FILE} says what made it. Give another --out, or --force"
-                )
+            if os.path.exists(path := folder / f"{name}.{array}.npy"):  # noqa: PTH110  # false for a long name
+                yield path
 
 
 def _remove_written(folder: Path, names: Sequence[str]) -> None:
@@ -185,10 +145,6 @@ def _remove_written(folder: Path, names: Sequence[str]) -> None:
     for line in written.read_bytes().splitlines() if written.exists() else ():
         with suppress(ValueError):  # cut off when its process was killed, before the files were written
             names.append(json.loads(line))
-    for name in names:
-        if ".." not in PurePosixPath(name).parts and not name.startswith("/"):
-            for array in _ARRAYS["both"]:
-                if os.path.exists(path := folder / f"{name}.{array}.npy"):  # noqa: PTH110  # a long name is none
-                    path.unlink()
-    written.unlink(missing_ok=True)
-    (folder / METADATA_FILE).unlink(missing_ok=True)
+    names = [name for name in names if ".." not in PurePosixPath(name).parts and not name.startswith("/")]
+    for path in (*_existing(folder, names), written, folder / METADATA_FILE):
+        path.unlink(missing_ok=True)

@@ -22,13 +22,12 @@ from typing import Any
 from hear_m2d.embed.decode import read_clips
 from hear_m2d.embed.embedder import Embedder, ModelSpec
 from hear_m2d.embed.inputs import Clip, Inputs
-from hear_m2d.embed.loop import Loop
-from hear_m2d.embed.run import Summary, summarize
+from hear_m2d.embed.loop import Loop, Summary
+from hear_m2d.embed.run import checked
 from hear_m2d.utils.errors import InputError, MissingPackageError, WorkFailedError
 from hear_m2d.utils.files import differences
 from hear_m2d.utils.progress import ProgressBar
 
-INSTALL = "pip install 'hear-m2d[ray]'"
 _RETRIES = 10  # retries of a shard whose machine or process fails
 _CPUS = 4  # that one model on a CPU uses
 
@@ -42,20 +41,12 @@ def embed_on_ray(
     workers: int | None = None,
     force: bool = False,
     progress: bool = False,
-    shard_clips: int | None = None,
 ) -> Summary:
     """Embed clips on a Ray cluster, or continue an earlier run, also one that was started without Ray.
 
-    Args:
-        inputs: From :func:`~hear_m2d.embed.inputs.collect_inputs`; paths that hold on every machine.
-        spec: The model, and what to compute.
-        out: A folder for ``part-000000.parquet``, …, in the order of the names.
-        address: ``auto`` (the cluster this machine belongs to), ``local`` (one made for this call), or
-            ``HOST:PORT``.
-        workers: Number of threads that decode beside each model; 1 by default.
-        force: Start again: replace what an earlier run wrote there.
-        progress: Show a progress bar.
-        shard_clips: The largest number of clips in a file; by default 64 to 512.
+    The arguments are those of :func:`~hear_m2d.embed.run.embed_files`, with paths that hold on every machine,
+    and ``address``: ``auto`` (the cluster this machine belongs to), ``local`` (one made for this call), or
+    ``HOST:PORT``. ``workers`` threads (by default 1) decode beside each model.
 
     Returns:
         What was done; its seconds are those of the whole run, its waiting time is the mean over the models.
@@ -67,73 +58,67 @@ def embed_on_ray(
         WorkFailedError: Nothing could be embedded, or the work on the cluster failed.
     """
     if importlib.util.find_spec("ray") is None:
-        raise MissingPackageError(f"--ray needs Ray. Type: {INSTALL}", name="ray")
+        raise MissingPackageError("--ray needs Ray. Type: pip install 'hear-m2d[ray]'")
     from hear_m2d.embed.parquet import Shards
 
     out = Path(os.path.abspath(out))  # noqa: PTH100
-    embedder = Embedder(dataclasses.replace(spec, device="cpu"))
-    facts = embedder.facts()
+    metadata = Embedder(dataclasses.replace(spec, device="cpu")).metadata()
     if Path(spec.name).exists():  # relative to this process; the others may work elsewhere
         spec = dataclasses.replace(spec, name=os.path.abspath(spec.name))  # noqa: PTH100
     if not spec.device.startswith("cpu"):  # a task sees only its own GPU
         spec = dataclasses.replace(spec, device=spec.device.partition(":")[0])
     start = time.perf_counter()
+    summary = Summary(failures=list(inputs.failures))
     with (
-        Shards.open(out, spec.what, inputs, facts, force=force, shard_clips=shard_clips) as shards,
+        Shards.open(out, spec.what, inputs, metadata, force=force) as shards,
         ProgressBar(total=len(inputs.clips), unit="clip", desc="embed", disable=not progress) as bar,
     ):
         todo = shards.todo()
-        already, failures = shards.done_before(todo)
-        bar.update(already + len(failures))
-        total = Loop(embedder, out)
+        shards.count_done(todo, summary, bar)
         if todo:
             jobs = {os.fspath(shards.path(index)): shards.clips(index) for index in todo}
             with cluster_at(address) as ray:
-                for path, counts in _make(ray, jobs, (spec, facts, shards.schema, workers or 1)):
+                for path, part in _make_shards(ray, jobs, (spec, metadata, shards.schema, workers or 1)):
                     bar.update(len(jobs[path]))
-                    for name, value in counts.items():
-                        setattr(total, name, getattr(total, name) + value)
-        failures = [*inputs.failures, *failures, *total.failures]
-        report = shards.finish(failures)
-        waited = total.waited_s / total.seconds if total.seconds else 0.0
-        total.seconds = time.perf_counter() - start
-        total.waited_s = waited * total.seconds
-        return summarize(total, already, failures, report)
+                    for name in ("clips", "many_channels", "audio_s", "seconds", "waited_s", "failures"):
+                        setattr(summary, name, getattr(summary, name) + getattr(part, name))
+        seconds = time.perf_counter() - start
+        summary.waited_s, summary.seconds = summary.waiting_share * seconds, seconds
+        summary.report = shards.finish(summary.failures)
+        return checked(summary)
 
 
 _embedders: dict[str, Embedder] = {}  # of a worker process: one shard after another uses the same model
 
 
 def _make_shard(
-    path: str, clips: Sequence[Clip], spec: ModelSpec, facts: Mapping[str, Any], schema: Any, workers: int
-) -> dict[str, Any]:
-    """Make one shard in a worker process, and return what was counted."""
+    path: str, clips: Sequence[Clip], spec: ModelSpec, metadata: Mapping[str, Any], schema: Any, workers: int
+) -> Summary:
+    """Make one shard in a worker process."""
     from hear_m2d.embed.parquet import write_shard
 
     if (key := repr(spec)) not in _embedders:
         embedder = Embedder(spec)
-        here = embedder.facts()
-        if differing := differences(facts, {name: here[name] for name in ("sha256", "version")}):
+        here = embedder.metadata()
+        if differing := differences(metadata, {name: here[name] for name in ("sha256", "version")}):
             raise InputError(f"the machines differ in checkpoint or version ({differing})")
         _embedders[key] = embedder
-    loop = Loop(_embedders[key], Path(path).parent)
+    loop = Loop(_embedders[key], Path(path).parent, ProgressBar(disable=True))
     with closing(read_clips(clips, loop.embedder.sample_rate, workers=workers)) as decoded:
         write_shard(Path(path), decoded, loop, schema)
-    counted = ("clips", "many_channels", "audio_s", "seconds", "waited_s", "failures")
-    return {name: getattr(loop, name) for name in counted}
+    return loop.summary
 
 
-def _make(
+def _make_shards(
     ray: Any, jobs: Mapping[str, Sequence[Clip]], arguments: tuple[Any, ...]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Make shards on the cluster, and yield each one's path and counts."""
-    spec = arguments[0]
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if not spec.device.startswith("cpu") else 0
+) -> Iterator[tuple[str, Summary]]:
+    """Make shards on the cluster, and yield each one's path and summary."""
+    on_cpu = arguments[0].device.startswith("cpu") or not ray.cluster_resources().get("GPU")
     nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     cpus = max(1, min(_CPUS, int(min((count for count in nodes if count), default=1))))
     task = ray.remote(
-        num_gpus=1 if gpus else 0,
-        num_cpus=1 if gpus else cpus,
+        num_gpus=0 if on_cpu else 1,
+        num_cpus=cpus if on_cpu else 1,
         max_retries=_RETRIES,
         max_calls=0,  # keep the process and its model, also with a GPU
     )(_make_shard)
@@ -146,8 +131,8 @@ def _make(
     except (ray.exceptions.RayError, RuntimeError) as error:
         raise WorkFailedError(sentence_of(error)) from error
     finally:
-        for task_left in running:
-            ray.cancel(task_left, force=True)
+        for left in running:
+            ray.cancel(left, force=True)
 
 
 def sentence_of(error: BaseException) -> str:
@@ -159,14 +144,12 @@ def sentence_of(error: BaseException) -> str:
 @contextmanager
 def cluster_at(address: str) -> Iterator[Any]:
     """Connect to Ray without log output; disconnect at the end if this call connected."""
-    os.environ.setdefault(
-        "RAY_USAGE_STATS_ENABLED", "0"
-    )  # a cluster that this call starts sends no usage reports
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # of a cluster that this call starts
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it logs to its own files
     import ray
 
-    started = not ray.is_initialized()
-    if started:
+    connected = ray.is_initialized()
+    if not connected:
         try:
             if match := re.fullmatch(r"([^/:]+):(\d+)", address):  # Ray would retry for minutes
                 socket.create_connection((match[1], int(match[2])), timeout=10).close()
@@ -177,5 +160,5 @@ def cluster_at(address: str) -> Iterator[Any]:
     try:
         yield ray
     finally:
-        if started:
+        if not connected:
             ray.shutdown()

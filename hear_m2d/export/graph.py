@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 from typing import Any, cast
 
 import torch
@@ -24,10 +23,6 @@ _check: Any = torch._check  # a guarantee for the tracer; torch leaves it untype
 def size_from(value: Tensor, *, least: int = 1) -> int:
     """Convert a number of the graph to a size, with a minimum."""
     number = cast(int, value.item())
-    if (older := getattr(torch, "_check_is_size", None)) is not None:
-        with warnings.catch_warnings():  # torch 2.6 needs it; later versions deprecate it
-            warnings.simplefilter("ignore", FutureWarning)
-            older(number)
     _check(number >= least)
     return number
 
@@ -37,9 +32,6 @@ class ExportableLogMel(nn.Module):
 
     The transform is a product with the windowed cosines and sines: `torch.stft` has no counterpart with
     this padding in every runtime.
-
-    Args:
-        frontend: The log-mel to reproduce.
     """
 
     basis: Tensor
@@ -76,10 +68,7 @@ class ExportableModel(nn.Module):
     """Waveform (batch, samples) → scene embedding (batch, size) and columns (batch, n, column width).
 
     The scene embedding is that of the model's ``layers`` and ``output``, the columns are those of
-    ``model.columns``. All windows of all clips run in one batch.
-
-    Args:
-        model: Any model; its weights are copied, to the CPU.
+    ``model.columns``. All windows of all clips run in one batch. The weights are copied, to the CPU.
     """
 
     def __init__(self, model: HearModel) -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,15 +20,9 @@ Runtime = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """The difference between an exported file and the eager model.
+    """The largest absolute differences between an exported file and the eager model; NaN if one was NaN."""
 
-    Attributes:
-        inputs: How many clips were compared.
-        scene: Largest absolute difference of a scene embedding; NaN where one was NaN.
-        columns: Largest absolute difference of a column; NaN if one was NaN.
-    """
-
-    inputs: int
+    inputs: int  # how many clips were compared
     scene: float
     columns: float
 
@@ -38,12 +33,7 @@ class Agreement:
 
 
 def compare(run: Runtime, model: HearModel) -> Agreement:
-    """Run both over several lengths and batches, and return the largest differences.
-
-    Args:
-        run: The exported model.
-        model: The eager one.
-    """
+    """Run the exported and the eager model over several lengths; return the largest differences."""
     if model.training or any(weight.device.type != "cpu" for weight in model.parameters()):
         model = copy.deepcopy(model).cpu().eval()
     worst = {"scene": 0.0, "columns": 0.0}
@@ -51,12 +41,12 @@ def compare(run: Runtime, model: HearModel) -> Agreement:
     for samples in check_lengths(model):
         sounds = check_sounds(samples, sample_rate=model.sample_rate)
         for batch in (sounds[:3], sounds[3:]):
-            wanted = (model.scene_embeddings(batch), model.columns(batch))
+            expected = (model.scene_embeddings(batch), model.columns(batch))
             with torch.no_grad():
-                found = run(batch)
-            for name, a, b in zip(worst, wanted, found, strict=True):
-                difference = float((a - b).abs().max()) if a.shape == b.shape else float("nan")
-                worst[name] = _larger(worst[name], difference)
+                exported = run(batch)
+            for name, a, b in zip(worst, expected, exported, strict=True):
+                difference = float((a - b).abs().max()) if a.shape == b.shape else math.nan
+                worst[name] = float(np.maximum(worst[name], difference))  # NaN if one is NaN
             inputs += len(batch)
     return Agreement(inputs=inputs, **worst)
 
@@ -82,8 +72,3 @@ def check_sounds(samples: int, *, sample_rate: int) -> Tensor:
     sounds[2, samples // 2] = 1.0
     sounds[3] = 0.1 * torch.randn(samples, generator=generator).clamp(-1, 1)
     return sounds
-
-
-def _larger(worst: float, difference: float) -> float:
-    """Return the larger number, or NaN if one is NaN."""
-    return difference if math.isnan(difference) or difference > worst else worst

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hear_m2d.export.graph import ExportableModel
 from hear_m2d.export.verify import TOLERANCE, Agreement, Runtime, compare
@@ -44,7 +43,8 @@ def export_onnx(model: HearModel, path: str | os.PathLike[str], *, force: bool =
         The difference between the file and the eager model.
 
     Raises:
-        ValueError: Options that no file can have, or the file exists.
+        InputError: Options that no file can have.
+        OSError: The file exists.
         WorkFailedError: The check failed; nothing was written.
     """
     return _export(model, path, force=force, serialize=onnx_bytes, run=run_onnx)
@@ -79,11 +79,7 @@ def _export(
 
 
 def check_target(path: Path, *, force: bool) -> None:
-    """Refuse a name that cannot be written.
-
-    Raises:
-        OSError: A folder, or a file that exists, without ``force``.
-    """
+    """Raise an OSError for a folder, and for a file that exists, without ``force``."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the name of a file")
     if path.exists() and not force:
@@ -91,27 +87,20 @@ def check_target(path: Path, *, force: bool) -> None:
 
 
 def check_exportable(model: HearModel) -> None:
-    """Refuse options that a file cannot have.
-
-    Raises:
-        ValueError: Such an option.
-    """
-    fixed = {"windows": "whole", "normalization": "fixed", "timestamps": "interpolate", "dtype": "float32"}
-    reasons = {
-        "windows": "a file cuts long audio without losing frames",
-        "normalization": "a clip's embedding must not depend on its batch",
-        "timestamps": "a file gives columns, not timestamps",
-        "dtype": "a file computes in float32",
-    }
-    for name, value in fixed.items():
-        if (given := getattr(model.options, name)) != value:
-            raise InputError(f"{name}={given!r} cannot be exported: {reasons[name]}. Use {name}={value!r}")
+    """Raise an InputError for options that a file cannot have."""
+    for name, only, reason in (
+        ("windows", "whole", "a file cuts long audio without losing frames"),
+        ("normalization", "fixed", "a clip's embedding must not depend on its batch"),
+        ("timestamps", "interpolate", "a file gives columns, not timestamps"),
+        ("dtype", "float32", "a file computes in float32"),
+    ):
+        if (given := getattr(model.options, name)) != only:
+            raise InputError(f"{name}={given!r} cannot be exported: {reason}. Use {name}={only!r}")
 
 
 def metadata(model: HearModel) -> dict[str, str]:
     """Return the metadata of a file, as texts."""
-    config, options = model.config, model.options
-    encoder, frontend = config.encoder, config.frontend
+    encoder, frontend = model.config.encoder, model.config.frontend
     return {
         "producer": f"hear-m2d {installed_version()}",
         "sample_rate": str(frontend.sample_rate),
@@ -120,26 +109,23 @@ def metadata(model: HearModel) -> dict[str, str]:
         "window_columns": str(encoder.grid[1]),
         "scene_embedding_size": str(model.scene_embedding_size),
         "column_size": str(encoder.column_width),
-        "licence": config.licence,
-        "config": json.dumps(config.to_json()),
-        "options": json.dumps(asdict(options)),
+        "licence": model.config.licence,
+        "config": json.dumps(model.config.to_json()),
+        "options": json.dumps(asdict(model.options)),
     }
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Hide the exporter's messages about its internals, which do not help users."""
-    talkers = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
-    levels = [talker.level for talker in talkers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for talker in talkers:
-            talker.setLevel(logging.ERROR)
-        try:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
-        finally:
-            for talker, level in zip(talkers, levels, strict=True):
-                talker.setLevel(level)
+    finally:
+        logging.disable(before)
 
 
 def exported_program(model: HearModel) -> torch.export.ExportedProgram:
@@ -195,12 +181,7 @@ def run_onnx(data: bytes) -> Runtime:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-
-    def run(audio: Tensor) -> tuple[Tensor, Tensor]:
-        scene, columns = session.run(list(OUTPUTS), {INPUT: audio.numpy()})
-        return torch.from_numpy(scene), torch.from_numpy(columns)
-
-    return run
+    return lambda audio: tuple(map(torch.from_numpy, session.run(list(OUTPUTS), {INPUT: audio.numpy()})))
 
 
 def run_torch(data: bytes) -> Runtime:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.frontend import FrontendConfig
 from hear_m2d.model.heads import ProjectorConfig
-from hear_m2d.utils.errors import InputError, unknown_name
+from hear_m2d.utils.errors import InputError, check_integers, unknown_name
 
 FORMAT = 1
 CODE_BASES = ("m2d", "msm_mae")
@@ -52,15 +52,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         texts = (self.kind, self.code_base, self.licence, *self.labels)
-        if not all(isinstance(text, str) for text in texts) or not isinstance(self.training, Mapping):
-            raise InputError("kind, code_base, licence and labels are texts, and training an object")
+        if not all(isinstance(text, str) for text in texts) or not isinstance(self.labels, tuple):
+            raise InputError("kind, code_base and licence must be texts, and labels a list of texts")
+        if not isinstance(self.training, Mapping):
+            raise InputError(f"training must be an object, got {self.training!r}")
         if self.code_base not in CODE_BASES:
-            raise InputError(f"code_base is {self.code_base!r}; it is one of {', '.join(CODE_BASES)}")
-        for name, value in {"mean": self.mean, "std": self.std}.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
-                raise InputError(f"{name} is {value!r}; it is a number that a log-mel can have")
+            raise InputError(f"code_base must be one of {', '.join(CODE_BASES)}, got {self.code_base!r}")
+        _check_numbers(mean=self.mean, std=self.std)
         if not self.std > 0:
-            raise InputError(f"std is {self.std}; it is positive")
+            raise InputError(f"std must be positive, got {self.std}")
         if self.encoder.input_size[0] != self.frontend.n_mels:
             raise InputError(
                 f"the encoder reads {self.encoder.input_size[0]} mel bins, the front end gives "
@@ -79,72 +79,55 @@ class ModelConfig:
         """Read the JSON object of the metadata.
 
         Raises:
-            ValueError: Another format, or an unknown, missing or malformed field.
+            InputError: Another format, or an unknown, missing or malformed field.
         """
         if data.get("format") != FORMAT:
             raise InputError(f"checkpoint format {data.get('format')!r}; this version reads format {FORMAT}")
-        rest = {key: value for key, value in data.items() if key not in ("format", "sha256")}
-        if lacking := [name for name in ("encoder", "frontend", "mean", "std") if name not in rest]:
-            raise InputError(f"the checkpoint's config lacks {', '.join(lacking)}")
+        values = {key: value for key, value in data.items() if key not in ("format", "sha256")}
+        parts = {"encoder": EncoderConfig, "frontend": FrontendConfig, "projector": ProjectorConfig}
         try:
-            encoder = dict(rest.pop("encoder"))
-            labels = rest.pop("labels", ())
-            if not isinstance(labels, list | tuple):
-                raise InputError(f"labels is {labels!r}; it is a list of names")
-            for name in {"input_size", "patch_size"} & set(encoder):
-                encoder[name] = tuple(encoder[name])
-            projector = rest.pop("projector", None)
-            return ModelConfig(
-                encoder=_fields(EncoderConfig, encoder),
-                frontend=_fields(FrontendConfig, dict(rest.pop("frontend"))),
-                projector=None if projector is None else _fields(ProjectorConfig, dict(projector)),
-                labels=tuple(labels),
-                **_known(ModelConfig, rest),
-            )
+            for name, kind in parts.items():
+                if values.get(name) is not None:
+                    values[name] = _build(kind, values[name], [f.name for f in dataclasses.fields(kind)])
+            config: ModelConfig = _build(ModelConfig, values, ("encoder", "frontend", "mean", "std"))
         except InputError:
             raise
         except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
             raise InputError(f"the checkpoint's config is malformed: {error!r}") from error
+        return config
 
 
-def _known(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+def _build(kind: type, values: Mapping[str, Any], required: Sequence[str]) -> Any:
+    """Build a part of the config; missing numbers are errors, never defaults."""
     names = [f.name for f in dataclasses.fields(kind)]
     for key in values:
         if key not in names:
             raise InputError(unknown_name(f"{kind.__name__} field", key, names))
-    return values
+    if missing := [name for name in required if name not in values]:
+        raise InputError(f"the checkpoint's {kind.__name__} lacks {', '.join(missing)}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
-def _fields(kind: type, values: dict[str, Any]) -> Any:
-    """Build a nested config; missing fields are errors, never defaults."""
-    lacking = [f.name for f in dataclasses.fields(kind) if f.name not in _known(kind, values)]
-    if lacking:
-        raise InputError(f"the checkpoint's {kind.__name__} lacks {', '.join(lacking)}")
-    return kind(**values)
+def _check_numbers(**values: Any) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST:
+            raise InputError(f"{name} must be a number that a log-mel can have, got {value!r}")
+
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "windows": ("whole", "published"),
+    "normalization": ("fixed", "batch"),
+    "timestamps": ("interpolate", "dense"),
+    "layer_mode": ("concat", "mean"),
+    "output": ("columns", "tokens", "mean"),
+    "dtype": ("float32", "bfloat16"),
+    "compile": (True, False),
+}
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of ``load_model``. The first four replace the file's values.
-
-    Attributes:
-        sample_rate: Hertz, where the file does not say (published files say it in their name only).
-        input_frames: Frames of one window, where that is not a multiple of the patch.
-        mean: Mean of the log-mel.
-        std: Standard deviation of the log-mel.
-        windows: ``whole``: no frame is lost between windows; ``published``: as the authors' code of the
-            checkpoint's code base cuts them.
-        normalization: ``fixed``: the checkpoint's statistics; ``batch``: those of the current batch, as in
-            the first MSM-MAE, so that a clip's embedding depends on the other clips.
-        dur_frames: Resample (longer) or crop (shorter) the stored positions to one window of this length.
-        timestamps: ``interpolate`` columns in time, or ``dense``: one shifted pass per timestamp phase.
-        layers: Block indices to embed with, from 0, negative ones allowed; None is the last block.
-        layer_mode: ``concat`` the layers' features, or take their ``mean``.
-        output: ``columns``: frequency rows stacked, as the papers embed; ``mean``: their mean;
-            ``tokens``: the single tokens (their mean where one vector per time is asked for).
-        dtype: ``float32`` or ``bfloat16``, of the encoder; front end and outputs stay float32.
-        compile: Have torch compile the encoder's blocks on their first use, once for all lengths.
-    """
+    """Options of :func:`hear_m2d.load_model`, which describes them."""
 
     sample_rate: int | None = None
     input_frames: int | None = None
@@ -161,45 +144,29 @@ class Options:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        choices = {
-            "windows": ("whole", "published"),
-            "normalization": ("fixed", "batch"),
-            "timestamps": ("interpolate", "dense"),
-            "layer_mode": ("concat", "mean"),
-            "output": ("columns", "tokens", "mean"),
-            "dtype": ("float32", "bfloat16"),
-        }
-        for name, allowed in choices.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                raise InputError(f"{name}={value!r}; it is one of {', '.join(allowed)}")
+        for name, allowed in CHOICES.items():
+            if (value := getattr(self, name)) not in allowed:
+                raise InputError(f"{name} must be one of {', '.join(map(str, allowed))}, got {value!r}")
         if self.normalization == "batch" and (self.mean is not None or self.std is not None):
             raise InputError("normalization='batch' takes the batch's statistics: leave mean and std out")
         if self.windows == "published" and self.timestamps == "dense":
             raise InputError("timestamps='dense' needs windows='whole': its passes lose no frame")
-        for name in ("sample_rate", "input_frames", "dur_frames"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value <= 0):
-                raise InputError(f"{name}={value!r}; it must be a positive integer")
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise InputError(f"{name}={value!r}; it is a number")
-        if not isinstance(self.compile, bool):
-            raise InputError(f"compile={self.compile!r}; it is True or False")
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        sizes = ("sample_rate", "input_frames", "dur_frames")
+        check_integers(minimum=1, **{name: given[name] for name in sizes if name in given})
+        _check_numbers(**{name: given[name] for name in ("mean", "std") if name in given})
         if self.layers is not None:
-            if not isinstance(self.layers, list | tuple):
-                raise InputError(f"layers={self.layers!r}; it is a list of block indices, or None")
+            indices = self.layers if isinstance(self.layers, list | tuple) else ()
+            if not indices or not all(type(i) is int for i in indices):
+                raise InputError(f"layers must be a list of block indices, or None, got {self.layers!r}")
             object.__setattr__(self, "layers", tuple(self.layers))
-            if not self.layers or not all(type(i) is int for i in self.layers):
-                raise InputError(f"layers={self.layers!r}; it is a list of block indices, or None")
 
     @staticmethod
     def parse(options: Mapping[str, Any]) -> Options:
         """Check keyword options.
 
         Raises:
-            ValueError: An unknown name (the nearest is shown) or a value out of range.
+            InputError: An unknown name (the nearest is shown) or a value out of range.
         """
         names = [f.name for f in dataclasses.fields(Options)]
         for key in options:
@@ -211,7 +178,7 @@ class Options:
         """Return the config with the given values in place of the file's.
 
         Raises:
-            ValueError: A value that no front end, or not this encoder, can have.
+            InputError: A value that no front end, or not this encoder, can have.
         """
         encoder, frontend = config.encoder, config.frontend
         if self.dur_frames is not None and self.input_frames is not None:
@@ -219,16 +186,16 @@ class Options:
         if self.sample_rate is not None and self.sample_rate != frontend.sample_rate:
             try:
                 frontend = frontend.at_rate(self.sample_rate)
-            except ValueError as error:
+            except InputError as error:
                 raise InputError(
                     f"sample_rate={self.sample_rate}; a model's rate is 16000 or 32000 as a rule: {error}"
                 ) from error
         if self.input_frames is not None:
             patch = encoder.patch_size[1]
             if self.input_frames // patch != encoder.grid[1]:
+                least = encoder.grid[1] * patch
                 raise InputError(
-                    f"input_frames={self.input_frames}; the checkpoint's positions are for "
-                    f"{encoder.grid[1] * patch} to {encoder.grid[1] * patch + patch - 1} frames"
+                    f"input_frames must be {least} to {least + patch - 1}, the length of the positions"
                 )
             encoder = dataclasses.replace(encoder, input_size=(encoder.input_size[0], self.input_frames))
         return dataclasses.replace(

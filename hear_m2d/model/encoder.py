@@ -53,17 +53,15 @@ class EncoderConfig:
             raise InputError(f"input_size and patch_size must be two integers each, not {self}")
         (mels, frames), (high, wide) = self.input_size, self.patch_size
         sizes = {"mels": mels, "frames": frames, "patch height": high, "patch width": wide}
-        check_integers(**sizes, width=self.width, depth=self.depth, heads=self.heads)
-        if min(mels, frames, high, wide, self.width, self.depth, self.heads) <= 0:
-            raise InputError(f"an encoder needs positive sizes, not {self}")
+        check_integers(minimum=1, **sizes, width=self.width, depth=self.depth, heads=self.heads)
         if mels % high or frames < wide:
             raise InputError(f"patches of {high}x{wide} do not tile an input of {mels}x{frames}")
         if self.width % self.heads or self.width % 4:
             raise InputError(f"width {self.width} must divide by 4 and by the {self.heads} heads")
         if not isinstance(self.class_token, bool):
-            raise InputError(f"class_token is {self.class_token!r}; it is true or false")
+            raise InputError(f"class_token must be true or false, got {self.class_token!r}")
         if not 0 < self.mlp_ratio < 100:
-            raise InputError(f"mlp_ratio is {self.mlp_ratio}; it is a positive number, usually 4")
+            raise InputError(f"mlp_ratio must be a positive number, usually 4, got {self.mlp_ratio}")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -94,21 +92,16 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> Tensor:
 def resize_positions(table: Tensor, grid: tuple[int, int], columns: int) -> Tensor:
     """Return a stored table for another number of columns: cropped if fewer, resampled (bicubic) if more.
 
-    Args:
-        table: (1, [1 +] rows * columns, width); a class token's row comes first and is kept.
-        grid: Rows and columns of the table.
-        columns: Columns wanted.
+    The table is (1, [1 +] rows * columns, width), of rows and columns ``grid``; a class token's row stays.
     """
     rows, now = grid
     first = table[:, : table.shape[1] - rows * now]
-    places = table[:, first.shape[1] :].reshape(rows, now, -1)
-    if columns <= now:
-        places = places[:, :columns]
-    else:
-        image = places.permute(2, 0, 1)[None]  # (1, width, rows, columns)
+    image = table[:, first.shape[1] :].reshape(1, rows, now, -1)[:, :, :columns]
+    if columns > now:
+        image = image.permute(0, 3, 1, 2)  # (1, width, rows, columns)
         image = nn.functional.interpolate(image, size=(rows, columns), mode="bicubic", align_corners=False)
-        places = image[0].permute(1, 2, 0)
-    return torch.cat([first, places.reshape(1, rows * columns, -1)], dim=1)
+        image = image.permute(0, 2, 3, 1)
+    return torch.cat([first, image.reshape(1, rows * columns, -1)], dim=1)
 
 
 class BlockNorm(nn.LayerNorm):
@@ -208,11 +201,7 @@ def unpatchify(patches: Tensor, patch_size: tuple[int, int], rows: int) -> Tenso
 
 
 class SpectrogramEncoder(nn.Module):
-    """A vision transformer over log-mel patches.
-
-    Args:
-        config: Sizes.
-    """
+    """A vision transformer over log-mel patches."""
 
     pos_embed: Tensor
 
@@ -238,11 +227,7 @@ class SpectrogramEncoder(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Return patch tokens with their positions.
 
-        Args:
-            x: Standardized log-mel, (batch, 1, mels, frames); at most the input's length.
-
-        Returns:
-            (batch, rows * columns, width).
+        (batch, 1, mels, frames), standardized, at most as long as the input → (batch, rows * columns, width).
         """
         rows, columns = self.config.grid
         now = x.shape[-1] // self.config.patch_size[1]
@@ -274,11 +259,7 @@ class SpectrogramEncoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the patch tokens after the final norm, without the class token.
 
-        Args:
-            x: Standardized log-mel, (batch, 1, mels, frames).
-
-        Returns:
-            (batch, rows * columns, width), frequency-major.
+        (batch, 1, mels, frames), standardized, → (batch, rows * columns, width), frequency-major.
         """
         z = self.encode(self.embed(x))
         return z[:, 1:] if self.cls_token is not None else z
@@ -286,11 +267,7 @@ class SpectrogramEncoder(nn.Module):
     def layers(self, x: Tensor) -> list[Tensor]:
         """Return every block's output without the class token; only the last is normed.
 
-        Args:
-            x: Standardized log-mel, (batch, 1, mels, frames).
-
-        Returns:
-            ``depth`` tensors (batch, rows * columns, width).
+        (batch, 1, mels, frames), standardized, → ``depth`` tensors (batch, rows * columns, width).
         """
         tokens = self.with_class_token(self.embed(x))
         outputs = []

@@ -42,13 +42,10 @@ class FrontendConfig:
     f_max: float = 8000.0
 
     def __post_init__(self) -> None:
-        check_integers(
-            sample_rate=self.sample_rate, n_fft=self.n_fft, hop_length=self.hop_length, n_mels=self.n_mels
-        )
-        if min(self.sample_rate, self.n_fft, self.hop_length, self.n_mels) <= 0:
-            raise InputError(f"a front end needs positive sizes, not {self}")
+        sizes = {"n_fft": self.n_fft, "hop_length": self.hop_length, "n_mels": self.n_mels}
+        check_integers(minimum=1, sample_rate=self.sample_rate, **sizes)
         if self.sample_rate > 1_000_000 or max(self.n_fft, self.hop_length) > self.sample_rate:
-            raise InputError(f"a front end of windows of a second at most, and of at most 1 MHz, not {self}")
+            raise InputError(f"a window must have at most a second, and the rate be at most 1 MHz: {self}")
         if self.n_mels > self.n_fft // 2 + 1 or self.n_mels * self.n_fft > 10**7:
             raise InputError(f"{self.n_mels} mel bins are too many for a transform of {self.n_fft} samples")
         if not 0 <= self.f_min < self.f_max <= self.sample_rate / 2:
@@ -126,9 +123,6 @@ class LogMelSpectrogram(nn.Module):
 
     A waveform shorter than ``n_fft // 2 + 1`` samples gets zeros appended first, because reflection
     needs that many. Source: the front end described in the M2D and MSM-MAE papers (settings).
-
-    Args:
-        config: The numbers.
     """
 
     window: Tensor
@@ -138,30 +132,23 @@ class LogMelSpectrogram(nn.Module):
         super().__init__()
         self.config = config or FrontendConfig()
         # Not in the state dict: they are computed from the config.
-        self.register_buffer(
-            "window", torch.hann_window(self.config.n_fft, dtype=torch.float32), persistent=False
-        )
+        window = torch.hann_window(self.config.n_fft, dtype=torch.float32)
+        self.register_buffer("window", window, persistent=False)
         self.register_buffer("filters", mel_filters(self.config), persistent=False)
-
-    def mel_power(self, audio: Tensor) -> Tensor:
-        """Return the mel power spectrogram of whole clips, (batch, mels, frames)."""
-        return self._power(self._extended(audio.float()))
 
     def forward(self, audio: Tensor) -> Tensor:
         """Return the log-mel of ``audio`` (batch, samples), as (batch, mels, frames)."""
-        return self.of_segments(self._extended(audio.float()))
+        half = self.config.n_fft // 2
+        audio = audio.float()
+        if (short := half + 1 - audio.shape[-1]) > 0:
+            audio = nn.functional.pad(audio, (0, short))
+        return self.of_segments(nn.functional.pad(audio, (half, half), mode="reflect"))
 
     def segment(self, clip: Tensor, first: int, frames: int) -> Tensor:
         """Return the samples under some frames of one clip, for :meth:`of_segments`.
 
-        Args:
-            clip: (samples,).
-            first: The first frame; it may lie before the clip, the last one past it. Such frames have no
-                meaning.
-            frames: How many.
-
-        Returns:
-            ((frames - 1) * hop_length + n_fft,), reflected at the clip's ends, float32.
+        ``clip`` is (samples,). Frames before and past the clip have no meaning. The result is
+        ((frames - 1) * hop_length + n_fft,), reflected at the clip's ends, float32.
         """
         config = self.config
         if (short := config.n_fft // 2 + 1 - len(clip)) > 0:
@@ -178,33 +165,20 @@ class LogMelSpectrogram(nn.Module):
     def of_segments(self, segments: Tensor) -> Tensor:
         """Return the log-mel of samples already extended by half a window on each side.
 
-        Args:
-            segments: (batch, (frames - 1) * hop_length + n_fft).
-
-        Returns:
-            (batch, mels, frames).
+        (batch, (frames - 1) * hop_length + n_fft) → (batch, mels, frames).
         """
         # Mixed precision must not reach the front end: a bfloat16 mel product is off by percents.
         with torch.autocast(segments.device.type, enabled=False):
-            return torch.log(self._power(segments) + LOG_EPS)
-
-    def _extended(self, audio: Tensor) -> Tensor:
-        """Append zeros to audio too short for a reflection, then reflect half a window on each side."""
-        half = self.config.n_fft // 2
-        if (short := half + 1 - audio.shape[-1]) > 0:
-            audio = nn.functional.pad(audio, (0, short))
-        return nn.functional.pad(audio, (half, half), mode="reflect")
-
-    def _power(self, extended: Tensor) -> Tensor:
-        spectrum = torch.stft(
-            extended,
-            n_fft=self.config.n_fft,
-            hop_length=self.config.hop_length,
-            window=self.window,
-            center=False,
-            return_complex=True,
-        )  # (batch, n_fft // 2 + 1, frames)
-        return self.filters @ (spectrum.real.square() + spectrum.imag.square())
+            spectrum = torch.stft(
+                segments,
+                n_fft=self.config.n_fft,
+                hop_length=self.config.hop_length,
+                window=self.window,
+                center=False,
+                return_complex=True,
+            )  # (batch, n_fft // 2 + 1, frames)
+            power = spectrum.real.square() + spectrum.imag.square()
+            return torch.log(self.filters @ power + LOG_EPS)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LogMelSpectrogram:
         """Follow a move to another device, but never to another precision: `model.half()` stops here."""

@@ -34,37 +34,24 @@ class ClassifierHead(nn.Module):
 
 @dataclass(frozen=True)
 class ProjectorConfig:
-    """Sizes of an audio projector.
+    """Sizes of an audio projector."""
 
-    Attributes:
-        kind: ``mean`` (M2D-CLAP 2024) or ``semantic`` (2025).
-        width: Features of its result.
-        hidden: Hidden features of its MLP, or of each block's.
-        depth: Blocks of a semantic projector; 0 otherwise.
-    """
-
-    kind: str = "mean"
-    width: int = 768
-    hidden: int = 768
-    depth: int = 0
+    kind: str = "mean"  # mean (M2D-CLAP 2024) or semantic (2025)
+    width: int = 768  # features of its result
+    hidden: int = 768  # hidden features of its MLP, or of each block's
+    depth: int = 0  # blocks of a semantic projector; 0 otherwise
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"a projector is {' or '.join(KINDS)}, not {self.kind!r}")
-        check_integers(width=self.width, hidden=self.hidden, depth=self.depth)
+        check_integers(minimum=1, width=self.width, hidden=self.hidden)
+        check_integers(minimum=0, depth=self.depth)
         if max(self.width, self.hidden) > LARGEST or self.depth > DEEPEST:
             raise InputError(f"a projector is not as large as {self}")
-        if min(self.width, self.hidden) <= 0 or (self.depth > 0) != (self.kind == "semantic"):
-            raise InputError(f"a projector needs positive sizes, and blocks if it is semantic, not {self}")
+        if self.kind not in KINDS or (self.depth > 0) != (self.kind == "semantic"):
+            raise InputError(f"a projector must be mean without blocks, or semantic with blocks, not {self}")
 
 
 class MeanProjector(nn.Module):
-    """Mean over tokens, Linear, ReLU, Linear.
-
-    Args:
-        width: Features of a token.
-        config: Sizes.
-    """
+    """Mean over tokens of ``width`` features, Linear, ReLU, Linear."""
 
     def __init__(self, width: int, config: ProjectorConfig) -> None:
         super().__init__()
@@ -81,10 +68,6 @@ class SemanticProjector(nn.Module):
     """A learned token before all others, pre-norm blocks of one head, then that token's LayerNorm.
 
     The LayerNorms have PyTorch's eps of 1e-5, unlike the encoder's.
-
-    Args:
-        width: Features of a token.
-        config: Sizes.
     """
 
     def __init__(self, width: int, config: ProjectorConfig) -> None:
@@ -110,11 +93,7 @@ class SemanticProjector(nn.Module):
 
 
 def make_projector(width: int, config: ProjectorConfig) -> nn.Module:
-    """Return the projector of a config, for tokens of that width.
-
-    Raises:
-        ValueError: A semantic projector whose result has another width than its tokens.
-    """
+    """Return the projector of a config, for tokens of that width."""
     if config.kind == "mean":
         return MeanProjector(width, config)
     if config.width != width:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,15 +23,18 @@ from hear_m2d.model.windows import (
     windows_per_pass,
 )
 from hear_m2d.utils.device import warn_of_slow_bfloat16
-from hear_m2d.utils.errors import InputError
+from hear_m2d.utils.errors import InputError, check_integers
 
 Audio = Tensor | Sequence[Tensor]  # (batch, samples), or clips (samples,) of any lengths
 PerClip = Any  # of a tensor, one tensor with the batch first; of a list of clips, a list with a tensor each
-_BLOCK = 1 << 20  # samples checked at once: the check must not cost a copy of an hour of audio
 
 
 class HearModel(nn.Module):
     """An audio embedding model behind the HEAR API.
+
+    Its methods take audio as a tensor (batch, samples) in [-1, 1] at ``sample_rate``, or as a list of tensors
+    (samples,) of any lengths. They raise an :class:`~hear_m2d.utils.errors.InputError` (a ValueError) for
+    audio that cannot be embedded, and where the checkpoint lacks the part that a method needs.
 
     Args:
         config: Config of the checkpoint.
@@ -50,7 +53,7 @@ class HearModel(nn.Module):
         self.encoder = SpectrogramEncoder(config.encoder)
         self.head = ClassifierHead(config.head_width, len(config.labels)) if config.head_width else None
         self.projector = make_projector(config.encoder.width, config.projector) if config.projector else None
-        # Windows per forward pass; None: enough to fill the device, few enough for its free memory.
+        # Windows per forward pass; None: enough to fill the device.
         self.batch_windows: int | None = None
         if self.options.compile:
             compile_blocks(self.encoder.blocks)
@@ -90,18 +93,12 @@ class HearModel(nn.Module):
     def forward(self, audio: Audio) -> PerClip:
         """Return the columns of the last block after the final norm, with gradients.
 
-        Args:
-            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
-
         Returns:
             (batch, time_patches, freq_patches * width), the lowest frequency row first; for a list, a list
             of (time_patches, freq_patches * width).
-
-        Raises:
-            ValueError: Audio that cannot be embedded; the message says why.
         """
-        found = self._last_columns(check_audio(audio))
-        return torch.stack(found) if isinstance(audio, Tensor) else found
+        columns = self._last_columns(check_audio(audio))
+        return torch.stack(columns) if isinstance(audio, Tensor) else columns
 
     @torch.no_grad()
     def columns(self, audio: Audio) -> PerClip:
@@ -112,9 +109,6 @@ class HearModel(nn.Module):
     def features(self, audio: Audio) -> PerClip:
         """Return the features selected by ``layers`` and ``output``, without gradients.
 
-        Args:
-            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
-
         Returns:
             ``columns`` and ``mean``: (batch, time_patches, features). ``tokens``: (batch, patches, features),
             window by window, within a window frequency-major. For a list, a list without the batch.
@@ -123,22 +117,12 @@ class HearModel(nn.Module):
         arrange = self._tokens_of_window if self.options.output == "tokens" else self._rows_averaged
         collector = Columns(len(clips), arrange)
         self._stream(clips, self._windows(clips), self._features, [collector])
-        found = collector.result()
-        return torch.stack(found) if isinstance(audio, Tensor) else found
+        features = collector.result()
+        return torch.stack(features) if isinstance(audio, Tensor) else features
 
     @torch.no_grad()
     def scene_embeddings(self, audio: Audio) -> Tensor:
-        """Return one vector per clip, the mean over its columns.
-
-        Args:
-            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
-
-        Returns:
-            (batch, scene_embedding_size), float32.
-
-        Raises:
-            ValueError: Audio that cannot be embedded; the message says why.
-        """
+        """Return one vector per clip, the mean over its columns: (batch, scene_embedding_size), float32."""
         clips = check_audio(audio)
         scenes = self._mean_over_columns(len(clips))
         self._stream(clips, self._windows(clips), self._features, [scenes])
@@ -148,15 +132,9 @@ class HearModel(nn.Module):
     def timestamp_embeddings(self, audio: Audio) -> tuple[PerClip, PerClip]:
         """Return embeddings in time and the center of each.
 
-        Args:
-            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
-
         Returns:
             Embeddings (batch, n, timestamp_embedding_size) and their times in milliseconds (batch, n); for a
             list, two lists of tensors without the batch. All are float32.
-
-        Raises:
-            ValueError: Audio that cannot be embedded; the message says why.
         """
         _, embeddings, times = self._embed(audio, scenes=False)
         return embeddings, times
@@ -167,14 +145,7 @@ class HearModel(nn.Module):
         return self._embed(audio, scenes=True)
 
     def classify(self, audio: Audio) -> Tensor:
-        """Return logits, (batch, classes), of a checkpoint that holds a classifier, with gradients.
-
-        Args:
-            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
-
-        Raises:
-            ValueError: The checkpoint holds none, or the audio cannot be embedded.
-        """
+        """Return logits, (batch, classes), of a checkpoint that holds a classifier, with gradients."""
         if self.head is None:
             raise InputError("this checkpoint has no classifier: it only embeds")
         means = [columns.mean(0) for columns in self._last_columns(check_audio(audio))]
@@ -184,14 +155,7 @@ class HearModel(nn.Module):
         return self.head(pooled.to(self.head.linear.weight.dtype)).float()  # type: ignore[no-any-return]
 
     def project(self, audio: Audio) -> Tensor:
-        """Return M2D-CLAP's audio vectors, which lie beside its texts': (batch, width), with gradients.
-
-        Args:
-            audio: (batch, samples) in [-1, 1], or a list of (samples,) of any lengths.
-
-        Raises:
-            ValueError: The checkpoint holds no audio projector.
-        """
+        """Return M2D-CLAP's audio vectors, which lie beside its texts': (batch, width), with gradients."""
         if self.projector is None:
             raise InputError("this checkpoint has no audio projector: it is not an M2D-CLAP model")
         width = self.config.encoder.width
@@ -223,15 +187,15 @@ class HearModel(nn.Module):
         """Return the windows of all clips; with a shift, those of spectrograms that begin at that frame."""
         encoder = self.config.encoder
         rule = "whole" if self.options.windows == "whole" else self.config.code_base
-        found = []
+        windows = []
         for clip, audio in enumerate(clips):
             frames = self.config.frontend.frames(len(audio)) - shift
             if frames > 0:
                 plan = plan_windows(
                     frames, window=encoder.input_size[1], patch=encoder.patch_size[1], rule=rule
                 )
-                found += plan.windows(frames, clip=clip, shift=shift, phase=phase)
-        return found
+                windows += plan.windows(frames, clip=clip, shift=shift, phase=phase)
+        return windows
 
     def _stream(
         self,
@@ -244,20 +208,17 @@ class HearModel(nn.Module):
         dtype = self.encoder.norm.weight.dtype
         warn_of_slow_bfloat16(dtype, self._device)
         statistics = self._statistics(clips)
-
-        if self.batch_windows is not None and self.batch_windows < 1:
-            raise InputError(f"batch_windows={self.batch_windows}; it must be a positive integer, or None")
+        if self.batch_windows is not None:
+            check_integers(minimum=1, batch_windows=self.batch_windows)
 
         def size(frames: int) -> int:
-            return self.batch_windows or windows_per_pass(
-                self.config.encoder, frames, layers=self._layer_count, dtype=dtype, device=self._device
-            )
+            return self.batch_windows or windows_per_pass(self.config.encoder, frames, self._device)
 
-        for some in passes(windows, size):
-            x = cut_log_mel(self.frontend, clips, some, statistics=statistics, device=self._device)
+        for group in passes(windows, size):
+            x = cut_log_mel(self.frontend, clips, group, statistics=statistics, device=self._device)
             columns = features(x[:, None].to(dtype)).float()
             for collector in collectors:
-                collector.add(some, columns)
+                collector.add(group, columns)
 
     def _embed(self, audio: Audio, *, scenes: bool) -> tuple[Any, Any, Any]:
         """Return scenes (or None), embeddings in time, and their times."""
@@ -301,11 +262,8 @@ class HearModel(nn.Module):
 
     def _last_columns(self, clips: Sequence[Tensor]) -> list[Tensor]:
         collector = Columns(len(clips))
-        self._stream(clips, self._windows(clips), self._columns_of_last_block, [collector])
+        self._stream(clips, self._windows(clips), lambda x: self._columns(self.encoder(x)), [collector])
         return collector.result()
-
-    def _columns_of_last_block(self, windows: Tensor) -> Tensor:
-        return self._columns(self.encoder(windows))
 
     def _columns(self, tokens: Tensor) -> Tensor:
         """Stack the frequency rows: (windows, rows * n, width) → (windows, n, rows * width)."""
@@ -315,7 +273,7 @@ class HearModel(nn.Module):
 
     def _features(self, windows: Tensor) -> Tensor:
         if self.options.layers is None:
-            return self._columns_of_last_block(windows)
+            return self._columns(self.encoder(windows))
         outputs = self.encoder.layers(windows)
         chosen = [self._columns(outputs[index]) for index in self.options.layers]
         if self.options.layer_mode == "mean":
@@ -343,45 +301,37 @@ def check_audio(audio: Audio) -> list[Tensor]:
 
     Raises:
         TypeError: Neither a tensor nor a list of tensors.
-        ValueError: Wrong rank, integers, no samples, not a number or infinite.
+        InputError: Wrong rank, integers, no samples, not a number or infinite.
     """
-    if isinstance(audio, Sequence) and not isinstance(audio, str):
-        if not audio:
-            raise InputError("there is no audio: the list of clips is empty")
-        if not all(isinstance(clip, Tensor) and clip.ndim == 1 for clip in audio):
-            raise InputError("a list of clips holds one-dimensional torch tensors, (samples,)")
-        for clip in audio:
-            _check_samples(clip[None])
-        return list(audio)
-    if not isinstance(audio, Tensor):
+    if isinstance(audio, Tensor):
+        if audio.ndim != 2:
+            raise InputError(f"audio must be (batch, samples); its shape is {tuple(audio.shape)}")
+        if audio.shape[1] <= 8 and audio.shape[0] > 1000:
+            raise InputError(
+                f"audio must be (batch, samples); {tuple(audio.shape)} looks like (samples, channels), as "
+                "soundfile.read returns it: give audio.mean(1)[None] for one mono clip"
+            )
+        _check_samples(audio)
+        return list(audio.unbind())
+    if not isinstance(audio, Sequence) or isinstance(audio, str):
         raise TypeError(f"audio is a torch tensor (batch, samples), not {type(audio).__name__}")
-    if audio.ndim != 2:
-        raise InputError(f"audio must be (batch, samples); its shape is {tuple(audio.shape)}")
-    if audio.shape[1] <= 8 and audio.shape[0] > 1000:
-        raise InputError(
-            f"audio must be (batch, samples); {tuple(audio.shape)} looks like (samples, channels), as "
-            "soundfile.read returns it: give audio.mean(1)[None] for one mono clip"
-        )
-    _check_samples(audio)
-    return list(audio.unbind())
+    if not audio:
+        raise InputError("there is no audio: the list of clips is empty")
+    if not all(isinstance(clip, Tensor) and clip.ndim == 1 for clip in audio):
+        raise InputError("a list of clips holds one-dimensional torch tensors, (samples,)")
+    for clip in audio:
+        _check_samples(clip)
+    return list(audio)
 
 
 def _check_samples(audio: Tensor) -> None:
-    """Check a tensor (batch, samples)."""
     if not audio.is_floating_point():
         raise InputError(
             f"audio must be floating point in [-1, 1], not {audio.dtype}: divide by the full scale"
         )
     if 0 in audio.shape:
         raise InputError(f"there is no audio: its shape is {tuple(audio.shape)}")
-    # As float32: a large float64 becomes infinite.
-    finite = [torch.isfinite(block.detach().float()).all() for block in _blocks(audio)]
-    if not bool(torch.stack(finite).all()):
+    # The extremes are NaN if a sample is, and need no copy of the audio. A large float64 becomes infinite.
+    extremes = torch.stack(torch.aminmax(audio.detach())).float()
+    if not bool(extremes.isfinite().all()):
         raise InputError("audio holds NaN or infinite samples")
-
-
-def _blocks(audio: Tensor) -> Iterator[Tensor]:
-    """Cut (batch, samples) into pieces of bounded size."""
-    rows = max(1, _BLOCK // audio.shape[1])
-    for some in torch.split(audio, rows):
-        yield from torch.split(some, _BLOCK, dim=1)

@@ -22,9 +22,7 @@ class Collector(Protocol):
 class Columns:
     """Keeps every column: one tensor (columns, features) per clip, with gradients.
 
-    Args:
-        clips: How many.
-        arrange: Columns of one window (n, features) → what is kept.
+    ``arrange`` maps the columns of one window (n, features) to what is kept.
     """
 
     def __init__(self, clips: int, arrange: Callable[[Tensor], Tensor] = lambda columns: columns) -> None:
@@ -71,11 +69,8 @@ class MeanOverColumns:
 class InterpolatedColumns:
     """Reads each clip's columns linearly at its timestamps, as soon as the columns on both sides are there.
 
-    Args:
-        targets: Where to write: (timestamps, features) a clip.
-        step: Frames between timestamps.
-        patch: Frames of a column.
-        arrange: Columns (n, features) → what is written.
+    Writes to ``targets``, (timestamps, features) a clip. Timestamps are ``step`` frames apart, columns
+    ``patch`` frames.
     """
 
     def __init__(
@@ -123,13 +118,7 @@ class InterpolatedColumns:
 
 
 class PhasedColumns:
-    """Writes the columns of each shifted pass to every ``phases``-th timestamp (``timestamps="dense"``).
-
-    Args:
-        targets: Where to write: (timestamps, features) a clip.
-        phases: How many passes.
-        arrange: Columns (n, features) → what is written.
-    """
+    """Writes the columns of each shifted pass to every ``phases``-th timestamp (``timestamps="dense"``)."""
 
     def __init__(
         self, targets: Sequence[Tensor], *, phases: int, arrange: Callable[[Tensor], Tensor]
@@ -141,6 +130,6 @@ class PhasedColumns:
     def add(self, windows: Sequence[Window], columns: Tensor) -> None:
         """Take one pass."""
         for window, part in zip(windows, columns, strict=True):
-            wanted = self._targets[window.clip][window.phase :: self._phases][window.column :]
-            count = min(len(wanted), window.columns)
-            wanted[:count] = self._arrange(part[:count])
+            target = self._targets[window.clip][window.phase :: self._phases][window.column :]
+            count = min(len(target), window.columns)
+            target[:count] = self._arrange(part[:count])

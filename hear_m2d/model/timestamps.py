@@ -39,17 +39,10 @@ def timestamp_frames(first: int, until: int, *, step: int) -> Tensor:
 
 
 def interpolate_columns(columns: Tensor, centers: Tensor, frames: Tensor) -> Tensor:
-    """Read columns linearly at given times.
+    """Read columns (n, features) linearly at the times ``frames`` (count,): (count, features).
 
-    Before the first and after the last column's center, the end column holds.
-
-    Args:
-        columns: (n, features).
-        centers: Center of each column, in frames, ascending, (n,), float64.
-        frames: When to read, in frames, (count,), float64.
-
-    Returns:
-        (count, features).
+    ``centers`` (n,) are the columns' own times, ascending; both are float64, in frames. Before the first and
+    after the last column's center, the end column holds.
     """
     frames = frames.clamp(centers[0], centers[-1])
     right = torch.searchsorted(centers, frames)  # the first center at or after the timestamp

@@ -11,12 +11,9 @@ import click
 
 
 class PartCommand(click.Command):
-    """A command that needs packages of an extra: ``@click.command(cls=PartCommand, needs=…, install=…)``.
+    """A command that needs top-level modules of an extra, and the line to type where one is missing.
 
-    Args:
-        needs: Top-level modules that must be importable.
-        install: The line to type where one is missing.
-        kwargs: As for :class:`click.Command`.
+    ``@click.command(cls=PartCommand, needs=…, install=…)``.
     """
 
     def __init__(self, *args: Any, needs: Sequence[str] = (), install: str = "", **kwargs: Any) -> None:

@@ -22,24 +22,18 @@ TEMPORARY = ".hear-m2d-*.tmp"  # the names of temporary files, as a pattern
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], *, sync: bool = True) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside ``path``; on success it is renamed to ``path``.
+    """Open a temporary binary file beside ``path``; on success it is renamed to ``path``.
 
     Args:
         path: The final name; its folder is made.
         sync: Sync the file and its new name to disk. Without it, call :func:`sync_files` later.
-
-    Yields:
-        The open binary file.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # A short name, because one derived from a long final name may be too long for the file system.
     temporary = path.with_name(TEMPORARY.replace("*", secrets.token_hex(8)))
-    # Not tempfile.mkstemp, which makes private files; here the system applies the umask.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-    handle = os.open(temporary, flags, 0o666)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:  # not tempfile.mkstemp, which makes private files
             yield file
             if sync:
                 file.flush()
@@ -59,31 +53,26 @@ def sync_files(paths: Iterable[Path]) -> None:
     The files are synced at the same time, so that the file system commits its journal for many of them at
     once. That is much faster than one after another.
     """
+
+    def sync(path: Path) -> None:
+        with path.open("r+b") as file:  # Windows syncs only files that are open for writing
+            os.fsync(file.fileno())
+
     paths = list(paths)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(_sync_file, paths))
+        list(pool.map(sync, paths))
     for folder in {path.parent for path in paths}:
         _sync_folder(folder)
 
 
-def _sync_file(path: Path) -> None:
-    with path.open("r+b") as file:  # Windows syncs only files that are open for writing
-        os.fsync(file.fileno())
-
-
 def _sync_folder(folder: Path) -> None:
-    """Sync a folder, so that a new name survives a power cut; does nothing where that is impossible."""
-    try:
+    """Sync a folder, so that a new name survives a power cut; not every system can do that."""
+    with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
-        return
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(handle)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def file_sha256(path: Path) -> str:
@@ -128,14 +117,7 @@ def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def read_json(path: Path, *, hint: str = "") -> dict[str, Any]:
-    """Read a file that holds one JSON object.
-
-    Args:
-        path: The file.
-        hint: What the user can do about a damaged file; the last sentence of the error.
-
-    Returns:
-        The object.
+    """Read a file that holds one JSON object; ``hint`` is the last sentence of the error about a damaged one.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -143,10 +125,12 @@ def read_json(path: Path, *, hint: str = "") -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__}")
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: it is not JSON ({error}). {hint}".rstrip()) from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it does not hold a JSON object. {hint}".rstrip())
+        raise InputError(
+            f"{path} is damaged: it must hold a JSON object ({error}). {hint}".rstrip()
+        ) from error
     return content
 
 
@@ -155,30 +139,24 @@ def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None
     atomic_write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
-def differences(known: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """Return the fields of ``asked`` that differ in ``known``, as text; empty if all are equal."""
+def differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Return the fields of ``wanted`` that differ in ``known``, as text; empty if all are equal."""
     return "; ".join(
         f"{key} is {known.get(key)!r} there, {value!r} now"
-        for key, value in asked.items()
+        for key, value in wanted.items()
         if known.get(key) != value
     )
 
 
 def folder_owner(folder: Path, metadata: str, *, ignore: Collection[str] = ()) -> dict[str, Any] | None:
-    """Return the metadata file of an output folder, or None where the folder is free.
+    """Return the content of an output folder's metadata file, or None where the folder is free.
 
-    Args:
-        folder: The output folder; it need not exist.
-        metadata: Name of the metadata file in it.
-        ignore: Names that a free folder may hold, besides dot files.
-
-    Returns:
-        The content of the metadata file. None where the folder does not exist or holds nothing.
+    A free folder may hold the names in ``ignore``, and dot files.
 
     Raises:
         InputError: ``folder`` is a file, or holds files without the metadata file, or that one is damaged.
     """
-    if folder.exists() and not folder.is_dir():
+    if folder.is_file():
         raise InputError(f"{folder} is a file: give a folder as --out")
     if (folder / metadata).exists():
         return read_json(folder / metadata, hint="Give another --out")
@@ -190,16 +168,23 @@ def folder_owner(folder: Path, metadata: str, *, ignore: Collection[str] = ()) -
 
 
 def claim_folder(
-    folder: Path, metadata: str, content: Mapping[str, Any], *, ignore: Collection[str] = ()
+    folder: Path,
+    metadata: str,
+    content: Mapping[str, Any],
+    *,
+    compare: Collection[str] = (),
+    ignore: Collection[str] = (),
+    hint: str = "Give another --out",
 ) -> dict[str, Any]:
     """Take a free output folder, or continue one whose metadata file agrees.
 
     Args:
         folder: The output folder; made if it does not exist. Hold :func:`lock_folder` meanwhile.
         metadata: Name of the metadata file in it.
-        content: JSON values, written to the metadata file of a free folder; in another folder they must be
-            equal. Other fields of an existing file are not compared.
+        content: JSON values, written to the metadata file of a free folder.
+        compare: The fields of ``content`` that must be equal in another folder; by default all.
         ignore: Names that a free folder may hold, besides dot files.
+        hint: What the user can do if the folder belongs to something else.
 
     Returns:
         The content of the metadata file.
@@ -208,26 +193,26 @@ def claim_folder(
         InputError: The folder belongs to something else; the message names what differs.
     """
     known = folder_owner(folder, metadata, ignore=ignore)
+    content = json.loads(json.dumps(content))
     if known is None:
-        known = json.loads(json.dumps(content))
-        write_json(folder / metadata, known)
-    if differing := differences(known, json.loads(json.dumps(content))):
-        raise InputError(f"{folder} belongs to another run: {differing}. Give another --out")
+        write_json(folder / metadata, content)
+        return dict(content)
+    if differing := differences(known, {key: content[key] for key in compare or content}):
+        raise InputError(f"{folder} belongs to another run: {differing}. {hint}")
     return known
 
 
 @contextmanager
 def lock_folder(folder: Path, name: str = ".lock", *, timeout_s: float = 0) -> Iterator[None]:
-    """Hold a folder against a second process that works in it; the folder is made if it does not exist.
+    """Hold a folder, which is made if it does not exist, against a second process that works in it.
 
-    Args:
-        folder: The folder.
-        name: Of the lock file; processes with different names work side by side.
-        timeout_s: How long to wait for another process.
+    Processes with different names of the lock file work side by side. Waits up to ``timeout_s``.
 
     Raises:
-        InputError: Another process holds it.
+        InputError: Another process holds it, or it is a file.
     """
+    if folder.is_file():
+        raise InputError(f"{folder} is a file: give a folder")
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / name)
     try:

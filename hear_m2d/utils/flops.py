@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,18 +17,13 @@ LARGE_SIZES = (8192, 16384)  # on a GPU, besides the others
 WARM_UP_S = 0.5  # on a GPU
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that one call takes."""
-    synchronize(device)
+    """Return the seconds that one call takes; waits for the device before and after it."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     work()
-    synchronize(device)
+    wait()
     return time.perf_counter() - start
 
 
@@ -43,23 +39,15 @@ def matrix_rate(dtype: torch.dtype, device: torch.device, sizes: Sequence[int] |
         sizes = SQUARE_SIZES + (LARGE_SIZES if device.type == "cuda" else ())
     best = 0.0
     for size in sizes:
-        a = torch.randn(size, size, device=device).to(dtype)
-        b = torch.randn(size, size, device=device).to(dtype)
-
-        def product(a: Tensor = a, b: Tensor = b) -> Tensor:
-            return torch.mm(a, b)
-
-        seconds = (
-            _seconds_on_gpu(product) if device.type == "cuda" else _seconds_on_cpu(product, size, device)
-        )
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        product = partial(torch.mm, a, b)
+        if device.type == "cuda":
+            seconds = _seconds_on_gpu(product)
+        else:
+            product()
+            seconds = min(seconds_of(product, device) for _ in range(max(2, int(2e9 / size**3))))
         best = max(best, 2 * size**3 / seconds)
     return best
-
-
-def _seconds_on_cpu(product: Callable[[], Tensor], size: int, device: torch.device) -> float:
-    product()
-    repeats = max(2, int(2e9 / size**3))
-    return min(seconds_of(product, device) for _ in range(repeats))
 
 
 def _seconds_on_gpu(product: Callable[[], Tensor]) -> float:
@@ -71,10 +59,9 @@ def _seconds_on_gpu(product: Callable[[], Tensor]) -> float:
         torch.cuda.synchronize()
         calls += 1
     calls = max(5, calls)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    begin.record()
-    for _ in range(calls):
-        product()
-    end.record()
-    torch.cuda.synchronize()
-    return float(begin.elapsed_time(end)) / 1000 / calls
+
+    def work() -> None:
+        for _ in range(calls):
+            product()
+
+    return seconds_of(work, torch.device("cuda")) / calls

@@ -17,34 +17,21 @@ LABEL_COLUMNS = ("label", "labels")
 
 @dataclass(frozen=True)
 class ListedFile:
-    """One row of a list.
+    """One row of a list."""
 
-    Attributes:
-        line: Line number in the list, from 1 (the header).
-        file: Path as written; empty if the row names no usable path.
-        label: The label cell as written, in Unicode normal form C; None if it is empty or missing.
-        cells: Every cell by its column.
-    """
-
-    line: int
-    file: str
-    label: str | None
-    cells: dict[str, str]
+    line: int  # line number in the list, from 1 (the header)
+    file: str  # path as written; empty if the row names no usable path
+    label: str | None  # the label cell as written, in Unicode normal form C; None if it is empty or missing
+    cells: dict[str, str]  # every cell by its column
 
 
 @dataclass(frozen=True)
 class FileList:
-    """A CSV or TSV list of audio files.
-
-    Attributes:
-        columns: Names of all columns.
-        rows: The rows in their order.
-        label_column: The column of labels; None if there is none.
-    """
+    """A CSV or TSV list of audio files."""
 
     columns: tuple[str, ...]
     rows: tuple[ListedFile, ...]
-    label_column: str | None
+    label_column: str | None  # None if there is none
 
 
 def read_list(path: Path) -> FileList:
@@ -54,11 +41,7 @@ def read_list(path: Path) -> FileList:
     ``LABEL_COLUMNS``. A ``.tsv`` is separated by tabs, any other list by commas. Bytes that are not UTF-8 are
     kept in file names (``surrogateescape``).
 
-    Args:
-        path: The list.
-
     Raises:
-        FileNotFoundError: The list does not exist.
         InputError: It is not a regular file, not a CSV, or has no column of files.
     """
     if path.exists() and not path.is_file():
@@ -71,8 +54,7 @@ def read_list(path: Path) -> FileList:
             label_column = next((name for name in LABEL_COLUMNS if name in columns), None)
             if file_column is None:
                 raise InputError(
-                    f"{path} names no files: it has the columns {', '.join(columns)}, and none of "
-                    f"{', '.join(FILE_COLUMNS)}"
+                    f"{path} must have a column {' or '.join(FILE_COLUMNS)}; it has {', '.join(columns)}"
                 )
             rows = []
             for row in reader:

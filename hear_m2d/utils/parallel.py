@@ -48,9 +48,6 @@ def map_threads(
         workers: Number of threads. 0: computed in this thread when asked for.
         size: Returns how much a result counts against ``budget``, for example its bytes.
         budget: No item is started while finished results of this total size wait for the caller.
-
-    Yields:
-        One result per item.
     """
     if workers == 0:
         yield from map(function, items)
@@ -105,9 +102,6 @@ def map_processes(
         items: Its arguments.
         workers: Number of processes, at least 1.
         preload: Modules to import once for all workers, where the system can (``forkserver``).
-
-    Yields:
-        Each item with its result.
     """
     rest = iter(items)
     while True:

@@ -46,7 +46,7 @@ def refused(path, words):
 def test_a_bomb_is_refused_before_it_is_unpacked(path):
     write(path, {"x/checkpoint.pth": b"PK\x03\x04" + bytes(2**28)})
     assert path.stat().st_size < 2**20
-    refused(path, "become 268435460: refused")
+    refused(path, "become 268435460 bytes: refused")
 
 
 @pytest.mark.parametrize("claim", [0, 1, 1000, 2**31])

@@ -176,12 +176,12 @@ def test_loading_does_not_follow_a_changed_default_dtype(checkpoint_path, noise)
         ({"layers": 3}, "block indices"),
         ({"layers": [True]}, "block indices"),
         ({"layers": [7]}, "there are 2 blocks"),
-        ({"sample_rate": 0}, "positive integer"),
-        ({"sample_rate": 16000.0}, "positive integer"),
-        ({"input_frames": 600}, "positions are for 64 to 79 frames"),
-        ({"std": 0}, r"std is 0\.0; it is positive"),
-        ({"mean": float("nan")}, "mean is nan; it is a number that a log-mel can have"),
-        ({"std": "4"}, "is a number"),
+        ({"sample_rate": 0}, "sample_rate must be at least 1, got 0"),
+        ({"sample_rate": 16000.0}, "sample_rate must be an integer"),
+        ({"input_frames": 600}, "input_frames must be 64 to 79"),
+        ({"std": 0}, r"std must be positive, got 0\.0"),
+        ({"mean": float("nan")}, "mean must be a number that a log-mel can have, got nan"),
+        ({"std": "4"}, "std must be a number"),
     ],
 )
 def test_options_that_do_not_fit_are_refused_in_a_sentence(checkpoint_path, wrong, sentence):

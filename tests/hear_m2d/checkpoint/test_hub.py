@@ -109,8 +109,8 @@ def test_what_the_hub_refuses_is_said_in_a_sentence(hub, checkpoint_path):
         "hf://lab/broken": "ConnectionError",
         "hf://lab/sounds@v9": "FileNotFoundError",
         "hf://lab/sounds/b.pth": "FileNotFoundError",
-        "hf://lab/two": "InputError: hf://lab/two holds several files, a.pth, b.safetensors: name one",
-        "hf://lab/none": "FileNotFoundError: hf://lab/none holds no .safetensors and no .pth file",
+        "hf://lab/two": "InputError: hf://lab/two holds several checkpoints: name one of 'a.pth', ",
+        "hf://lab/none": "InputError: hf://lab/none holds no file that ends in .safetensors, .pth",
     }
     said = dict(zip(expected, answers(hub, *map(load, expected)), strict=True))
     assert {name: said[name][: len(words)] for name, words in expected.items()} == expected

@@ -95,13 +95,15 @@ def test_what_was_read_is_said(pth, tmp_path):
 
 def test_a_fault_in_a_zip_names_the_zip_and_the_member(pth, tmp_path):
     torch.save({"a": torch.zeros(1)}, pth)
-    with pytest.raises(ValueError, match=r"m\.zip \(x/checkpoint\.pth\) is a pickle, but not a checkpoint"):
+    with pytest.raises(ValueError, match=r"m\.zip \(x/checkpoint\.pth\) is not a readable checkpoint"):
         read_local(packed(pth, "x/checkpoint.pth", tmp_path / "m.zip"))
 
 
 def test_a_folder_of_several_lists_them(pth):
-    (pth.parent / "other.bin").write_bytes(pth.read_bytes())
-    with pytest.raises(ValueError, match=r"loose holds 2 checkpoints, other\.bin, weights\.pth"):
+    (pth.parent / "other.ckpt").write_bytes(pth.read_bytes())
+    with pytest.raises(
+        ValueError, match=r"loose holds several .*: name one of 'other\.ckpt', 'weights\.pth'"
+    ):
         read_local(pth.parent)
 
 
@@ -129,12 +131,10 @@ def test_a_damaged_checkpoint_in_a_folder_is_not_passed_over(pth):
         read_local(pth.parent)
 
 
-def test_an_unpacked_pth_is_recognized(pth, tmp_path):
+def test_an_unpacked_pth_that_is_zipped_again_is_read(pth, tmp_path):
     with zipfile.ZipFile(pth) as archive:
         archive.extractall(tmp_path / "unpacked")
     (inner,) = (tmp_path / "unpacked").iterdir()
-    with pytest.raises(ValueError, match=r"is an unpacked \.pth: zip it again"):
-        read_local(inner)
     again = tmp_path / "again.zip"
     with zipfile.ZipFile(again, "w") as archive:
         for path in inner.rglob("*"):
@@ -143,10 +143,10 @@ def test_an_unpacked_pth_is_recognized(pth, tmp_path):
 
 
 @pytest.mark.parametrize("make", [lambda p: p.mkdir(), os.mkfifo], ids=["empty folder", "pipe"])
-def test_what_is_no_file_is_refused_without_waiting(tmp_path, make):
+def test_what_is_not_a_file_is_refused_without_waiting(tmp_path, make):
     path = tmp_path / "odd"
     make(path)
-    with pytest.raises(ValueError, match=r"odd is not a file"):
+    with pytest.raises(ValueError, match=r"odd is not a file|odd holds no file"):
         read_local(path)
 
 

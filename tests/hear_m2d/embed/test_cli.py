@@ -84,17 +84,17 @@ def test_a_parquet_folder_with_files_that_no_run_wrote_is_refused(sounds, spec, 
     out = tmp_path / "x.parquet"
     out.write_bytes(b"mine")
     command = [sounds, "--model", spec.name, "--out", out, "--workers", 0]
-    one_line(run(*command), 2, "x.parquet is a file; Parquet output is a folder")
+    one_line(run(*command), 2, "x.parquet is a file: give a folder")
     one_line(run(*command, "--force"), 2, "x.parquet is a file")
     assert out.read_bytes() == b"mine"
     out.unlink()
     out.mkdir()
     (out / "mine.parquet").touch()
-    one_line(run(*command), 2, "files that no run wrote (mine.parquet, …)")
-    one_line(run(*command, "--force"), 2, "files that no run wrote (mine.parquet, …)")
+    one_line(run(*command), 2, "is not empty and has no .embed.json, but mine.parquet")
+    one_line(run(*command, "--force"), 2, "is not empty and has no .embed.json, but mine.parquet")
     assert visible(out) == ["mine.parquet"]
     (out / "mine.parquet").rename(out / "notes.txt")
-    one_line(run(*command), 2, "files that no run wrote (notes.txt, …)")
+    one_line(run(*command), 2, "is not empty and has no .embed.json, but notes.txt")
     assert run(*command, "--force")[0] == 0
     assert visible(out) == ["notes.txt", "part-000000.parquet"]
     assert pq.read_table(out / "part-000000.parquet").num_rows == 11
@@ -169,8 +169,8 @@ def test_where_nothing_can_be_embedded_the_work_has_failed(tmp_path, spec, run, 
         (["--model-options", '{"ouput": "mean"}'], ["unknown option 'ouput'", "Did you mean output"]),
         (["--model-options", "output=mean"], ["'output=mean' is not JSON"]),
         (["--model-options", '{"dtype": "bfloat16"}'], ["--dtype bfloat16"]),
-        (["--model-options", '{"output": "middle"}'], ["output='middle'", "columns"]),
-        (["--model-options", '{"layers": 7}'], ["layers=7", "list"]),
+        (["--model-options", '{"output": "middle"}'], ["output must be one of columns", "'middle'"]),
+        (["--model-options", '{"layers": 7}'], ["layers must be a list", "7"]),
         (["--what", "scenes"], ["scenes", "scene"]),
         (["--device", "tpu"], ["tpu"]),
         (["--list", "nowhere.txt"], ["nowhere.txt"]),

@@ -44,8 +44,9 @@ def test_a_cluster_that_does_not_answer_is_an_input_error(sounds, checkpoint_pat
 
 
 def test_a_cluster_that_loses_a_node_half_way_gives_the_rows_of_one_machine(
-    cluster, sounds, checkpoint_path, tmp_path
+    cluster, sounds, checkpoint_path, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr("hear_m2d.embed.parquet._SHARD_CLIPS", (2, 2))
     from hear_m2d.embed.ray import embed_on_ray
 
     inputs, spec = collect_inputs([sounds]), ModelSpec(str(checkpoint_path), what="both", device="cpu")
@@ -66,7 +67,7 @@ def test_a_cluster_that_loses_a_node_half_way_gives_the_rows_of_one_machine(
     thread = threading.Thread(target=kill_half_way)
     thread.start()
     try:
-        summary = embed_on_ray(inputs, spec, out, address="auto", shard_clips=2)
+        summary = embed_on_ray(inputs, spec, out, address="auto")
     finally:
         stop.set()
         thread.join()
@@ -83,7 +84,7 @@ def test_a_cluster_that_loses_a_node_half_way_gives_the_rows_of_one_machine(
         assert a["times_ms"] == b["times_ms"]
     left = {path.name for path in out.iterdir()} - {".embed.json", ".lock"}
     assert all(name.startswith("part-") and name.endswith(".parquet") for name in left)
-    again = embed_on_ray(inputs, spec, out, address="auto", shard_clips=2)
+    again = embed_on_ray(inputs, spec, out, address="auto")
     assert (again.clips, again.already, len(again.failures)) == (0, 24, 1)
 
 

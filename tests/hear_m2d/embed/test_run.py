@@ -59,7 +59,7 @@ def test_parquet_holds_what_the_npy_files_hold_in_the_order_of_the_names(sounds,
     size = hear_m2d.load_model(spec.name).scene_embedding_size
     assert table.schema.field("scene").type.list_size == size
     facts = json.loads(table.schema.metadata[b"hear_m2d"])
-    assert facts["sha256"] == Embedder(spec).facts()["sha256"]
+    assert facts["sha256"] == Embedder(spec).metadata()["sha256"]
     assert (facts["model"], facts["options"], facts["root"]) == (spec.name, {}, str(sounds))
     assert sorted(p.name for p in tmp_path.glob(".*")) == []
 

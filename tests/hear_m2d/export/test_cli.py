@@ -83,7 +83,7 @@ def test_an_existing_file_is_refused_before_anything_is_read(run, tmp_path):
     ("arguments", "words"),
     [
         (("none.safetensors",), ["none.safetensors"]),
-        ((".",), ["a folder without a checkpoint"]),
+        ((".",), ["holds no file that ends in"]),
         (("{}", "--format", "tflite"), ["onnx", "torch"]),
         (("{}", "--out", "."), ["is a folder"]),
         (("{}", "--model-options", "layers=1"), ["is not JSON"]),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hear_m2d.model.frontend import FrontendConfig, LogMelSpectrogram, mel_filters
+from hear_m2d.model.frontend import LOG_EPS, FrontendConfig, LogMelSpectrogram, mel_filters
 
 SILENCE = math.log(1.1920929e-07)
 
@@ -55,7 +55,7 @@ def test_mel_power_equals_torchaudio_to_1e4_of_the_maximum(rate, noise):
         [noise(1, 2 * rate, scale=1.0)[0], 0.5 * torch.sin(2000 * time**2), 0.3 * noise(1, 2 * rate)[0]]
     )
     expected = reference(audio)
-    found = LogMelSpectrogram(config).mel_power(audio)
+    found = LogMelSpectrogram(config)(audio).exp() - LOG_EPS
     for one, other in zip(found, expected, strict=True):
         assert (one - other).abs().max() <= 1e-4 * other.max()
 
@@ -70,7 +70,7 @@ def test_mel_power_equals_a_slow_float64_transform():
         for k in range(11):
             terms = [padded[frame * 8 + n] * window[n] * np.exp(-2j * np.pi * k * n / 20) for n in range(20)]
             expected[:, frame] += mel_filters(config).double().numpy()[:, k] * abs(sum(terms)) ** 2
-    found = LogMelSpectrogram(config).mel_power(torch.from_numpy(audio)[None])[0]
+    found = LogMelSpectrogram(config)(torch.from_numpy(audio)[None])[0].exp() - LOG_EPS
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
@@ -128,5 +128,5 @@ def test_front_end_stores_nothing_in_a_checkpoint():
     "wrong", [{"n_fft": 0}, {"hop_length": -1}, {"f_min": 9000.0}, {"f_max": 8001.0}, {"f_min": -1.0}]
 )
 def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"positive sizes|ordered"):
+    with pytest.raises(ValueError, match=r"at least 1|ordered"):
         FrontendConfig(**wrong)

@@ -136,7 +136,7 @@ def test_a_model_without_a_projector_says_so(make_model, noise):
     [{"kind": "max"}, {"width": 0}, {"hidden": 1.5}, {"depth": 1}, {"kind": "semantic"}, {"hidden": True}],
 )
 def test_a_projector_that_makes_no_sense_is_refused(values):
-    with pytest.raises(ValueError, match=r"projector|integer"):
+    with pytest.raises(ValueError, match=r"projector|integer|at least 1"):
         ProjectorConfig(**values)
 
 
