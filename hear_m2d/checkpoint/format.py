@@ -227,13 +227,8 @@ def _stored_fields(config: ModelConfig) -> dict[str, Any]:
     """Return the fields of a Checkpoint that the config stores; malformed ones are ignored."""
     provenance, ignored, remarks = (config.training.get(key) for key in STORED)
     provenance = provenance if isinstance(provenance, dict) else {}
-    remarks = remarks if isinstance(remarks, list) else []
-    guessed = config.training.get("guessed")  # of version 0.1: sentences by field
-    if isinstance(guessed, dict):
-        provenance = {**dict.fromkeys(guessed, "default"), **provenance}
-        remarks = [remark for remark in remarks if remark not in guessed.values()]
     return {
         "provenance": {str(k): v for k, v in provenance.items() if v in PROVENANCE},
         "ignored": tuple(map(str, ignored)) if isinstance(ignored, list) else (),
-        "remarks": tuple(map(str, remarks)),
+        "remarks": tuple(map(str, remarks)) if isinstance(remarks, list) else (),
     }

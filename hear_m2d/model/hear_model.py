@@ -116,7 +116,7 @@ class HearModel(nn.Module):
         clips = check_audio(audio)
         arrange = self._tokens_of_window if self.options.output == "tokens" else self._rows_averaged
         collector = Columns(len(clips), arrange)
-        self._stream(clips, self._windows(clips), self._features, [collector])
+        self._stream(clips, [collector])
         features = collector.result()
         return torch.stack(features) if isinstance(audio, Tensor) else features
 
@@ -125,7 +125,7 @@ class HearModel(nn.Module):
         """Return one vector per clip, the mean over its columns: (batch, scene_embedding_size), float32."""
         clips = check_audio(audio)
         scenes = self._mean_over_columns(len(clips))
-        self._stream(clips, self._windows(clips), self._features, [scenes])
+        self._stream(clips, [scenes])
         return self._rows_averaged(scenes.result())
 
     @torch.no_grad()
@@ -200,11 +200,15 @@ class HearModel(nn.Module):
     def _stream(
         self,
         clips: Sequence[Tensor],
-        windows: Sequence[Window],
-        features: Callable[[Tensor], Tensor],
         collectors: Sequence[Collector],
+        *,
+        windows: Sequence[Window] | None = None,
+        features: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        """Run ``features`` over the windows, a pass at a time, and hand its columns to the collectors."""
+        """Encode the windows, a pass at a time, and hand their columns to the collectors.
+
+        By default the windows are those of the clips, and the columns the features that the options select.
+        """
         dtype = self.encoder.norm.weight.dtype
         warn_of_slow_bfloat16(dtype, self._device)
         statistics = self._statistics(clips)
@@ -214,9 +218,9 @@ class HearModel(nn.Module):
         def size(frames: int) -> int:
             return self.batch_windows or windows_per_pass(self.config.encoder, frames, self._device)
 
-        for group in passes(windows, size):
+        for group in passes(self._windows(clips) if windows is None else windows, size):
             x = cut_log_mel(self.frontend, clips, group, statistics=statistics, device=self._device)
-            columns = features(x[:, None].to(dtype)).float()
+            columns = (features or self._features)(x[:, None].to(dtype)).float()
             for collector in collectors:
                 collector.add(group, columns)
 
@@ -236,17 +240,17 @@ class HearModel(nn.Module):
         collectors: list[Collector] = [] if means is None else [means]
         if step < patch and self.options.timestamps == "dense":
             if collectors:
-                self._stream(clips, self._windows(clips), self._features, collectors)
+                self._stream(clips, collectors)
             phases = patch // step
             windows = []
             for phase in range(min(phases, max(counts))):
                 shift = dense_offset(phase, step=step, patch_frames=patch)
                 windows += self._windows(clips, shift, phase)
             phased = PhasedColumns(embeddings, phases=phases, arrange=self._rows_averaged)
-            self._stream(clips, windows, self._features, [phased])
+            self._stream(clips, [phased], windows=windows)
         else:
             smooth = InterpolatedColumns(embeddings, step=step, patch=patch, arrange=self._rows_averaged)
-            self._stream(clips, self._windows(clips), self._features, [*collectors, smooth])
+            self._stream(clips, [*collectors, smooth])
             smooth.finish()
         times: Any = [timestamps_ms(n, step=step, frontend=frontend).float().to(self._device) for n in counts]
         if isinstance(audio, Tensor):
@@ -262,7 +266,7 @@ class HearModel(nn.Module):
 
     def _last_columns(self, clips: Sequence[Tensor]) -> list[Tensor]:
         collector = Columns(len(clips))
-        self._stream(clips, self._windows(clips), lambda x: self._columns(self.encoder(x)), [collector])
+        self._stream(clips, [collector], features=lambda x: self._columns(self.encoder(x)))
         return collector.result()
 
     def _columns(self, tokens: Tensor) -> Tensor:

@@ -238,15 +238,6 @@ def test_notes_of_another_shape_are_passed_over(make_model, target, training):
     assert (checkpoint.remarks, checkpoint.ignored, checkpoint.provenance) == ((), (), {})
 
 
-def test_a_file_of_version_0_1_keeps_its_notes_and_its_guess(make_model, target):
-    guess = "nothing says the sample rate: 16000 Hz taken; give sample_rate= if it is another"
-    training = {"recipe": "x", "notes": ["a remark", guess], "guessed": {"sample_rate": guess}}
-    save_checkpoint(target, make_model(training=training))
-    checkpoint = read_local(target)
-    assert checkpoint.provenance == {"sample_rate": "default"}
-    assert notes_of(checkpoint) == [guess, "a remark"]
-
-
 def test_a_float16_file_is_half_as_large_and_embeds_almost_the_same(run, checkpoint_path, target, noise):
     assert run(checkpoint_path, target, "--dtype", "float16")[0] == 0
     assert target.stat().st_size < 0.6 * checkpoint_path.stat().st_size
