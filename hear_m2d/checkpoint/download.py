@@ -27,6 +27,7 @@ CACHE_VARIABLE = "HEAR_M2D_CACHE"
 TIMEOUT_S = 30  # seconds without a byte
 CHECKPOINT = "checkpoint.safetensors"
 WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt")
+HIDDEN = re.compile(r"(^|/)(\.(?!\./)|__MACOSX/)")
 REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 HUB_ADDRESS = re.compile(rf"(?i:hf)://(?P<repo>{REPO.pattern})(@(?P<revision>[^/]+))?(/(?P<file>[^/].*)?)?")
 # Errors for the answers of a server; any other is a ConnectionError.
@@ -41,8 +42,7 @@ def choose_weights(names: Iterable[str], source: object) -> str:
     Raises:
         InputError: There is none, or several.
     """
-    hidden = re.compile(r"(^|/)(\.|__MACOSX/)")
-    weights = sorted(name for name in names if name.lower().endswith(WEIGHTS) and not hidden.search(name))
+    weights = sorted(name for name in names if name.lower().endswith(WEIGHTS) and not HIDDEN.search(name))
     depth = min((name.count("/") for name in weights), default=0)
     weights = [name for name in weights if name.count("/") == depth]
     weights = [name for name in weights if name.rpartition("/")[2] == CHECKPOINT] or weights

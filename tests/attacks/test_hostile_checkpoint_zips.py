@@ -109,12 +109,14 @@ def test_a_zip_in_a_zip_is_not_followed(path, pth, tmp_path):
     inner = tmp_path / "inner.zip"
     write(inner, {"checkpoint.pth": pth})
     write(path, {"inner.zip": inner.read_bytes()})
-    refused(path, "not a readable checkpoint")
+    refused(path, "holds no file that ends in .safetensors")
 
 
 def test_a_zip_without_a_checkpoint_is_refused(path):
-    write(path, {"readme.txt": b"hello", "weights.bin": bytes(99), "empty.pth": b""})
-    refused(path, "neither a .pth nor a .safetensors")
+    write(path, {"readme.txt": b"hello", "weights.bin": bytes(99)})
+    refused(path, "holds no file that ends in .safetensors")
+    write(path, {"readme.txt": b"hello", "empty.pth": b""})
+    refused(path, "not a readable checkpoint")
 
 
 def test_several_checkpoints_in_a_zip_are_listed(path, pth, tiny_model, tmp_path):
@@ -124,7 +126,7 @@ def test_several_checkpoints_in_a_zip_are_listed(path, pth, tiny_model, tmp_path
         path,
         {"a/checkpoint-100.pth": pth, "b/ours.safetensors": ours.read_bytes()},
     )
-    refused(path, r"a/checkpoint-100\.pth, b/ours\.safetensors")
+    refused(path, r"'a/checkpoint-100\.pth', 'b/ours\.safetensors'")
 
 
 def test_a_name_that_steers_the_terminal_is_escaped(path, pth):
