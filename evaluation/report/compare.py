@@ -111,8 +111,8 @@ def _row(run: Run, task: TaskScore, column: Column | None, marks: list[str]) -> 
     if task.altered:
         ranked = None
         marks.append(f"altered task: {task.altered}")
-    if task.error:
-        marks.append(task.error if task.score is not None else f"failed: {task.error}")
+    if task.score is None:  # with a score, the error is about further metrics, such as an infinite d_prime
+        marks.append(f"failed: {task.error}")
     if column is not None and task.metric != column.metric:
         marks.append(f"{task.metric} is not the leaderboard's {column.metric}")
         ranked = None

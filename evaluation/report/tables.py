@@ -104,6 +104,8 @@ def everything(runs: Sequence[Run], rows: Sequence[Row]) -> Table | None:
     measured = []
     for run in runs:
         own = {row.column.task: row for row in rows if row.run == run.name and row.column is not None}
+        if not own:
+            continue
         cells = [_percent(own[c.task].score) if c.task in own else Cell(NONE) for c in columns]
         values = [row.normalized for row in own.values() if row.normalized is not None]
         mean = sum(values) / len(values) if len(values) == len(columns) else None

@@ -69,6 +69,13 @@ def test_a_failed_task_says_why(write_run):
     assert row.marks == ("failed: RuntimeError: it broke",)
 
 
+def test_an_infinite_further_metric_is_not_a_mark(write_run):
+    entry = write_run.task(ESC50, 0.7) | {"error": "d_prime of fold00 is infinite"}
+    _, (row,) = rows_of(write_run, entry)
+    assert row.marks == ()
+    assert row.rank is not None
+
+
 def test_a_run_on_another_grid_is_marked_on_every_task(write_run):
     run, rows = rows_of(write_run, (ESC50, 0.7), (CREMA_D, 0.5), grid="fast")
     assert all(row.marks == ("grid 'fast'",) for row in rows)
