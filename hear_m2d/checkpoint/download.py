@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -194,12 +194,11 @@ def fetch_from_hub(address: str) -> Path:
         raise InputError(f"{address} is not an address on the hub: write hf://OWNER/REPO[/FILE]")
     repo, file = match["repo"], match["file"]
     revision = unquote(match["revision"]) if match["revision"] else None
-    try:
+    cached = None
+    with suppress(OSError, ValueError, errors.HfHubHTTPError):  # not in the cache
         folder = Path(snapshot_download(repo, revision=revision, local_files_only=True))
         names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
         cached = folder / (file or choose_weights(names, folder))
-    except (OSError, ValueError, errors.HfHubHTTPError):
-        cached = None
     if cached and cached.is_file():
         logger.info("%s is taken from the hub's cache; `hf download %s` updates it", address, repo)
         return cached

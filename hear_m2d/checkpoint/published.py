@@ -193,7 +193,7 @@ def _config(
     hidden, head = state.get("blocks.0.mlp.fc1.weight"), state.get("head.linear.weight")
     if (head is not None and head.ndim != 2) or (stats is not None and stats.shape != (2,)):
         raise InputError("its classifier or its norm_stats are misshapen")
-    mean, std = (DEFAULT_MEAN, DEFAULT_STD) if stats is None else map(float, stats)
+    mean, std = (DEFAULT_MEAN, DEFAULT_STD) if stats is None else stats.tolist()
     config = ModelConfig(
         encoder=EncoderConfig(
             input_size=(MELS, parsed.frames),

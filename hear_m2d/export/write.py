@@ -181,7 +181,12 @@ def run_onnx(data: bytes) -> Runtime:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    return lambda audio: tuple(map(torch.from_numpy, session.run(list(OUTPUTS), {INPUT: audio.numpy()})))
+
+    def run(audio: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scene, columns = session.run(list(OUTPUTS), {INPUT: audio.numpy()})
+        return torch.from_numpy(scene), torch.from_numpy(columns)
+
+    return run
 
 
 def run_torch(data: bytes) -> Runtime:

@@ -84,7 +84,11 @@ class ModelConfig:
         if data.get("format") != FORMAT:
             raise InputError(f"checkpoint format {data.get('format')!r}; this version reads format {FORMAT}")
         values = {key: value for key, value in data.items() if key not in ("format", "sha256")}
-        parts = {"encoder": EncoderConfig, "frontend": FrontendConfig, "projector": ProjectorConfig}
+        parts: dict[str, type] = {
+            "encoder": EncoderConfig,
+            "frontend": FrontendConfig,
+            "projector": ProjectorConfig,
+        }
         try:
             for name, kind in parts.items():
                 if values.get(name) is not None:

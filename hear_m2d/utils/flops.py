@@ -19,7 +19,11 @@ WARM_UP_S = 0.5  # on a GPU
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """Return the seconds that one call takes; waits for the device before and after it."""
-    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
     wait()
     start = time.perf_counter()
     work()
