@@ -114,9 +114,9 @@ def fetch(url: str, sha256: str | None = None) -> Path:
         finally:
             lock.release()
     except requests.HTTPError as error:
-        answer = error.response
-        kind = REFUSALS.get(answer.status_code, ConnectionError)
-        raise kind(f"{shown(url)}: the server answered {answer.status_code} {answer.reason}") from error
+        status, reason = (getattr(error.response, name, "") for name in ("status_code", "reason"))
+        kind = REFUSALS.get(status, ConnectionError)
+        raise kind(f"{shown(url)}: the server answered {status} {reason}") from error
     except requests.exceptions.InvalidURL as error:
         raise InputError(f"{shown(url)} is not an address: {error}") from error
     except requests.RequestException as error:
