@@ -114,7 +114,7 @@ def fetch(url: str, sha256: str | None = None) -> Path:
         finally:
             lock.release()
     except requests.HTTPError as error:
-        status, reason = (getattr(error.response, name, "") for name in ("status_code", "reason"))
+        status, reason = getattr(error.response, "status_code", 0), getattr(error.response, "reason", "")
         kind = REFUSALS.get(status, ConnectionError)
         raise kind(f"{shown(url)}: the server answered {status} {reason}") from error
     except requests.exceptions.InvalidURL as error:

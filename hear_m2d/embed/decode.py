@@ -38,6 +38,7 @@ def default_workers(device: str) -> int:
 
 def decode(clip: Clip, sample_rate: int) -> Decoded:
     """Decode one clip in this thread."""
+    reason: str
     try:
         return Decoded(clip, read_sound(clip.path, sample_rate))
     except AudioError as error:
