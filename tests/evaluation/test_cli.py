@@ -100,7 +100,7 @@ def test_validate_ends_with_2_and_one_line_where_the_input_is_bad(
     ("model", "message"),
     [
         ("hf://lab/birds", "error: hf://lab/birds: Cannot reach "),
-        ("absent.safetensors", "error: no checkpoint absent.safetensors: give the path of"),
+        ("absent.safetensors", "error: no checkpoint absent.safetensors: there is no such file."),
         ("m2d-bird", "error: no checkpoint m2d-bird: there is no such file."),
         ("", "error: there is no default checkpoint yet."),
     ],
