@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import re
-from typing import IO, Literal, NamedTuple
+from typing import Literal, NamedTuple
+
+
+class Layout(NamedTuple):
+    """How the elements of a container (chunks, boxes, objects, blocks) follow one another.
+
+    Attributes:
+        first: Where the first element begins, bytes.
+        names: A pattern of the names of elements.
+        name: Where an element has its name.
+        size: Where an element has its size.
+        order: The byte order of the size.
+        extra: How many bytes an element has beyond its size.
+        align: Elements begin at multiples of this many bytes.
+    """
+
+    first: int
+    names: bytes
+    name: slice
+    size: slice
+    order: Literal["little", "big"]
+    extra: int = 0
+    align: int = 1
 
 
 class Format(NamedTuple):
@@ -14,37 +35,67 @@ class Format(NamedTuple):
         name: Name in messages.
         demuxer: FFmpeg's name for it.
         states_length: Its header states how long the sound is.
+        layout: Its elements, which say where a file ends.
+        begins: A pattern, rare enough to be searched for, with which a file of this format begins.
     """
 
     name: str
     demuxer: str
     states_length: bool = False
+    layout: Layout | None = None
+    begins: bytes | None = None
 
 
-OGG = Format("Ogg", "ogg")
-MP3 = Format("MP3", "mp3")
-FLAC = Format("FLAC", "flac", True)
-WAV = Format("WAV", "wav", True)
-AIFF = Format("AIFF", "aiff", True)
-CAF = Format("CAF", "caf", True)
+_CHUNK = rb"(?!FORM|RIFF)[ -~]{4}"
+_ASF = rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c"
+_ASF_NAMES = rb"[\x30\x36]\x26\xb2\x75|\x90\x08\x00\x33|\xd3\x29\xe2\xd6|\xf8\x03\xb1\xfe"
+_W64 = rb"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
+# fmt: off
+_RIFF = Layout(12, _CHUNK, slice(0, 4), slice(4, 8), "little", extra=8, align=2)
+OGG = Format("Ogg", "ogg", begins=rb"OggS\x00\x02\x00{8}")
+MP3 = Format("MP3", "mp3", begins=rb"ID3[\x02-\x04]\x00.[\x00-\x7f]{4}")
+AAC = Format("AAC", "aac")
+AC3 = Format("AC-3", "ac3")
+MATROSKA = Format("Matroska or WebM", "matroska", True, begins=rb"\x1a\x45\xdf\xa3.{1,8}\x42\x86\x81\x01")
+AU = Format("AU", "au", True, begins=rb"\.snd\x00{3}[\x18-\xff]")
+FLAC = Format("FLAC", "flac", True, begins=rb"fLaC[\x00\x80]\x00\x00\x22")
+WAV = Format("WAV", "wav", True, _RIFF, rb"(?:RIFF|RF64|BW64)....WAVE")
+RIFX = Format("RIFX", "wav", True, _RIFF._replace(order="big"), rb"RIFX....WAVE")
+AIFF = Format("AIFF", "aiff", True, _RIFF._replace(order="big"), rb"FORM....AIF[FC]")
+CAF = Format("CAF", "caf", True, Layout(8, _CHUNK, slice(0, 4), slice(4, 12), "big", extra=12),
+             rb"caff\x00\x01\x00\x00")
+W64 = Format("W64", "w64", True, Layout(0, _W64, slice(0, 16), slice(16, 24), "little"), _W64)
+MPEG4 = Format("MPEG-4", "mov", True, Layout(0, _CHUNK, slice(4, 8), slice(0, 4), "big"),
+               rb"\x00\x00\x00.ftyp")
+ASF = Format("Windows Media", "asf", True, Layout(0, _ASF_NAMES, slice(0, 16), slice(16, 24), "little"), _ASF)
+_INITIAL_BLOCK = re.escape(bytes(byte for byte in range(256) if byte & 8))  # a bit among WavPack's flags
+WAVPACK = Format(
+    "WavPack", "wv", True, Layout(0, rb"wvpk", slice(0, 4), slice(4, 8), "little", extra=8),
+    rb"wvpk.{12}\x00{4}(?!\x00{4}).{5}[" + _INITIAL_BLOCK + rb"]",  # with samples, the first of which is 0
+)
+TTA = Format("True Audio", "tta", True, begins=rb"TTA1[\x01-\x03]\x00[\x01-\x20]\x00[\x08-\x20]\x00")
 _FORMATS = (
     (rb"OggS", OGG),
     (rb"fLaC", FLAC),
-    (rb"RIFF....WAVE", WAV),
+    (rb"(?:RIFF|RF64|BW64)....WAVE", WAV),
+    (rb"RIFX....WAVE", RIFX),
     (rb"FORM....AIF[FC]", AIFF),
     (rb"caff", CAF),
-    (rb"....(?:ftyp|moov|mdat|wide|skip|free)", Format("MPEG-4", "mov", True)),
-    (rb"\x1a\x45\xdf\xa3", Format("Matroska or WebM", "matroska", True)),
-    (rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11", Format("Windows Media", "asf", True)),
-    (rb"\xff[\xf0\xf1\xf8\xf9]|ADIF", Format("AAC", "aac")),
+    (_W64, W64),
+    (rb"\.snd", AU),
+    (rb"....(?:ftyp|moov|mdat|wide|skip|free)", MPEG4),
+    (rb"\x1a\x45\xdf\xa3", MATROSKA),
+    (_ASF, ASF),
+    (rb"\xff[\xf0\xf1\xf8\xf9]|ADIF", AAC),
     (rb"\xff[\xe0-\xff]", MP3),
-    (rb"\x0b\x77", Format("AC-3", "ac3")),
+    (rb"\x0b\x77", AC3),
     (rb"#!AMR", Format("AMR", "amr")),
-    (rb"wvpk", Format("WavPack", "wv", True)),
+    (rb"wvpk", WAVPACK),
     (rb"MAC ", Format("Monkey's Audio", "ape", True)),
-    (rb"TTA1", Format("True Audio", "tta", True)),
+    (rb"TTA1", TTA),
 )
-_W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
+# fmt: on
+BEGINNINGS = b"|".join(kind.begins for _, kind in _FORMATS if kind.begins)
 _TEXT = re.compile(rb"[\t\n\r\f\x20-\x7e\x80-\xff]+")
 
 
@@ -54,79 +105,6 @@ def format_of(head: bytes) -> Format | None:
         if re.match(pattern, head, re.DOTALL):
             return known
     return None
-
-
-def cut_chunk(file: IO[bytes], kind: Format | None) -> str:
-    """Return the chunk of a WAV, AIFF or CAF file that ends after the file does; empty if there is none."""
-    if kind not in (WAV, AIFF, CAF):
-        return ""
-    width = 8 if kind is CAF else 4  # bytes of a size
-    order: Literal["little", "big"] = "little" if kind is WAV else "big"
-    end = file.seek(0, io.SEEK_END)
-    position = 8 if kind is CAF else 12
-    while position + 4 + width <= end:
-        file.seek(position)
-        head = file.read(4 + width)
-        size = int.from_bytes(head[4:], order)
-        position += 4 + width + size + (size % 2 if kind is not CAF else 0)
-        if position - size % 2 > end and not is_unknown(size):
-            return f"its chunk {head[:4].decode('latin-1')!r} of {size} bytes is cut off"
-        if size == 0 and head[:4] == b"data":  # never completed
-            break
-    return ""
-
-
-def joined_starts(file: IO[bytes]) -> list[int]:
-    """Return where files begin in a WAV, AIFF, W64, AU, CAF or MPEG-4 file: several may be joined."""
-    starts, position = [], 0
-    end = file.seek(0, io.SEEK_END)
-    while position < end:
-        file.seek(position)
-        stop = _end_of_file(file, position, file.read(24))
-        if stop <= position:
-            break
-        starts.append(position)
-        position = stop
-    return starts
-
-
-def _end_of_file(file: IO[bytes], start: int, head: bytes) -> int:
-    """Return where the file that begins at `start` ends; 0 if its header does not say it."""
-    if re.match(rb"RIFF....WAVE|FORM....AIF[FC]", head, re.DOTALL):
-        size = int.from_bytes(head[4:8], "little" if head[:4] == b"RIFF" else "big")
-        return start + 8 + size + size % 2
-    if head[:16] == _W64:
-        return start + (int.from_bytes(head[16:24], "little") + 7) // 8 * 8
-    if head[:4] == b".snd":
-        return start + int.from_bytes(head[4:8], "big") + int.from_bytes(head[8:12], "big")
-    if head[:4] == b"caff":
-        return _end_of_chunks(file, start + 8, b"caff", size_first=False)
-    if head[4:8] == b"ftyp":
-        return _end_of_chunks(file, start + int.from_bytes(head[:4], "big"), b"ftyp", size_first=True)
-    return 0
-
-
-def _end_of_chunks(file: IO[bytes], position: int, mark: bytes, *, size_first: bool) -> int:
-    """Return where the chunks of a CAF file, or the boxes of an MPEG-4 file, end: at the next file's mark."""
-    end = file.seek(0, io.SEEK_END)
-    while position < end:
-        file.seek(position)
-        head = file.read(16)
-        kind, size = (head[4:8], head[:4]) if size_first else (head[:4], head[4:12])
-        if len(head) < 8 or kind == mark:
-            return position
-        length = int.from_bytes(size, "big")
-        if size_first and length == 1:
-            length = int.from_bytes(head[8:16], "big")
-        if size_first and length < 8:  # 0: to the end
-            break
-        position += length if size_first else 12 + length
-    return end
-
-
-def is_unknown(size: int) -> bool:
-    """Return whether a program that writes to a pipe states this size: the largest, or slightly less."""
-    return any(0 <= most - size <= 1 << 16 for most in (1 << 31, 1 << 32, 1 << 63, 1 << 64))
 
 
 def not_audio(head: bytes) -> str:

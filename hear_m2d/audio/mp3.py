@@ -10,6 +10,7 @@ import functools
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from hear_m2d.audio.containers import PADDING, skip_tags
 from hear_m2d.audio.types import DecodeError
 
 # fmt: off
@@ -102,7 +103,7 @@ def mp3_links(data: bytes) -> list[Mp3Link]:
             if following < 0:
                 break
             gap = data[skip_tags(data, position) : following]
-            if gap.strip(b"\0"):
+            if len(gap) > PADDING or gap.strip(b"\0"):
                 raise DecodeError("corrupt", f"{len(gap)} bytes before byte {following} are not MP3 frames")
             position = following
             continue
@@ -188,21 +189,6 @@ def _next_frame(data: bytes, position: int) -> int:
             return position
         position = data.find(b"\xff", position + 1)
     return -1
-
-
-def skip_tags(data: bytes, position: int, *, end: int | None = None) -> int:
-    """Return the position behind the tags that begin here."""
-    while True:
-        head = data[position : position + 32]
-        if head[:3] == b"TAG":  # ID3v1
-            position += 128
-        elif head[:3] == b"ID3" and len(head) >= 10:  # its size: four bytes of seven bits
-            position += 10 + (head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9])
-        elif head[:8] == b"APETAGEX" and len(head) == 32:
-            is_header = head[23] >> 5 & 1
-            position += int.from_bytes(head[12:16], "little") + (32 if is_header else 0)
-        else:
-            return min(position, len(data) if end is None else end)
 
 
 def _read_info(tag: bytes, link: Mp3Link) -> None:

@@ -25,8 +25,10 @@ _WORKER = Path(__file__).with_name("pyav_worker.py")
 _idle: dict[int, list[_Worker]] = {}  # by process id: a forked process must not use them
 
 
-def decode(source: str | os.PathLike[str] | bytes, kind: Format) -> list[Piece]:
+def decode(source: str | os.PathLike[str] | bytes, kind: Format) -> tuple[list[Piece], int]:
     """Decode a file; a new piece begins where the rate or the number of channels changes.
+
+    Also return where the last packet with sound ends, in bytes.
 
     Args:
         source: Its path, or its bytes.
@@ -49,7 +51,7 @@ def decode(source: str | os.PathLike[str] | bytes, kind: Format) -> list[Piece]:
         idle = _idle.setdefault(os.getpid(), [])
         worker = idle.pop() if idle and attempt == 1 else _Worker()
         try:
-            pieces = worker.decode(request, source if isinstance(source, bytes) else b"")
+            pieces, end = worker.decode(request, source if isinstance(source, bytes) else b"")
         except (EOFError, OSError):
             worker.stop()
             if worker.timed_out:
@@ -64,7 +66,7 @@ def decode(source: str | os.PathLike[str] | bytes, kind: Format) -> list[Piece]:
         idle.append(worker)
         if not any(len(piece.samples) for piece in pieces):
             raise DecodeError("empty", "it holds no samples")
-        return pieces
+        return pieces, end
     raise DecodeError("crash", "the process that decodes it died twice")
 
 
@@ -81,7 +83,7 @@ class _Worker:
         )
         self.timed_out = False
 
-    def decode(self, request: dict[str, Any], content: bytes) -> list[Piece]:
+    def decode(self, request: dict[str, Any], content: bytes) -> tuple[list[Piece], int]:
         """Send a request and return what is decoded."""
         stdin, stdout = self.process.stdin, self.process.stdout
         if stdin is None or stdout is None:
@@ -97,7 +99,7 @@ class _Worker:
         finally:
             finished.set()
 
-    def _receive(self, stdout: IO[bytes]) -> list[Piece]:
+    def _receive(self, stdout: IO[bytes]) -> tuple[list[Piece], int]:
         parts: list[tuple[int, int, list[bytes]]] = []
         while True:
             message = json.loads(stdout.readline() or _eof())
@@ -113,10 +115,8 @@ class _Worker:
             elif "error" in message:
                 raise DecodeError(message["reason"], message["error"])
             else:
-                return [
-                    Piece(np.frombuffer(b"".join(data), np.float32), rate, channels)
-                    for rate, channels, data in parts
-                ]
+                pieces = [Piece(np.frombuffer(b"".join(data), np.float32), *kind) for *kind, data in parts]
+                return pieces, message["end"]
 
     def _watch(self, finished: threading.Event) -> None:
         """Kill the process when its time is over."""

@@ -2,7 +2,8 @@
 
 Standard input: requests, a line of JSON each: ``path`` or ``size`` (that many bytes follow), ``demuxer``,
 ``states_length``. Standard output: messages, a JSON line each: ``rate`` and ``channels`` (of the samples that
-follow), ``samples`` (so many float32 values follow), at the end ``done``, or ``error`` with ``reason``.
+follow), ``samples`` (so many float32 values follow), at last ``end`` (where the last packet ends, bytes), or
+``error`` with ``reason``.
 """
 
 from __future__ import annotations
@@ -19,33 +20,42 @@ import numpy as np
 # Damage is an error, even where FFmpeg would ignore it.
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 _LENGTH_SLACK_S = 0.15  # of lossy codecs: containers count delay and padding
+_HEADER_BYTES = 5000  # of Windows Media
 _LOSSLESS = ("pcm_", "flac", "alac", "wavpack", "ape", "tta")
 
 
-def decode(source: Any, demuxer: str, states_length: bool, out: IO[bytes]) -> None:
-    """Decode the sound of a file and write it in messages."""
+def decode(source: Any, demuxer: str, states_length: bool, out: IO[bytes]) -> int:
+    """Decode the sound of a file, write it in messages, and return where its last packet ends."""
     with av.open(source, format=demuxer, options=_STRICT, metadata_errors="ignore") as container:
         if not container.streams.audio:
             raise ValueError("it holds no sound")
         stream = container.streams.best("audio") or container.streams.audio[0]
         stream.codec_context.options = _STRICT
         stated = float(stream.duration * stream.time_base) if stream.duration else None
-        current, decoded_s = None, 0.0
-        for frame in container.decode(stream):
-            # FFmpeg drops damaged FLAC frames.
-            if demuxer == "flac" and frame.time is not None and abs(frame.time - decoded_s) > 0.001:
-                raise ValueError(f"sound is missing at {decoded_s:.3f} s")
-            now = {"rate": frame.sample_rate, "channels": frame.layout.nb_channels}
-            if now != current:
-                send(out, now)
-                current = now
-            samples = to_float(to_array(frame), planar=frame.format.is_planar, channels=now["channels"])
-            send(out, {"samples": len(samples)})
-            out.write(samples.tobytes())
-            decoded_s += len(samples) / frame.sample_rate
+        if (
+            demuxer == "asf"
+            and 0 <= container.size - (stated or 0) * (stream.bit_rate or 0) / 8 < _HEADER_BYTES
+        ):
+            stated = None  # FFmpeg's own estimate, from the file's size
+        current, decoded_s, end = None, 0.0, 0
+        for packet in container.demux(stream):
+            end = max(end, (packet.pos or 0) + packet.size)
+            for frame in packet.decode():
+                # FFmpeg drops damaged FLAC frames.
+                if demuxer == "flac" and frame.time is not None and abs(frame.time - decoded_s) > 0.001:
+                    raise ValueError(f"sound is missing at {decoded_s:.3f} s")
+                now = {"rate": frame.sample_rate, "channels": frame.layout.nb_channels}
+                if now != current:
+                    send(out, now)
+                    current = now
+                samples = to_float(to_array(frame), planar=frame.format.is_planar, channels=now["channels"])
+                send(out, {"samples": len(samples)})
+                out.write(samples.tobytes())
+                decoded_s += len(samples) / frame.sample_rate
         slack = 0.001 if stream.codec_context.name.startswith(_LOSSLESS) else _LENGTH_SLACK_S
         if states_length and stated and decoded_s + slack < stated:
             raise EOFError(f"its header promises {stated:.2f} s, {decoded_s:.2f} s decode")
+        return end
 
 
 def to_array(frame: Any) -> Any:
@@ -84,9 +94,9 @@ def main() -> None:
     for line in requests:
         request = json.loads(line)
         source = request["path"] if "path" in request else io.BytesIO(requests.read(request["size"]))
-        answer: dict[str, Any] = {"done": True}
+        answer: dict[str, Any]
         try:
-            decode(source, request["demuxer"], request["states_length"], out)
+            answer = {"end": decode(source, request["demuxer"], request["states_length"], out)}
         except EOFError as error:
             answer = {"error": str(error), "reason": "truncated"}
         except Exception as error:

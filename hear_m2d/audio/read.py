@@ -7,39 +7,44 @@ PyAV (FFmpeg) decodes the rest, in a process of its own.
 
 from __future__ import annotations
 
-import io
 import os
 import stat
+import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
 from hear_m2d.audio import pyav, sndfile
+from hear_m2d.audio.containers import HEAD, Content, FileBytes, cut_chunk, end_of, next_file, skip_tags
+
+# fmt: off
 from hear_m2d.audio.formats import (
     AIFF,
+    AU,
     CAF,
     FLAC,
+    MATROSKA,
     MP3,
     OGG,
+    RIFX,
+    W64,
     WAV,
     Format,
-    cut_chunk,
     format_of,
-    joined_starts,
     not_audio,
 )
-from hear_m2d.audio.mp3 import Mp3Link, mp3_links, skip_tags
+
+# fmt: on
+from hear_m2d.audio.mp3 import Mp3Link, mp3_links
 from hear_m2d.audio.ogg import ogg_links
 from hear_m2d.audio.types import AudioError, DecodeError, Piece, Sound
 
 _MP3_SUFFIXES = (".mp1", ".mp2", ".mp3", ".mpga")
 _MP3_SLACK = 2 * 1152  # samples: largest delay and padding of decoders
-_SNDFILE = (OGG, FLAC, WAV, AIFF, CAF)  # what libsndfile may be able to decode
-_HEAD = 4096  # bytes that are read to find the format
+_SNDFILE = (OGG, FLAC, WAV, RIFX, AIFF, CAF, AU, W64)  # what libsndfile may be able to decode
 
 
 def read_audio(
@@ -105,77 +110,90 @@ def _resampled(audio: NDArray[np.float32], rate: int, sample_rate: int) -> NDArr
 
 def _decode(path: str | os.PathLike[str], content: bytes | None, sample_rate: int) -> list[Piece]:
     """Return the sound of a file at its own rate, in pieces if files were joined."""
-    if content is None and not stat.S_ISREG(os.stat(path).st_mode) and not Path(path).is_dir():  # noqa: PTH116
-        raise DecodeError("unreadable", "it is not a regular file")  # reading a pipe might never end
-    head = _head(path, content)
-    if not head:
-        raise DecodeError("empty", "it holds no bytes")
-    kind = format_of(head)
-    if kind is None and Path(path).suffix.lower() in _MP3_SUFFIXES:
-        kind = MP3  # with other bytes before it
-    source = path if content is None else content
-
-    def whole() -> bytes:
-        return Path(path).read_bytes() if content is None else content
-
-    if kind is OGG:
-        pieces: list[Piece] = []
-        for link in ogg_links(whole(), sample_rate):
-            pieces += pyav.decode(link.data, OGG) if link.multiplexed else _either(link.data, OGG)
-        return pieces
-    if kind is MP3:
-        return _decode_mp3(whole(), head)
-    if kind is FLAC:
-        starts = _flac_starts(whole())
-    else:
-        with _open(source) as file:
-            starts = joined_starts(file)
-    if len(starts) > 1:
-        data = whole()
-        parts = [data[start:stop] for start, stop in zip(starts, [*starts[1:], len(data)], strict=True)]
-        return [piece for part in parts for piece in _either(part, kind)]
-    try:
-        return _either(source, kind)
-    except DecodeError as error:
-        if kind is None and error.undecodable:
-            return _decode_mp3(whole(), head)
-        raise
-
-
-def _head(path: str | os.PathLike[str], content: bytes | None) -> bytes:
-    """Return the first bytes of a file, behind an ID3 tag."""
     if content is not None:
-        start = skip_tags(content, 0)
-        return content[start : start + _HEAD] or content[:_HEAD]
+        return _decode_files(path, content, sample_rate)
+    if not stat.S_ISREG(os.stat(path).st_mode) and not Path(path).is_dir():  # noqa: PTH116
+        raise DecodeError("unreadable", "it is not a regular file")  # reading a pipe might never end
     with open(path, "rb") as file:  # noqa: PTH123
-        head = file.read(_HEAD)
-        if head[:3] == b"ID3":
-            file.seek(skip_tags(head, 0, end=1 << 62))
-            head = file.read(_HEAD) or head
-    return head
+        return _decode_files(path, FileBytes(file), sample_rate)
 
 
-def _either(source: str | os.PathLike[str] | bytes, kind: Format | None) -> list[Piece]:
+def _decode_files(path: str | os.PathLike[str], data: Content, sample_rate: int) -> list[Piece]:
+    """Decode the file that the data begins with, and the files that follow it."""
+    if len(data) == 0:
+        raise DecodeError("empty", "it holds no bytes")
+    pieces: list[Piece] = []
+    position = skip_tags(data, 0) % len(data)
+    while position < len(data):
+        kind = format_of(data[position : position + HEAD])
+        if kind is None and Path(path).suffix.lower() in _MP3_SUFFIXES:
+            kind = MP3  # with other bytes before it
+        if _ends_by_decoder(kind):
+            data = data[:]
+        stop = end_of(data, position, kind)
+        is_whole = position == 0 and stop == len(data)
+        part = path if is_whole and isinstance(data, FileBytes) else data[position:stop]
+        found, used = _decode_one(part, kind, sample_rate)
+        pieces += found
+        position = next_file(data, min(stop, position + used), kind)
+    return pieces
+
+
+def _ends_by_decoder(kind: Format | None) -> bool:
+    """Return whether only the decoder finds where the sound ends: then it gets bytes, not a path."""
+    return kind is None or (kind.layout is None and kind not in (AU, MATROSKA))
+
+
+def _decode_one(
+    source: str | os.PathLike[str] | bytes, kind: Format | None, sample_rate: int
+) -> tuple[list[Piece], int]:
+    """Decode one file; also return where its sound ends, if only the decoder finds that."""
+    if isinstance(source, bytes) and kind is OGG:
+        links = ogg_links(source, sample_rate)
+        decode = [pyav.decode if link.multiplexed else _either for link in links]
+        pieces = [p for link, way in zip(links, decode, strict=True) for p in way(link.data, OGG)[0]]
+        return pieces, sum(len(link.data) for link in links)
+    if isinstance(source, bytes) and kind is MP3:
+        return _decode_mp3(source)
+    try:
+        pieces, end = _either(source, kind)
+    except DecodeError as error:
+        if kind is not None or not error.undecodable or not isinstance(source, bytes):
+            raise
+        return _decode_mp3(source, least=len(source) // 2)  # with other bytes before it
+    return pieces, end if _ends_by_decoder(kind) else sys.maxsize
+
+
+def _either(source: str | os.PathLike[str] | bytes, kind: Format | None) -> tuple[list[Piece], int]:
     """Decode with libsndfile, or else with PyAV."""
     if kind is not None and kind not in _SNDFILE:  # libsndfile takes AAC for MP3
         return pyav.decode(source, kind)
     try:
-        return [sndfile.decode(source)]
+        return [sndfile.decode(source, to_end=kind in (None, FLAC))], sys.maxsize
     except DecodeError as error:
         if kind is None or not error.undecodable:
             raise
-        with _open(source) as file:
-            if missing := cut_chunk(file, kind):
-                raise DecodeError("truncated", missing) from error
+        if missing := _cut_chunk(source, kind):
+            raise DecodeError("truncated", missing) from error
         return pyav.decode(source, kind)
 
 
-def _decode_mp3(data: bytes, head: bytes) -> list[Piece]:
-    """Decode the streams of an MP3."""
-    links = mp3_links(data)
-    if not links:
-        raise DecodeError("corrupt", not_audio(head))
-    return [piece for link in links for piece in _decode_link(data, link)]
+def _cut_chunk(source: str | os.PathLike[str] | bytes, kind: Format) -> str:
+    if isinstance(source, bytes):
+        return cut_chunk(source, kind)
+    with open(source, "rb") as file:  # noqa: PTH123
+        return cut_chunk(FileBytes(file), kind)
+
+
+def _decode_mp3(data: bytes, *, least: int = 0) -> tuple[list[Piece], int]:
+    """Decode the streams of an MP3, of which frames must make up a minimum number of bytes."""
+    try:
+        links = mp3_links(data)
+    except DecodeError as error:
+        raise DecodeError("corrupt", not_audio(data[:HEAD])) if least else error from error
+    if not links or sum(stop - start for link in links for start, stop in link.ranges) < least:
+        raise DecodeError("corrupt", not_audio(data[:HEAD]))
+    return [piece for link in links for piece in _decode_link(data, link)], links[-1].stop
 
 
 def _decode_link(data: bytes, link: Mp3Link) -> list[Piece]:
@@ -189,22 +207,7 @@ def _decode_link(data: bytes, link: Mp3Link) -> list[Piece]:
     except DecodeError as error:
         if not error.undecodable:
             raise
-    pieces = pyav.decode(b"".join(data[a:b] for a, b in link.ranges), MP3)
+    pieces, _ = pyav.decode(b"".join(data[a:b] for a, b in link.ranges), MP3)
     if sum(len(piece.samples) for piece in pieces) != link.frames * link.samples or len(pieces) > 1:
         raise DecodeError("corrupt", "not all of its frames decode")
     return [replace(pieces[0], samples=pieces[0].samples[start : len(pieces[0].samples) - end])]
-
-
-def _flac_starts(data: bytes) -> list[int]:
-    """Return where FLAC files begin in a file: several may be joined."""
-    mark = b"fLaC\x00\x00\x00\x22"  # with the length of its first block
-    starts, position = [0], data.find(mark, data.find(mark) + 1)
-    while position > 0:
-        starts.append(position)
-        position = data.find(mark, position + 1)
-    return starts
-
-
-def _open(source: str | os.PathLike[str] | bytes) -> IO[bytes]:
-    """Open a path, or bytes."""
-    return io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb")  # noqa: PTH123

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from hear_m2d.audio.formats import is_unknown
+from hear_m2d.audio.containers import is_unknown, next_file
 from hear_m2d.audio.types import DecodeError, Piece
 
 _BLOCK = 1 << 20  # values per read: memory must not depend on a wrong header
@@ -29,12 +29,15 @@ _FRAMES = re.compile(r"^\s*Frames\s*:\s*(\d+)", re.MULTILINE)
 _SLACK_BYTES = 64  # some encoders count their header as sound
 
 
-def decode(source: str | os.PathLike[str] | bytes, *, least: int | None = None) -> Piece:
+def decode(
+    source: str | os.PathLike[str] | bytes, *, least: int | None = None, to_end: bool = False
+) -> Piece:
     """Decode a file.
 
     Args:
         source: Its path, or its bytes.
         least: Minimum number of decoded samples, if known from another source than the header.
+        to_end: Bytes that follow the sound are an error.
 
     Raises:
         DecodeError: libsndfile cannot read it, or not to its end.
@@ -59,6 +62,8 @@ def decode(source: str | os.PathLike[str] | bytes, *, least: int | None = None) 
             frames = max(_BLOCK // channels, 1)
             while len(block := sound.read(frames, dtype="float32", always_2d=True)):  # (frames, channels)
                 blocks.append(to_mono(block))
+            if to_end and isinstance(target, io.BytesIO):
+                check_end(target)
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         words = str(getattr(error, "error_string", None) or error).strip()  # without the file's name
         raise DecodeError("corrupt", words or "libsndfile cannot read it", undecodable=True) from error
@@ -71,6 +76,13 @@ def decode(source: str | os.PathLike[str] | bytes, *, least: int | None = None) 
         # Of MP3 in WAV the length is only estimated.
         raise DecodeError("truncated", missing, undecodable=codec == "MPEG_LAYER_III")
     return Piece(audio, rate, channels)
+
+
+def check_end(file: io.BytesIO) -> None:
+    """Refuse a file with another one, or other bytes, behind what the decoder read."""
+    data, stop = file.getvalue(), file.tell()
+    if (following := next_file(data, stop, None)) < len(data):
+        raise DecodeError("corrupt", f"it has {len(data) - following} bytes after its end")
 
 
 def check_rate(rate: int) -> None:
@@ -103,5 +115,7 @@ def _missing(reopen: Callable[[], IO[bytes]], kind: str, notes: str, declared: i
     if kind == "NIST":
         with reopen() as file:
             stated = re.search(rb"^sample_count -i (\d{1,12})", file.read(1024), re.MULTILINE)
-        declared = max(declared, int(stated[1]) if stated else 0)
+        declared = int(stated[1]) if stated else declared
+        if stated and decoded > declared:  # joined files: libsndfile reads to the end
+            raise DecodeError("corrupt", f"it has {decoded - declared} samples after its end")
     return f"its header promises {declared} samples, {decoded} decode" if decoded < declared else ""

@@ -99,11 +99,61 @@ def ffmpeg_encoded(suffix, codec, rate=44100, seconds=2.0):
     av, file = pytest.importorskip("av"), io.BytesIO()
     with av.open(file, "w", format=suffix) as container:
         stream = container.add_stream(codec, rate=rate, layout="mono")
+        stream.bit_rate = 64000
         frame = av.AudioFrame.from_ndarray(tone(rate, seconds)[None], format="fltp", layout="mono")
-        frame.sample_rate = rate
+        frame.sample_rate, frame.pts = rate, 0
         for packet in [*stream.encode(frame), *stream.encode(None)]:
             container.mux(packet)
     return file.getvalue()
+
+
+@needs_av
+def test_files_of_any_two_formats_that_are_joined_give_both_or_are_refused():
+    files = {kind: encoded(tone(seconds=0.7), format=kind) for kind in ("WAV", "FLAC", "MP3", "OGG", "AIFF")}
+    files |= {kind: encoded(tone(seconds=0.7), format=kind) for kind in ("RF64", "CAF", "AU", "W64", "NIST")}
+    for container, codec in (("tta", "tta"), ("wv", "wavpack"), ("asf", "wmav2"), ("mp4", "aac"),
+                             ("matroska", "flac"), ("adts", "aac")):  # fmt: skip
+        files[container] = ffmpeg_encoded(container, codec, seconds=0.7)
+    alone = {kind: len(read_audio("x", 44100, content=data)) for kind, data in files.items()}
+    refused = set()
+    for first in files:
+        for second in {first, "WAV", "FLAC", "MP3", "tta", "mp4"}:
+            try:
+                joined = len(read_audio("x", 44100, content=files[first] + files[second]))
+            except AudioError:
+                refused.add(first)
+            else:
+                assert joined == pytest.approx(alone[first] + alone[second], abs=600), (first, second)
+    assert refused <= {"MP3", "FLAC", "NIST", "adts"}
+
+
+def test_tags_and_padding_behind_the_sound_are_passed_over():
+    ape = b"APETAGEX" + struct.pack("<IIII8x", 2000, 5032, 1, 0)
+    ape = ape[:20] + b"\0\0\0\xa0" + bytes(8) + b"x" * 5000 + ape[:20] + b"\0\0\0\x80" + bytes(8)
+    tags = b"id3 " + struct.pack("<I", 9000) + b"ID3\3" + b"x" * 8996
+    for kind, more in (("WAV", [tags]), ("FLAC", []), ("AIFF", []), ("MP3", [])):
+        data = encoded(tone(), format=kind)
+        whole = read_audio("x", 44100, content=data)
+        for tail in (b"TAG" + bytes(125), ape, ape + b"TAG" + bytes(125), bytes(1500), b"\xff" * 99, *more):
+            np.testing.assert_array_equal(read_audio("x", 44100, content=data + tail), whole)
+
+
+def test_sound_beyond_the_size_that_a_header_states_is_not_lost_silently(tmp_path):
+    data = bytearray(encoded(tone(), format="WAV", subtype="PCM_16"))
+    at = data.index(b"data") + 4
+    data[at : at + 4] = struct.pack("<I", 5000)  # as of a size beyond 32 bits
+    (tmp_path / "x.wav").write_bytes(data)
+    with pytest.raises(AudioError, match=r"is corrupt: it has \d+ bytes after its end, which are not audio"):
+        read_audio(tmp_path / "x.wav", 44100)
+
+
+def test_an_mp3_with_a_hole_or_an_end_of_zeros_is_corrupt():
+    data = without_info(encoded(tone(seconds=5), format="MP3", bitrate_mode="CONSTANT"))
+    middle = next(i for i in range(len(data) // 2, len(data)) if data[i : i + 2] == data[:2])
+    hole = data[:middle] + bytes(5000) + data[data.index(data[:2], middle + 5000) :]
+    for content in (hole, data[:middle] + bytes(9999)):
+        with pytest.raises(AudioError, match="is corrupt: "):
+            read_audio("x.mp3", 44100, content=content)
 
 
 @needs_av
