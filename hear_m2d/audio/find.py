@@ -26,6 +26,7 @@ def find_audio(
     """Return the audio files under a folder, by their suffix.
 
     Symbolic links are followed, also to folders, each folder once. Names that start with a dot are skipped.
+    What cannot be read as a file (a pipe, a broken link) is returned too: reading it says so.
 
     Args:
         folder: A folder, or a single audio file.
@@ -39,12 +40,6 @@ def find_audio(
         OSError: A folder cannot be read.
         InputError: It is a file whose suffix belongs to no audio format.
     """
-
-    def fail(error: OSError) -> None:
-        if on_error is None:
-            raise error
-        on_error(error)
-
     root = Path(folder)
     if not root.exists():
         raise FileNotFoundError(f"{root} does not exist; give a folder of audio files, or one audio file")
@@ -54,17 +49,51 @@ def find_audio(
                 f"{root} is not an audio file by its suffix; known: {' '.join(sorted(AUDIO_SUFFIXES))}"
             )
         return [root]
-    paths: list[Path] = []
+    return [root / name for name, _ in walk(root, AUDIO_SUFFIXES, on_error)]
+
+
+def walk(
+    root: Path, suffixes: frozenset[str], on_error: Callable[[OSError], None] | None = None
+) -> list[tuple[str, int]]:
+    """Return the files under a folder as :func:`find_audio` does, by their relative names, with their sizes.
+
+    Args:
+        root: The folder.
+        suffixes: In lower case.
+        on_error: As for :func:`find_audio`.
+
+    Returns:
+        Names with ``/`` between their parts, sorted, and bytes; 0 bytes if they are not known.
+    """
+    found: list[tuple[str, int]] = []
     seen: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(root, followlinks=True, onerror=fail):
-        status = os.stat(parent)  # noqa: PTH116
-        if (status.st_dev, status.st_ino) in seen:  # a link back into a folder that was visited
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            path = Path(parent) / name
-            if not name.startswith(".") and path.suffix.lower() in AUDIO_SUFFIXES and path.is_file():
-                paths.append(path)
-    return sorted(paths, key=lambda path: path.relative_to(root).as_posix())
+    todo = [(os.fspath(root), "")]
+    while todo:
+        folder, prefix = todo.pop()
+        folders = []
+        try:
+            status = os.stat(folder)  # noqa: PTH116
+            if (status.st_dev, status.st_ino) in seen:  # a link back to a folder that was searched already
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if os.path.isdir(entry):  # noqa: PTH112  # False for a link to itself
+                        folders.append((entry.path, f"{prefix}{entry.name}/"))
+                    elif os.path.splitext(entry.name)[1].lower() in suffixes:  # noqa: PTH122
+                        found.append((prefix + entry.name, _size(entry)))
+        except OSError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+        todo += sorted(folders, reverse=True)
+    return sorted(found)
+
+
+def _size(entry: os.DirEntry[str]) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:  # reported when it is to be read
+        return 0

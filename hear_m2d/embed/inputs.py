@@ -71,7 +71,8 @@ def collect_inputs(
     Args:
         inputs: Files (of any suffix), folders (the audio files under them), and patterns with ``*``, ``?``,
             ``[…]`` and ``**`` (matches that are audio by suffix).
-        list_file: A text file with one path a line, relative ones counted from the list's own folder.
+        list_file: A text file with one path a line, relative ones counted from the list's own folder; or a
+            pipe (``--list <(find …)``), with relative paths counted from the current folder.
 
     Returns:
         The clips. A file that is mentioned twice, or reached through two links, is taken once.
@@ -163,10 +164,11 @@ class _Search:
 
     def listed(self, path: Path) -> Iterator[str]:
         """Yield the paths that a list file names; for a folder, the audio files under it."""
+        is_pipe = path.exists() and not path.is_file() and not path.is_dir()  # as of `--list <(find …)`
+        folder = os.getcwd() if is_pipe else os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH109, PTH120
         data = path.read_bytes()
         if b"\0" in data:
             raise InputError(f"{path} is not a list: it must be a text file with one path a line")
-        folder = os.path.dirname(os.path.abspath(path))  # noqa: PTH100, PTH120
         for line in data.removeprefix(b"\xef\xbb\xbf").splitlines():
             if not line.strip():
                 continue

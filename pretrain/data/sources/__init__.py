@@ -7,9 +7,9 @@ import os
 import re
 from pathlib import Path
 
-from hear_m2d.audio import AUDIO_SUFFIXES, find_audio
+from hear_m2d.audio.find import AUDIO_SUFFIXES, find_audio, walk
 from hear_m2d.pretrain.data.sources.base import Source, require_file
-from hear_m2d.pretrain.data.sources.files import files_source, list_source, walk
+from hear_m2d.pretrain.data.sources.files import files_source, list_source
 from hear_m2d.utils.errors import InputError
 
 _PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar")
@@ -42,8 +42,13 @@ def open_source(source: str | os.PathLike[str]) -> Source:
     if not path.exists() and re.search(r"[*?\[]", text):
         root, files = _matches(text)
     elif path.is_dir():
-        names, sizes, problems = walk(path, AUDIO_SUFFIXES)
-        if names:
+        errors: list[OSError] = []
+        found = walk(path, AUDIO_SUFFIXES, errors.append)
+        if found:
+            names, sizes = map(list, zip(*found, strict=True))
+            problems = tuple(
+                sorted((os.path.relpath(e.filename, path), "unreadable", str(e.strerror)) for e in errors)
+            )
             return files_source(path, path.resolve().name, "folder", names, sizes, problems=problems)
         root, files = path, _archives(path)
     else:
@@ -75,9 +80,8 @@ def address_of(source: str | os.PathLike[str]) -> str:
 def _archives(folder: Path) -> list[Path]:
     """Return the tar or else the Parquet files under a folder that holds no audio files."""
     for suffix in (".tar", ".parquet"):
-        names, _, _ = walk(folder, frozenset((suffix,)))
-        if names:
-            return [folder / name for name in names]
+        if found := walk(folder, frozenset((suffix,))):
+            return [folder / name for name, _ in found]
     raise InputError(
         f"{folder} holds no audio: no file ends in {' '.join(sorted(AUDIO_SUFFIXES))}, .tar or .parquet"
     )

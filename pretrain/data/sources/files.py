@@ -72,38 +72,3 @@ def list_source(path: Path) -> Source:
     return files_source(
         path.parent, path.name, "list", names, sizes, labels if has_labels else None, tuple(problems)
     )
-
-
-def walk(root: Path, suffixes: frozenset[str]) -> tuple[list[str], list[int], tuple[Skipped, ...]]:
-    """Find files by their suffix, as :func:`~hear_m2d.audio.find_audio` does, but for millions of them.
-
-    Returns:
-        Names relative to ``root``, sorted; their sizes; the folders that cannot be read.
-    """
-    found: list[tuple[str, int]] = []
-    problems: list[Skipped] = []
-    seen: set[tuple[int, int]] = set()
-    todo = [(os.fspath(root), "")]
-    while todo:
-        folder, prefix = todo.pop()
-        try:
-            status = os.stat(folder)  # noqa: PTH116
-            if (status.st_dev, status.st_ino) in seen:  # a link back to a folder that was searched already
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            folders = []
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        folders.append((entry.path, f"{prefix}{entry.name}/"))
-                    elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():  # noqa: PTH122
-                        found.append((prefix + entry.name, entry.stat().st_size))
-            todo += sorted(folders, reverse=True)
-        except OSError as error:
-            if not prefix:
-                raise
-            problems.append((prefix, "unreadable", error.strerror or str(error)))
-    found.sort()
-    return [name for name, _ in found], [size for _, size in found], tuple(sorted(problems))

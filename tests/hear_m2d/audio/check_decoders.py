@@ -2,6 +2,7 @@
 
 Every container and codec of docs/audio.md, 8 to 192 kHz, 1 to 6 channels, 8 to 64 bits. Lossless files must
 be equal to ffmpeg's output; lossy ones must have its length and differ by at most 1e-3.
+`make test-decoders ARGS="--write docs/audio.md"` also replaces the table in that page.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from hear_m2d.audio import AudioError, read_sound
 
 TOLERANCE = 1e-3
 SECONDS = 1.5
+MARKS = ("<!-- decoders: begin -->", "<!-- decoders: end -->")
 LOSSLESS = 1e-6  # of the mean over channels, in float32
 FULL = {"lossy": False, "rates": (8000, 44100, 192000), "channels": (1, 2, 6)}
 LOSSY = {"lossy": True, "rates": (16000, 44100), "channels": (1, 2)}
@@ -66,58 +68,65 @@ def make(path: Path, arguments: str, rate: int, channels: int) -> None:
     path.write_bytes(run(*source, *arguments[1:].split(), "-f", name, "-"))
 
 
-def compare(path: Path, rate: int, channels: int) -> tuple[float, int, int]:
-    """Return the largest difference to ffmpeg's output and both lengths."""
+def wanted_of(path: Path, channels: int) -> np.ndarray:
+    """Return what ffmpeg decodes, averaged over the channels; nothing if it cannot read its own file."""
     try:
         decoded = run("-i", path, "-f", "f64le", "-")
     except subprocess.CalledProcessError:
         decoded = b""
-    wanted = np.frombuffer(decoded, np.float64).reshape(-1, channels).mean(axis=1)
-    samples = read_sound(path, rate).samples
-    shared = min(len(wanted), len(samples))
-    difference = np.abs(samples[:shared] - wanted[:shared]).max(initial=0.0)
-    return float(difference), len(samples), len(wanted)
+    return np.frombuffer(decoded, np.float64).reshape(-1, channels).mean(axis=1)
+
+
+def check(path: Path, arguments: str, kind: dict) -> tuple[str, list[str], list[str]]:
+    """Compare files of one kind; return a row of the table, what differs, and what cannot be compared."""
+    count, worst, length_differences, problems, notes = 0, 0.0, set(), [], []
+    for rate in kind["rates"]:
+        for channels in kind["channels"]:
+            try:
+                make(path, arguments, rate, channels)
+            except subprocess.CalledProcessError:
+                continue  # the format has no such rate or number of channels
+            name = f"{rate} Hz, {channels} channels"
+            wanted = wanted_of(path, channels)
+            if not len(wanted):  # its own 24-bit FLAC of 6 channels at 192 kHz, its own AIFF through a pipe
+                notes.append(f"{name}: ffmpeg itself decodes nothing")
+                continue
+            count += 1
+            try:
+                samples = read_sound(path, rate).samples
+            except AudioError as error:
+                problems.append(f"{name}: {error.reason}: {error.detail}")
+                continue
+            shared = min(len(wanted), len(samples))
+            difference = float(np.abs(samples[:shared] - wanted[:shared]).max(initial=0.0))
+            worst = max(worst, difference)
+            length_differences.add(len(samples) - len(wanted))
+            if len(samples) != len(wanted) or difference > (TOLERANCE if kind["lossy"] else LOSSLESS):
+                problems.append(f"{name}: {len(samples)} samples (ffmpeg {len(wanted)}), by {difference:.1e}")
+    lengths = "equal" if length_differences == {0} else f"differ by {sorted(length_differences)}"
+    words = arguments.replace("|", "to a pipe: ")
+    return f"| {path.suffix[1:]} | `{words}` | {count} | {worst:.1e} | {lengths} |", problems, notes
 
 
 def main() -> int:
-    """Print a line per kind of file; return 1 if any differs."""
+    """Print a row per kind of file, perhaps into a page between two marks; return 1 if any differs."""
     if shutil.which("ffmpeg") is None:
         print("test-decoders needs the program ffmpeg, for example from the Debian package ffmpeg")
         return 1
     failed = 0
+    rows = ["| file | ffmpeg's options | files | largest difference | lengths |", "|---|---|---|---|---|"]
+    print("\n".join(rows))
     with tempfile.TemporaryDirectory() as folder:
         for suffix, arguments, kind in SET:
-            worst, count = 0.0, 0
-            problems: list[str] = []
-            notes: list[str] = []
-            for rate in kind["rates"]:
-                for channels in kind["channels"]:
-                    path = Path(folder) / f"x.{suffix}"
-                    try:
-                        make(path, arguments, rate, channels)
-                    except subprocess.CalledProcessError:
-                        continue  # the format has no such rate or number of channels
-                    count += 1
-                    try:
-                        difference, length, wanted = compare(path, rate, channels)
-                    except AudioError as error:
-                        problems.append(f"{rate} Hz, {channels} channels: {error.reason}: {error.detail}")
-                        continue
-                    if not wanted:  # of its own FLAC at 192 kHz, of its own AIFF through a pipe
-                        notes.append(f"{rate} Hz, {channels} channels: ffmpeg itself decodes nothing")
-                        continue
-                    worst = max(worst, difference)
-                    if length != wanted or difference > (TOLERANCE if kind["lossy"] else LOSSLESS):
-                        problems.append(
-                            f"{rate} Hz, {channels} channels: {length} samples (ffmpeg {wanted}), differs by "
-                            f"{difference:.1e}"
-                        )
-            word = "FAIL" if problems or not count else "ok"
-            print(f"{word:4} {suffix:5} {arguments:45} {count} files, {worst:.1e}", flush=True)
-            for line in problems + notes:
-                print(f"       {line}")
-            failed += bool(problems or not count)
+            row, problems, notes = check(Path(folder) / f"x.{suffix}", arguments, kind)
+            rows.append(row)
+            print(row, *(f"    {line}" for line in problems + notes), sep="\n", flush=True)
+            failed += bool(problems or " | 0 | " in row)
     print(f"{len(SET)} kinds of files, {failed} differ from ffmpeg")
+    if "--write" in sys.argv:
+        page = Path(sys.argv[sys.argv.index("--write") + 1])
+        before, _, rest = page.read_text().partition(MARKS[0])
+        page.write_text("\n".join([before + MARKS[0], "", *rows, "", MARKS[1]]) + rest.partition(MARKS[1])[2])
     return int(failed > 0)
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 import soundfile
 
-from hear_m2d.audio import AUDIO_SUFFIXES, find_audio
+from hear_m2d.audio import AUDIO_SUFFIXES, AudioError, find_audio, read_audio
 
 # Not found by suffix: headerless files, MATLAB's, and a sampler's whose suffix means another format today.
 LEFT_OUT = {"RAW", "MAT4", "MAT5", "MPC2K"}
@@ -71,10 +71,20 @@ def test_find_audio_follows_links_each_folder_once(tmp_path):
     root = tmp_path / "root"
     root.mkdir()
     (root / "link.wav").symlink_to(tmp_path / "elsewhere" / "x.wav")
-    (root / "broken.wav").symlink_to(tmp_path / "nowhere.wav")
     (root / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "loop").symlink_to(root)
     assert [path.relative_to(root).as_posix() for path in find_audio(root)] == ["link.wav", "linked/x.wav"]
+
+
+def test_what_is_named_like_audio_and_is_no_file_is_not_left_out_silently(tmp_path):
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "broken.wav").symlink_to(tmp_path / "nowhere.wav")
+    (tmp_path / "itself.wav").symlink_to(tmp_path / "itself.wav")
+    found = find_audio(tmp_path)
+    assert [path.name for path in found] == ["broken.wav", "itself.wav", "pipe.wav"]
+    for path in found:
+        with pytest.raises((AudioError, OSError)):
+            read_audio(path, 16000)
 
 
 def test_find_audio_takes_one_file_and_refuses_what_is_none(tmp_path):

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from hear_m2d.embed.inputs import collect_inputs
@@ -57,6 +59,15 @@ def test_a_list_counts_from_its_own_folder(tree, monkeypatch):
     monkeypatch.chdir("/")
     (tree / "a/list").write_text(f"1.wav\n../b/1.wav\n{tree}/a/deep\n")
     assert names(collect_inputs([], tree / "a/list")) == ["a/1.wav", "a/deep/3.ogg", "b/1.wav"]
+
+
+def test_a_list_that_is_a_pipe_counts_from_the_current_folder(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    read, write = os.pipe()  # as bash makes for `--list <(find a -name "*.wav")`
+    os.write(write, b"a/1.wav\n./b/1.wav\n")
+    os.close(write)
+    assert names(collect_inputs([], f"/dev/fd/{read}")) == ["a/1.wav", "b/1.wav"]
+    os.close(read)
 
 
 def test_what_a_list_names_and_is_not_there_stays_to_be_reported(tree):

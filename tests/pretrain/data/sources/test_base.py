@@ -15,7 +15,6 @@ from hear_m2d.audio import AudioError, find_audio, read_audio
 from hear_m2d.pretrain.data.prepare import prepare
 from hear_m2d.pretrain.data.prepared import LogMelData
 from hear_m2d.pretrain.data.sources import open_source
-from hear_m2d.pretrain.data.sources.files import walk
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -82,11 +81,12 @@ def test_a_folder_is_listed_like_find_audio_does(tmp_path):
         (tmp_path / name).write_bytes(b"1234")
     (tmp_path / "link").symlink_to(tmp_path / "a", target_is_directory=True)
     (tmp_path / "back").symlink_to(tmp_path, target_is_directory=True)
-    names, sizes, problems = walk(tmp_path, frozenset((".wav", ".flac", ".ogg")))
+    source = open_source(tmp_path)
+    names = [item.name for item in source.part(0, len(source))]
     assert names == [path.relative_to(tmp_path).as_posix() for path in find_audio(tmp_path)]
-    assert sizes == [4] * len(names)
-    assert problems == ()
-    assert names[:3] == ["a-/q.wav", "a.wav", "a/b/c.OGG"]
+    assert names == ["a-/q.wav", "a.wav", "a/b/c.OGG", "a/z.flac", "b.wav"]
+    assert source.sizes.tolist() == [4] * 5
+    assert source.problems == ()
 
 
 def test_every_source_gives_the_same_sounds(tmp_path):
