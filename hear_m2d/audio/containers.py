@@ -9,25 +9,11 @@ import re
 from collections.abc import Iterator
 from typing import IO
 
-from hear_m2d.audio.formats import (
-    AAC,
-    AC3,
-    AU,
-    BEGINNINGS,
-    FLAC,
-    MATROSKA,
-    MP3,
-    OGG,
-    TTA,
-    WAV,
-    Format,
-    format_of,
-)
+from hear_m2d.audio.formats import AU, BEGINNINGS, FLAC, MATROSKA, MP3, OGG, TTA, WAV, Format, format_of
 from hear_m2d.audio.types import DecodeError
 
 PADDING = 2048  # bytes that may follow a file though they are not sound: a sector of a CD
 HEAD = 4096  # bytes that are read to find the format
-_SHORT_MARKS = (MP3, AAC, AC3)  # which begin with two bytes that other data may hold too
 _READ_AHEAD = 1 << 16  # bytes: more than decoders read beyond the sound
 # Names of elements with sound, and the sizes up to which they were never completed: WAV, MPEG-4, ASF
 _NEVER_COMPLETED = {b"data": 0, b"mdat": 0, b"\x36\x26\xb2\x75": 50}
@@ -63,6 +49,9 @@ def end_of(data: Content, start: int, kind: Format | None) -> int:
         stop = 0 if is_unknown(sound) else start + int.from_bytes(data[start + 4 : start + 8], "big") + sound
     elif kind is MATROSKA:
         stop = _end_of_matroska(data, start)
+        if stop > len(data):
+            promised, held = stop - start, len(data) - start
+            raise DecodeError("truncated", f"its header promises {promised} bytes, it holds {held}")
     elif kind is not None and kind.layout is not None:
         has_sound = False
         for name, position, stop_here in _elements(data, start, kind):
@@ -101,6 +90,9 @@ def _elements(data: Content, start: int, kind: Format) -> Iterator[tuple[bytes, 
     position = start + layout.first
     while position < len(data):
         head = data[position : position + 32]
+        before = data[position - 1 : position + 31]
+        if layout.align == 2 and not re.match(layout.names, head) and re.match(layout.names, before):
+            position, head = position - 1, before  # a chunk of odd size, not padded
         name, at = head[layout.name], format_of(head)
         begins = at is not None and (at is not kind or re.match(kind.begins or b"", head, re.DOTALL))
         if not re.match(layout.names, name) or (begins and position > start):
@@ -157,7 +149,10 @@ def next_file(data: Content, stop: int, kind: Format | None) -> int:
     for at in (first, max(position - 3, first), skip_tags(data, position)):  # MPEG-4 begins with three zeros
         if following is None and (following := format_of(data[at : at + HEAD])) is not None:
             position = at
-    if position >= end or (following in (None, *_SHORT_MARKS) and end - position <= PADDING):
+    is_certain = (
+        following is not None and following is not MP3 and following.begins is not None
+    )  # by more than two bytes
+    if position >= end or (not is_certain and end - position <= PADDING):
         return len(data)
     if following is None:
         raise DecodeError("corrupt", f"it has {end - position} bytes after its end, which are not audio")

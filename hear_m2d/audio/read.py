@@ -19,32 +19,13 @@ from numpy.typing import NDArray
 
 from hear_m2d.audio import pyav, sndfile
 from hear_m2d.audio.containers import HEAD, Content, FileBytes, cut_chunk, end_of, next_file, skip_tags
-
-# fmt: off
-from hear_m2d.audio.formats import (
-    AIFF,
-    AU,
-    CAF,
-    FLAC,
-    MATROSKA,
-    MP3,
-    OGG,
-    RIFX,
-    W64,
-    WAV,
-    Format,
-    format_of,
-    not_audio,
-)
-
-# fmt: on
+from hear_m2d.audio.formats import FLAC, MP3, OGG, Format, format_of, not_audio
 from hear_m2d.audio.mp3 import Mp3Link, mp3_links
 from hear_m2d.audio.ogg import ogg_links
 from hear_m2d.audio.types import AudioError, DecodeError, Piece, Sound
 
 _MP3_SUFFIXES = (".mp1", ".mp2", ".mp3", ".mpga")
 _MP3_SLACK = 2 * 1152  # samples: largest delay and padding of decoders
-_SNDFILE = (OGG, FLAC, WAV, RIFX, AIFF, CAF, AU, W64)  # what libsndfile may be able to decode
 
 
 def read_audio(
@@ -128,7 +109,7 @@ def _decode_files(path: str | os.PathLike[str], data: Content, sample_rate: int)
         kind = format_of(data[position : position + HEAD])
         if kind is None and Path(path).suffix.lower() in _MP3_SUFFIXES:
             kind = MP3  # with other bytes before it
-        if _ends_by_decoder(kind):
+        if kind is None or not kind.states_end:  # only the decoder finds the end: it gets the bytes
             data = data[:]
         stop = end_of(data, position, kind)
         is_whole = position == 0 and stop == len(data)
@@ -137,11 +118,6 @@ def _decode_files(path: str | os.PathLike[str], data: Content, sample_rate: int)
         pieces += found
         position = next_file(data, min(stop, position + used), kind)
     return pieces
-
-
-def _ends_by_decoder(kind: Format | None) -> bool:
-    """Return whether only the decoder finds where the sound ends: then it gets bytes, not a path."""
-    return kind is None or (kind.layout is None and kind not in (AU, MATROSKA))
 
 
 def _decode_one(
@@ -161,12 +137,12 @@ def _decode_one(
         if kind is not None or not error.undecodable or not isinstance(source, bytes):
             raise
         return _decode_mp3(source, least=len(source) // 2)  # with other bytes before it
-    return pieces, end if _ends_by_decoder(kind) else sys.maxsize
+    return pieces, sys.maxsize if kind is not None and kind.states_end else end
 
 
 def _either(source: str | os.PathLike[str] | bytes, kind: Format | None) -> tuple[list[Piece], int]:
     """Decode with libsndfile, or else with PyAV."""
-    if kind is not None and kind not in _SNDFILE:  # libsndfile takes AAC for MP3
+    if kind is not None and not kind.by_libsndfile:  # libsndfile takes AAC for MP3
         return pyav.decode(source, kind)
     try:
         return [sndfile.decode(source, to_end=kind in (None, FLAC))], sys.maxsize

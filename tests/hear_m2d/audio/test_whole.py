@@ -147,6 +147,30 @@ def test_sound_beyond_the_size_that_a_header_states_is_not_lost_silently(tmp_pat
         read_audio(tmp_path / "x.wav", 44100)
 
 
+@needs_av
+def test_a_cut_matroska_file_is_truncated_and_alac_in_caf_is_not():
+    data = ffmpeg_encoded("matroska", "aac")
+    with pytest.raises(AudioError, match="is truncated: its header promises"):
+        read_audio("x.mka", 44100, content=data[:-2000])
+    av, file = pytest.importorskip("av"), io.BytesIO()
+    with av.open(file, "w", format="caf") as container:
+        stream = container.add_stream("alac", rate=44100, layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            (tone() * 32767).astype(np.int16)[None], format="s16p", layout="mono"
+        )
+        frame.sample_rate, frame.pts = 44100, 0
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    assert len(read_audio("x.caf", 44100, content=file.getvalue())) == 2 * 44100
+
+
+def test_a_chunk_of_odd_size_without_padding_does_not_hide_the_next_one():
+    data = encoded(tone(8000, 1)[:7999], 8000, format="WAV", subtype="PCM_U8")
+    at = data.index(b"data") + 8
+    tail = b"LIST" + struct.pack("<I", 4000) + b"INFO" + b"x" * 3996
+    whole = read_audio("x.wav", 8000, content=data)
+    np.testing.assert_array_equal(read_audio("x.wav", 8000, content=data[: at + 7999] + tail), whole)
+
+
 def test_an_mp3_with_a_hole_or_an_end_of_zeros_is_corrupt():
     data = without_info(encoded(tone(seconds=5), format="MP3", bitrate_mode="CONSTANT"))
     middle = next(i for i in range(len(data) // 2, len(data)) if data[i : i + 2] == data[:2])
