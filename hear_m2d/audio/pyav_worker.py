@@ -20,6 +20,7 @@ import numpy as np
 # Damage is an error, even where FFmpeg would ignore it.
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
 _LENGTH_SLACK_S = 0.15  # of lossy codecs: containers count delay and padding
+_ALAC_FRAME = 4096  # samples
 _HEADER_BYTES = 5000  # of Windows Media
 _LOSSLESS = ("pcm_", "flac", "alac", "wavpack", "ape", "tta")
 
@@ -31,6 +32,8 @@ def decode(source: Any, demuxer: str, states_length: bool, out: IO[bytes]) -> in
             raise ValueError("it holds no sound")
         stream = container.streams.best("audio") or container.streams.audio[0]
         stream.codec_context.options = _STRICT
+        if demuxer == "caf" and stream.codec_context.name == "alac":  # FFmpeg would cut the last packet twice
+            stream.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
         stated = float(stream.duration * stream.time_base) if stream.duration else None
         if (
             demuxer == "asf"
@@ -53,8 +56,9 @@ def decode(source: Any, demuxer: str, states_length: bool, out: IO[bytes]) -> in
                 out.write(samples.tobytes())
                 decoded_s += len(samples) / frame.sample_rate
         slack = 0.001 if stream.codec_context.name.startswith(_LOSSLESS) else _LENGTH_SLACK_S
-        is_stated = states_length and stated and demuxer != "caf"  # CAF counts the padding of the last packet
-        if is_stated and decoded_s + slack < stated:
+        if demuxer == "caf":  # it may count the padding of the last packet
+            slack = _ALAC_FRAME / stream.rate
+        if states_length and stated and decoded_s + slack < stated:
             raise EOFError(f"its header promises {stated:.2f} s, {decoded_s:.2f} s decode")
         return end
 

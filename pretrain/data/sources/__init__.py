@@ -47,7 +47,9 @@ def open_source(source: str | os.PathLike[str]) -> Source:
         if found:
             names, sizes = map(list, zip(*found, strict=True))
             problems = tuple(
-                sorted((os.path.relpath(e.filename, path), "unreadable", str(e.strerror)) for e in errors)
+                sorted(
+                    (os.path.relpath(e.filename, path) + "/", "unreadable", str(e.strerror)) for e in errors
+                )
             )
             return files_source(path, path.resolve().name, "folder", names, sizes, problems=problems)
         root, files = path, _archives(path)
