@@ -101,6 +101,17 @@ class Processes:
         result: T = results[0]
         return result
 
+    def broadcast(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the main process's tensors in every process, one by one; they lie on the CPU."""
+        if self.count == 1:
+            return tensors
+        kinds = self.run_on_main(lambda: {name: (t.shape, t.dtype) for name, t in tensors.items()})
+        received = {}
+        for name, (shape, dtype) in kinds.items():
+            received[name] = tensors[name] if self.is_main else torch.empty(shape, dtype=dtype)
+            dist.broadcast(received[name], src=0, group=self.group)
+        return received
+
     def mean(self, values: list[Tensor]) -> list[float]:
         """Return the means of scalars over all processes; this waits for the device."""
         stacked = torch.stack([value.detach().double() for value in values]).cpu()

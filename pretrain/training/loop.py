@@ -142,7 +142,8 @@ def _train(
 
     # The state of an earlier call, the network and its optimizer.
     states = States(out, keep_last=settings.keep_last, keep_every=settings.keep_every)
-    first, state = processes.run_on_main(states.newest)
+    newest, state = processes.run_everywhere(lambda: states.newest() if processes.is_main else (0, {}))
+    first = processes.run_on_main(lambda: newest)
     recipe, objective, start = processes.run_everywhere(
         lambda: begin_objective(
             recipe,
@@ -185,6 +186,7 @@ def _train(
     # The start, from the saved state if there is one.
     training = make_trainer(objective)
     if first:
+        state = processes.broadcast(state)
         processes.run_everywhere(partial(states.load, objective, training.optimizer, first, state))
         processes.log_once("continuing %s at step %d of %d", out, first, steps)
     del state
