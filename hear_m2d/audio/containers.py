@@ -90,10 +90,12 @@ def _elements(data: Content, start: int, kind: Format) -> Iterator[tuple[bytes, 
     position = start + layout.first
     while position < len(data):
         head = data[position : position + 32]
+        at = format_of(head)
         before = data[position - 1 : position + 31]
-        if layout.align == 2 and not re.match(layout.names, head) and re.match(layout.names, before):
+        is_shifted = not re.match(layout.names, head) and re.match(layout.names, before)
+        if is_shifted and at is None and layout.align == 2:
             position, head = position - 1, before  # a chunk of odd size, not padded
-        name, at = head[layout.name], format_of(head)
+        name = head[layout.name]
         begins = at is not None and (at is not kind or re.match(kind.begins or b"", head, re.DOTALL))
         if not re.match(layout.names, name) or (begins and position > start):
             return

@@ -169,6 +169,9 @@ def test_a_chunk_of_odd_size_without_padding_does_not_hide_the_next_one():
     tail = b"LIST" + struct.pack("<I", 4000) + b"INFO" + b"x" * 3996
     whole = read_audio("x.wav", 8000, content=data)
     np.testing.assert_array_equal(read_audio("x.wav", 8000, content=data[: at + 7999] + tail), whole)
+    even = encoded(tone(8000, 1), 8000, format="WAV", subtype="PCM_U8")
+    even = even[:-1] + b"x"  # which with RIF looks like the name of a chunk
+    assert len(read_audio("x.wav", 8000, content=even + even)) == 16000
 
 
 def test_an_mp3_with_a_hole_or_an_end_of_zeros_is_corrupt():
