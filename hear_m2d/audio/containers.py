@@ -15,9 +15,9 @@ from hear_m2d.audio.types import DecodeError
 PADDING = 2048  # bytes that may follow a file though they are not sound: a sector of a CD
 HEAD = 4096  # bytes that are read to find the format
 _READ_AHEAD = 1 << 16  # bytes: more than decoders read beyond the sound
-# Names of elements with sound, and the sizes up to which they were never completed: WAV, MPEG-4, ASF
-_NEVER_COMPLETED = {b"data": 0, b"mdat": 0, b"\x36\x26\xb2\x75": 50}
-_SOUND = (*_NEVER_COMPLETED, b"SSND", b"moov", b"moof")
+# Names of elements with sound, and the sizes up to which they were never completed: WAV, AIFF, MPEG-4, ASF
+_NEVER_COMPLETED = {b"data": 0, b"SSND": 0, b"mdat": 0, b"\x36\x26\xb2\x75": 50}
+_SOUND = (*_NEVER_COMPLETED, b"moov", b"moof")
 
 
 class FileBytes:

@@ -88,7 +88,13 @@ def check(path: Path, arguments: str, kind: dict) -> tuple[str, list[str], list[
                 continue  # the format has no such rate or number of channels
             name = f"{rate} Hz, {channels} channels"
             wanted = wanted_of(path, channels)
-            if not len(wanted):  # its own 24-bit FLAC of 6 channels at 192 kHz, its own AIFF through a pipe
+            if not len(wanted) and arguments.startswith(
+                "|"
+            ):  # its own AIFF through a pipe: the same as a file
+                whole = path.with_stem("whole")
+                make(whole, arguments[1:], rate, channels)
+                wanted = wanted_of(whole, channels)
+            if not len(wanted):  # its own 24-bit FLAC of 6 channels at 192 kHz
                 notes.append(f"{name}: ffmpeg itself decodes nothing")
                 continue
             count += 1

@@ -351,3 +351,13 @@ def test_a_caf_through_a_pipe_whose_size_is_unknown_is_read():
     at = data.index(b"data") + 4
     piped = data[:at] + b"\xff" * 8 + data[at + 8 :]
     assert len(read_audio("x.caf", 44100, content=piped)) == pytest.approx(2 * 44100, abs=4)
+
+
+def test_an_aiff_through_a_pipe_that_states_no_size_is_read_also_before_another_file(tmp_path):
+    whole = encoded(tone(16000), 16000, format="AIFF", subtype="PCM_16")
+    sound, common = whole.index(b"SSND"), whole.index(b"COMM")
+    streamed = bytearray(whole)
+    streamed[4:8] = streamed[sound + 4 : sound + 8] = streamed[common + 10 : common + 14] = bytes(4)
+    for name, data, count in (("x.aiff", streamed, 32000), ("xy.aiff", streamed + whole, 64000)):
+        (tmp_path / name).write_bytes(data)
+        assert len(read_audio(tmp_path / name, 16000)) == count
