@@ -1,6 +1,7 @@
 """Speed of a training step: clips per second, times real time, peak memory, share of the matrix rate.
 
     python benchmarks/pretrain.py --objective m2d --size base --batch 16
+    python benchmarks/pretrain.py --recipe laptop_msm_mae --compile
 
 Counted: forward (online and, for M2D, target) plus twice the online forward for the gradients. Steps of
 this package and of a plain eager loop are timed in turns; the ratio is the last column.
@@ -8,6 +9,8 @@ this package and of a plain eager loop are timed in turns; the ratio is the last
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -26,7 +29,7 @@ from hear_m2d.model.encoder import SIZES, EncoderConfig
 from hear_m2d.pretrain.objectives.build import build_objective
 from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.objectives.masking import mask_noise
-from hear_m2d.pretrain.recipe import Recipe
+from hear_m2d.pretrain.recipe import Recipe, load_recipe
 from hear_m2d.pretrain.training.estimate import operations_per_clip
 from hear_m2d.pretrain.training.schedules import decay_groups
 from hear_m2d.pretrain.training.step import Trainer
@@ -38,33 +41,22 @@ def main() -> None:
     parser = arguments(__doc__, batch=16)
     parser.add_argument("--objective", choices=["m2d", "msm_mae"], default="m2d")
     parser.add_argument("--mask-ratio", type=float, default=0.7)
+    parser.add_argument("--recipe", help="a recipe's sizes and batch, in place of those options")
     parser.add_argument("--compile", action="store_true", help="have torch compile the blocks")
     options = parser.parse_args()
 
     device = pick_device(options.device)
-    width, depth, heads = SIZES[options.size]
-    high, wide = map(int, options.patch.split("x"))
-    decoder = (512, 8, 16) if options.objective == "m2d" else (384, 4, 6)
-    recipe = Recipe(
-        objective=options.objective,
-        decoder=DecoderConfig(width=decoder[0], depth=decoder[1], heads=decoder[2]),
-        encoder=EncoderConfig(
-            width=width, depth=depth, heads=heads, input_size=(80, options.frames), patch_size=(high, wide)
-        ),
-        mask_ratio=options.mask_ratio,
-        norm_pix_loss=options.objective == "m2d",
-        batch_size=options.batch,
-        compile=options.compile,
-        steps=1,
-    )
+    recipe = load_recipe(options.recipe) if options.recipe else recipe_of(options)
+    recipe = dataclasses.replace(recipe, compile=options.compile)
+    frames, clips = recipe.encoder.input_size[1], recipe.batch_size
     batch = {
-        "x": torch.randn(options.batch, 1, 80, options.frames, device=device),
-        "noise": mask_noise(0, 0, options.batch, math.prod(recipe.encoder.grid)).to(device),
+        "x": torch.randn(clips, 1, 80, frames, device=device),
+        "noise": mask_noise(0, 0, clips, math.prod(recipe.encoder.grid)).to(device),
     }
     print(f"{describe_machine(device)}")
     print(
-        f"{options.objective} {options.size}, 80x{options.frames}, {options.patch}, "
-        f"ratio {options.mask_ratio}, batch {options.batch}{', compiled' if options.compile else ''}"
+        f"{options.recipe or f'{options.objective} {options.size}'}, 80x{frames}, "
+        f"ratio {recipe.mask_ratio}, batch {clips}{', compiled' if options.compile else ''}"
     )
     print(
         *(line + end for line, end in zip(HEADER.splitlines(), (" plain / ours |", "---|"), strict=True)),
@@ -74,7 +66,7 @@ def main() -> None:
         ours = our_step(recipe, batch, dtype, device)
         found = measure(
             ours,
-            operations=options.batch * operations_per_clip(recipe),
+            operations=clips * operations_per_clip(recipe),
             pairs=options.pairs,
             dtype=getattr(torch, dtype),
             device=device,
@@ -82,9 +74,25 @@ def main() -> None:
         plain = plain_step(recipe, batch, dtype, device)
         plain()
         ratios = [seconds_of(plain, device) / seconds_of(ours, device) for _ in range(options.pairs)]
-        print(
-            f"{row(dtype, found, batch=options.batch, clip_s=options.frames / 100)} {Spread.of(ratios):.2f} |"
-        )
+        print(f"{row(dtype, found, batch=clips, clip_s=frames / 100)} {Spread.of(ratios):.2f} |")
+
+
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """Return a recipe of a published size with the published decoder or predictor."""
+    width, depth, heads = SIZES[options.size]
+    high, wide = map(int, options.patch.split("x"))
+    decoder = (512, 8, 16) if options.objective == "m2d" else (384, 4, 6)
+    return Recipe(
+        objective=options.objective,
+        decoder=DecoderConfig(width=decoder[0], depth=decoder[1], heads=decoder[2]),
+        encoder=EncoderConfig(
+            width=width, depth=depth, heads=heads, input_size=(80, options.frames), patch_size=(high, wide)
+        ),
+        mask_ratio=options.mask_ratio,
+        norm_pix_loss=options.objective == "m2d",
+        batch_size=options.batch,
+        steps=1,
+    )
 
 
 def our_step(

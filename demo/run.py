@@ -1,6 +1,6 @@
 """The demo, from audio to pretraining, HEAR scores and a page, with the public commands only.
 
-    python demo/run.py                     a generated corpus, three generated tasks
+    python demo/run.py                     a generated corpus, three generated tasks, a real one
     python demo/run.py --audio FOLDER      at most an hour drawn from real audio
 
 The same command continues an interrupted demo. Exit codes: 0 done, 1 a command failed, 2 bad input. A model
@@ -22,6 +22,7 @@ from typing import Any
 
 import corpus as corpora
 import page
+import real_task
 import synth
 import table
 import tasks
@@ -83,7 +84,7 @@ class Demo:
         self.times[what] = max(seconds, self.times.get(what, 0.0))
         atomic_write_text(self.notes, json.dumps(self.times, indent=1))
 
-    def command(self, *arguments: str | Path, keep: bool = False, leaves: Path | None = None) -> str:
+    def command(self, *arguments: str | Path | int, keep: bool = False, leaves: Path | None = None) -> str:
         """Run ``hear-m2d`` with the arguments, and show its output.
 
         Args:
@@ -124,6 +125,7 @@ def make(settings: Settings, out: Path) -> tuple[Path, list[str]]:
     tasks_dir = Path(settings.tasks_dir) if settings.tasks_dir else out / "tasks"
     if not settings.tasks_dir:
         tasks.write_tasks(tasks_dir)
+        real_task.write_real_task(tasks_dir)
     print(f"tasks: {', '.join(task.name for task in find_tasks(tasks_dir))}")
     demo.remember("drawing from the audio" if settings.audio else "generating", time.monotonic() - began)
 
@@ -138,13 +140,13 @@ def make(settings: Settings, out: Path) -> tuple[Path, list[str]]:
     demo.headline(3, "the official hear-validator")
     validated = demo.command("validate", "--model", out / "m2d" / "checkpoint.safetensors", keep=True)
 
-    for step, runs in ((4, tuple(RECIPES)), (5, ("untrained",))):
+    for step, runs in ((4, ("default", "untrained")), (5, tuple(RECIPES))):
         demo.headline(step, f"the official heareval: {' and '.join(table.MODELS[run] for run in runs)}")
         for run in runs:
+            model = () if run == "default" else ("--model", out / run / "checkpoint.safetensors")
             where = ("--tasks-dir", tasks_dir, "--out", out / "eval" / run)
-            grid = ("--grid", "default", "--grid-points", "1", "--name", run)
-            model = ("--model", out / run / "checkpoint.safetensors")
-            demo.command("evaluate", *model, *where, *grid, leaves=out / "eval" / run / "results.json")
+            how = ("--grid", "default", "--grid-points", "1", "--jobs", min(processors(), 2), "--name", run)
+            demo.command("evaluate", *model, *where, *how, leaves=out / "eval" / run / "results.json")
     results = table.read_results(out / "eval")
     print("\n" + table.text(table.rows(results, tasks_dir)))
     for problem in table.problems(results):
@@ -157,14 +159,20 @@ def make(settings: Settings, out: Path) -> tuple[Path, list[str]]:
     facts: dict[str, Any] = {
         "corpus": corpus.about,
         "hardware": hardware(),
+        "minutes": f"for {settings.minutes:g} minutes",
         "commands": [(what, demo.times[what]) for what in demo.ran],
         "failed": demo.failed,
         "validator": validated.strip(),
         "tasks_dir": tasks_dir,
-        "about_tasks": {} if settings.tasks_dir else {task.folder: task.about for task in tasks.TASKS},
+        "about_tasks": {} if settings.tasks_dir else about_tasks(),
         "total_s": sum(demo.times[what] for what in demo.ran),
     }
     return page.write_page(out, facts=facts), demo.failed
+
+
+def about_tasks() -> dict[str, str]:
+    """Return a sentence on each of the demo's own tasks, the real one first."""
+    return {real_task.FOLDER: real_task.ABOUT} | {task.folder: task.about for task in tasks.TASKS}
 
 
 def gather(settings: Settings, out: Path) -> corpora.Corpus:

@@ -11,7 +11,12 @@ from typing import Any
 
 from hear_m2d.utils.commands import aligned
 
-MODELS = {"m2d": "M2D", "msm_mae": "MSM-MAE", "untrained": "untrained"}
+MODELS = {
+    "default": "default model",
+    "untrained": "untrained",
+    "m2d": "M2D, a minute",
+    "msm_mae": "MSM-MAE, a minute",
+}
 SMALLER_IS_BETTER = ("segment_1s_er",)
 ABOUT = {
     "mAP": "mean average precision",

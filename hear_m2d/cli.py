@@ -75,11 +75,14 @@ def cli() -> None:
 
 
 @cli.command()
-@click.argument("file", type=click.Path())
+@click.argument("file", type=click.Path(), default="")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option("--verify", is_flag=True, help="Compare the tensors with their SHA-256, also of a large file.")
 def info(file: str, as_json: bool, verify: bool) -> None:
-    """Describe a checkpoint: kind, sizes, rate, hop, statistics, license, training."""
+    """Describe a checkpoint: kind, sizes, rate, hop, statistics, license, training.
+
+    Without FILE, the default model of the package.
+    """
     from hear_m2d.checkpoint.card import describe
     from hear_m2d.checkpoint.resolve import read_weights
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hear_m2d.evaluation.linear.embeddings import weights_digest
+from hear_m2d.checkpoint.build import weights_digest
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.errors import InputError
 

@@ -17,7 +17,11 @@ INSTALL = "pip install 'hear-m2d[evaluation,pretrain]'"
 
 @click.command(cls=PartCommand, needs=("sklearn", "scipy", "accelerate", "pydantic"), install=INSTALL)
 @click.argument("task")
-@click.option("--model", required=True, help="What load_model takes: a path, a name, an address.")
+@click.option(
+    "--model",
+    default="",
+    help="What load_model takes: a path, a name, an address.  [default: the package's own]",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Folder of runs."
 )

@@ -11,8 +11,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hear_m2d.audio import read_audio
+from hear_m2d.checkpoint.build import weights_digest
 from hear_m2d.checkpoint.format import read_tensors, write_tensors
 from hear_m2d.evaluation.hear.module import ATTRIBUTES, FUNCTIONS, check_module, import_module, sha256
 from hear_m2d.evaluation.linear.datasets import Clip, LabeledSet
@@ -205,15 +205,4 @@ def cache_key(model: HearModel | Embedder, labeled: LabeledSet) -> str:
         if labeled.unit_s is not None:
             line += f" {labeled.unit_s} {clip.split in ('train', 'valid')}"
         total.update(f"{line}\n".encode(errors="surrogateescape"))
-    return total.hexdigest()
-
-
-def weights_digest(model: HearModel) -> str:
-    """Return a SHA-256 of everything that a model's embeddings depend on, except the audio."""
-    config = {name: value for name, value in model.config.to_json().items() if name != "training"}
-    settings = {"hear_m2d": version("hear-m2d"), "config": config, "options": asdict(model.options)}
-    total = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, tensor in sorted(model.encoder.state_dict().items()):
-        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

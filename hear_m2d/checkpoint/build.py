@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -15,6 +17,7 @@ from hear_m2d.model.config import Options
 from hear_m2d.model.encoder import resize_positions
 from hear_m2d.model.frontend import LogMelSpectrogram
 from hear_m2d.model.hear_model import HearModel
+from hear_m2d.utils.version import installed_version
 
 logger = logging.getLogger(__name__)
 
@@ -95,3 +98,14 @@ def _for_duration(checkpoint: Checkpoint, frames: int) -> Checkpoint:
         config=replace(checkpoint.config, encoder=resized),
         tensors={**checkpoint.tensors, "pos_embed": positions},
     )
+
+
+def weights_digest(model: HearModel) -> str:
+    """Return a SHA-256 of everything that a model's embeddings depend on, except the audio."""
+    config = {name: value for name, value in model.config.to_json().items() if name != "training"}
+    settings = {"hear_m2d": installed_version(), "config": config, "options": asdict(model.options)}
+    total = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(model.encoder.state_dict().items()):
+        total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()

@@ -28,10 +28,6 @@ from hear_m2d.utils.files import file_sha256
 logger = logging.getLogger(__name__)
 
 DEFAULT = Path(__file__).with_name("default.safetensors")
-NO_DEFAULT = (
-    "there is no default checkpoint yet. Make one (hear-m2d pretrain --recipe laptop_m2d --data AUDIO_FOLDER "
-    "--out RUN), or use one you have, and give its path: load_model('RUN/checkpoint.safetensors')"
-)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".zip", ".ckpt")
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 MAX_RATIO = 100  # weights compress by about a tenth, a zip bomb by a factor of a thousand
@@ -54,8 +50,6 @@ def read_weights(name: str | os.PathLike[str] = "", *, verify: bool | None = Non
         InputError: No name, or not a checkpoint.
     """
     if not os.fspath(name):
-        if not DEFAULT.is_file():
-            raise InputError(NO_DEFAULT)
         return read_checkpoint(DEFAULT, verify=verify)
     if isinstance(name, str) and (match := SCHEME.match(name)):
         return _read_address(name, match[1].lower(), verify)

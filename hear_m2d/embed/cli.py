@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("inputs", metavar="[INPUT]...", nargs=-1)
-@click.option("--model", required=True, help="A checkpoint's path or name, as for `load_model`.")
+@click.option(
+    "--model",
+    default="",
+    help="A checkpoint's path or name, as for `load_model`.  [default: the package's own]",
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The folder to write.")
 @click.option(
     "--what",
@@ -96,7 +100,7 @@ def embed(
             f"{len(collected.clips)} clips below {collected.root}: "
             f"{collected.clips[0].name} … {collected.clips[-1].name}"
         )
-        click.echo(f"{what} embeddings of {model} as {output_format} to {out}")
+        click.echo(f"{what} embeddings of {model or 'the default model'} as {output_format} to {out}")
         return
     if ray_address:
         if output_format != "parquet":

@@ -63,7 +63,7 @@ def embed_on_ray(
 
     out = Path(os.path.abspath(out))  # noqa: PTH100
     metadata = Embedder(dataclasses.replace(spec, device="cpu")).metadata()
-    if Path(spec.name).exists():  # relative to this process; the others may work elsewhere
+    if spec.name and Path(spec.name).exists():  # relative to this process; the others may work elsewhere
         spec = dataclasses.replace(spec, name=os.path.abspath(spec.name))  # noqa: PTH100
     if not spec.device.startswith("cpu"):  # a task sees only its own GPU
         spec = dataclasses.replace(spec, device=spec.device.partition(":")[0])

@@ -58,6 +58,7 @@ def out(tmp_path):
 def facts(out):
     return {
         "corpus": "8 generated clips",
+        "minutes": "for 1.25 minutes",
         "hardware": "2 cores of something <fast>",
         "commands": [("hear-m2d prepare corpus data", 61.0)],
         "failed": [],
@@ -74,8 +75,8 @@ def html(out, facts):
 
 def test_page_shows_scores_curves_pictures_and_commands(out, facts):
     text = html(out, facts)
-    assert all(score in text for score in ("0.500", "0.600", "0.700"))
-    assert re.findall(r'class="score best">([\d.]+)', text) == ["0.700"]
+    assert all(score in text for score in ("0.500", "0.600", "0.700", "0.800"))
+    assert re.findall(r'class="score best">([\d.]+)', text) == ["0.800"]
     assert text.count("<svg") == 3  # two losses, and what tells of M2D's target
     assert "data:image/png;base64," in text
     assert "hear-m2d prepare corpus data" in text
@@ -104,7 +105,7 @@ def test_page_names_a_task_without_a_score(out, facts):
     found = json.loads(path.read_text())
     found["tasks"][0] |= {"status": "failed", "error": "mAP of test is NaN", "scores": {"mAP": None}}
     path.write_text(json.dumps(found))
-    assert "M2D, birds-v1-small: mAP of test is NaN" in html(out, facts)
+    assert "M2D, a minute, birds-v1-small: mAP of test is NaN" in html(out, facts)
 
 
 def test_page_marks_a_command_that_failed_in_part(out, facts):

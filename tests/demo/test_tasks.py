@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+import real_task
 import soundfile
 import tasks
 
@@ -89,3 +90,28 @@ def test_the_same_tasks_come_out_every_time(folders, tmp_path):
     assert files
     for file in files:
         assert (again / file).read_bytes() == (folders[again.name] / file).read_bytes()
+
+
+def test_the_real_task_is_complete_in_the_layout_of_the_harness(tmp_path):
+    folder = real_task.write_real_task(tmp_path / "tasks")
+    counts = {}
+    for split in ("train", "valid", "test"):
+        listed = listing(folder, split)
+        audio = list((folder / "16000" / split).iterdir())
+        assert {path.name for path in audio} == set(listed)
+        info = [soundfile.info(path) for path in audio]
+        assert {(one.samplerate, one.channels, one.subtype, one.frames) for one in info} == {
+            (16_000, 1, "PCM_16", 16_000)
+        }
+        counts[split] = len(audio)
+    assert counts == {"train": 360, "valid": 60, "test": 120}
+    speakers = [{name.split("_")[0] for name in listing(folder, split)} for split in counts]
+    assert not speakers[0] & speakers[2]
+    assert "CC BY 4.0" in real_task.ABOUT
+
+
+def test_a_complete_real_task_is_not_written_again(tmp_path):
+    folder = real_task.write_real_task(tmp_path / "tasks")
+    (folder / "test.json").write_text("mine")
+    assert real_task.write_real_task(tmp_path / "tasks") == folder
+    assert (folder / "test.json").read_text() == "mine"

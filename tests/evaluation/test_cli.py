@@ -102,7 +102,6 @@ def test_validate_ends_with_2_and_one_line_where_the_input_is_bad(
         ("hf://lab/birds", "error: hf://lab/birds: Cannot reach "),
         ("absent.safetensors", "error: no checkpoint absent.safetensors: there is no such file."),
         ("m2d-bird", "error: no checkpoint m2d-bird: there is no such file."),
-        ("", "error: there is no default checkpoint yet."),
     ],
 )
 def test_a_model_of_ours_that_is_not_there_gets_the_sentence_of_load_model(

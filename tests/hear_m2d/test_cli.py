@@ -92,11 +92,13 @@ def test_info_of_a_missing_file(run, tmp_path):
 
 
 def test_info_of_a_folder(run, tmp_path):
-    assert_one_line(run("info", tmp_path), "is not a file")
+    assert_one_line(run("info", tmp_path), "holds no file that ends in")
 
 
-def test_info_of_an_empty_name(run):
-    assert_one_line(run("info", ""), "hear-m2d pretrain")
+def test_info_without_a_file_describes_the_model_of_the_package(run):
+    code, out, _ = run("info")
+    assert code == 0
+    assert "default.safetensors" in out
 
 
 @pytest.mark.parametrize(
@@ -109,7 +111,7 @@ def test_info_of_a_file_that_is_no_checkpoint(run, tmp_path, content):
 
 def test_info_of_a_pickle_that_is_no_checkpoint(run, tmp_path):
     torch.save([1, 2], tmp_path / "x.pth")
-    assert_one_line(run("info", tmp_path / "x.pth"), "not a checkpoint")
+    assert_one_line(run("info", tmp_path / "x.pth"), "is not a readable checkpoint")
 
 
 def test_info_of_a_checkpoint_with_damaged_tensors(run, checkpoint_path):
@@ -124,7 +126,7 @@ def test_an_unknown_command_shows_the_nearest(run):
     assert_one_line(run("inof", "file"), "info")
 
 
-@pytest.mark.parametrize("arguments", [("info",), ("info", "a", "b"), ("info", "a", "--jsno"), ("--wrong",)])
+@pytest.mark.parametrize("arguments", [("info", "a", "b"), ("info", "a", "--jsno"), ("--wrong",)])
 def test_wrong_usage_is_one_line(run, arguments):
     assert_one_line(run(*arguments))
 

@@ -25,6 +25,8 @@ def test_no_file_is_large(files, repo_root):
 def test_nothing_is_left_for_later(files, repo_root):
     found = set()
     for path in files:
+        if path.name == "default_credits.md":  # authors are named as they name themselves
+            continue
         text = (repo_root / path).read_bytes().decode(errors="ignore")
         found |= {f"{path}: {word.strip()}" for word in UNFINISHED if word in text}
     assert not found

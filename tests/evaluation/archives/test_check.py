@@ -180,7 +180,7 @@ def test_missing_metadata_and_files_are_found(scene) -> None:
     assert "`sample_duration` is missing" in found
     assert "test.json cannot be read: No such file or directory" in found
     (scene / "task_metadata.json").write_text("[]")
-    assert "does not hold a JSON object" in lines(scene)
+    assert "must hold a JSON object" in lines(scene)
 
 
 def test_an_event_task_without_score_based_stopping_needs_one_grid_point(events) -> None:

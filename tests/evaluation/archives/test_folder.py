@@ -70,7 +70,7 @@ def test_metadata_of_another_type_are_refused(tasks: Path, key: str, value: obje
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("[]", "it does not hold a JSON object"),
+        ("[]", "it must hold a JSON object"),
         ('{"splits": ["test"], "evaluation": ["mAP"]}', "`task_name` must be a name, not None"),
         ('{"splits": ["../x"], "evaluation": ["mAP"], "task_name": "a"}', "which is not a plain file name"),
         ("{", "Expecting"),

@@ -111,7 +111,7 @@ def test_a_folder_stands_for_the_checkpoint_in_it(
     run = tmp_path / "run_0.7"
     run.mkdir()
     replace(settings, model=run)  # another module may keep its model in a folder
-    with pytest.raises(InputError, match=r"run_0\.7 is not a file, but a folder without a checkpoint"):
+    with pytest.raises(InputError, match=r"run_0\.7 holds no file that ends in \.safetensors"):
         describe(replace(settings, module="hear_m2d", model=run))
     inside = our_checkpoint.rename(run / "checkpoint.safetensors")
     model = describe(replace(settings, module="hear_m2d", model=run))["model"]

@@ -91,8 +91,8 @@ def test_a_label_that_is_not_in_the_vocabulary_is_named_with_its_file(tiny_tasks
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("[]", "does not hold a JSON object"),
-        ("{", "is not JSON"),
+        ("[]", "must hold a JSON object"),
+        ("{", "must hold a JSON object"),
         ('{"a.wav": "a"}', "must be a list, not 'a'"),
     ],
 )
@@ -197,7 +197,7 @@ def test_a_column_fold_makes_folds_of_any_names(csv_of):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("name,class\na.wav,x\n", "names no files: it has the columns name, class"),
+        ("name,class\na.wav,x\n", "must have a column file_name or file or path; it has name, class"),
         ("file,class\na.wav,x\n", "columns file, class; it needs file and label"),
         ("file,label\na.wav,x\nb.wav,\n", "b.wav has no label"),
         ("file,label\na.wav,x\na.wav,y\n", "line 3: a.wav is repeated"),

@@ -11,6 +11,7 @@ import torch
 
 import hear_m2d
 from hear_m2d.audio import read_audio
+from hear_m2d.checkpoint.build import weights_digest
 from hear_m2d.evaluation.linear.datasets import read_labeled
 from hear_m2d.evaluation.linear.embeddings import (
     Embedder,
@@ -19,7 +20,6 @@ from hear_m2d.evaluation.linear.embeddings import (
     fit_length,
     module_embedder,
     part_path,
-    weights_digest,
 )
 
 

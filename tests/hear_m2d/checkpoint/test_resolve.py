@@ -12,15 +12,14 @@ import pytest
 import torch
 
 import hear_m2d
-from hear_m2d.checkpoint.format import save_checkpoint
+from hear_m2d.checkpoint.format import read_checkpoint, save_checkpoint
 from hear_m2d.checkpoint.registry import OURS, SHA256, read_entries
-from hear_m2d.checkpoint.resolve import read_weights
+from hear_m2d.checkpoint.resolve import DEFAULT, read_weights
 
 
 @pytest.mark.parametrize("name", [(), ("",)])
-def test_load_model_without_a_name_says_how_to_get_a_checkpoint(name):
-    with pytest.raises(ValueError, match=r"hear-m2d pretrain .*load_model\("):
-        hear_m2d.load_model(*name)
+def test_load_model_without_a_name_loads_the_model_of_the_package(name):
+    assert hear_m2d.load_model(*name).config == read_checkpoint(DEFAULT).config
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -323,7 +323,7 @@ def test_silence_is_drawn(run, make_run, tmp_path):
     ("prepare", "says"),
     [
         (lambda folder: None, "is empty"),
-        (lambda folder: (folder / "thesis.tex").write_text("x"), "a folder without a checkpoint"),
+        (lambda folder: (folder / "thesis.tex").write_text("x"), "holds no file that ends in .safetensors"),
         (lambda folder: (folder / "run.json").write_text("{"), "damaged"),
         (
             lambda folder: (folder / "run.json").write_text('{"recipe": {"a": 1}, "steps": 1, "data": {}}'),
