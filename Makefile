@@ -31,7 +31,7 @@ lock: | $(BIN)/python ## write constraints.txt: the exact versions of `make inst
 		--extra dev pyproject.toml constraints.in --output-file $(CONSTRAINTS)
 	@printf '%s\n' $(HEAREVAL) $(VALIDATOR) >> $(CONSTRAINTS)
 
-demo: $(STAMP) ## pretrain two small networks and score them with HEAR (AUDIO=folder TASKS=folder OUT=demo-out)
+demo: $(STAMP) ## score the default model, and two networks trained in a minute, with HEAR (AUDIO=folder TASKS=folder OUT=demo-out)
 	@$(BIN)/python demo/run.py --out "$(OUT)" $(if $(AUDIO),--audio "$(AUDIO)") $(if $(TASKS),--tasks-dir "$(TASKS)")
 
 test: check ## check, then the tests (ARGS="-k name" for some)
