@@ -339,7 +339,8 @@ def run(place: Place) -> None:
     say("loss, first and last", [round(lines[0]["loss"], 4), round(lines[-1]["loss"], 4)])
     say("rankme, last", round(lines[-1].get("rankme", 0), 1))
     check("the run ends by itself", process.returncode == 0, process.returncode)
-    check("the data keeps up", statistics.median(line["data_wait"] for line in later) < 0.02)
+    if not place.tiny:  # the steps of a tiny network end before the next batch is read
+        check("the data keeps up", statistics.median(line["data_wait"] for line in later) < 0.02)
     check(
         "losses are finite and fall",
         all(math.isfinite(line["loss"]) for line in lines) and lines[-1]["loss"] < lines[0]["loss"],
