@@ -29,20 +29,18 @@ def write_real_task(tasks_dir: Path) -> Path:
     if folder.exists():
         return folder
     shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     with tarfile.open(ARCHIVE) as archive:
         for member in archive:
             content = archive.extractfile(member)
             if content is None:
                 continue
-            name = Path(member.name)
-            target = partial / name
-            if name.suffix == ".ogg":
-                target = (partial / "16000" / name).with_suffix(".wav")
+            if not member.name.endswith(".ogg"):
+                (partial / member.name).write_bytes(content.read())
+                continue
+            target = (partial / "16000" / member.name).with_suffix(".wav")
             target.parent.mkdir(parents=True, exist_ok=True)
-            if name.suffix == ".ogg":
-                samples, rate = sf.read(io.BytesIO(content.read()))
-                sf.write(target, samples, rate, subtype="PCM_16")
-            else:
-                target.write_bytes(content.read())
+            samples, rate = sf.read(io.BytesIO(content.read()))
+            sf.write(target, samples, rate, subtype="PCM_16")
     tasks_dir.mkdir(parents=True, exist_ok=True)
     return partial.rename(folder)

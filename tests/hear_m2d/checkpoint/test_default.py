@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 import hear_m2d
 from hear_m2d.checkpoint.resolve import DEFAULT, read_weights
@@ -37,9 +38,11 @@ def test_the_embedding_of_a_generated_waveform_is_that_of_the_day_it_was_made(mo
     assert float(scene.norm()) == pytest.approx(GOLDEN["norm"], rel=1e-4)
 
 
-def test_it_fits_into_the_wheel_and_is_stored_in_half_precision():
+def test_it_fits_into_the_wheel_and_is_stored_in_half_precision(model):
     assert DEFAULT.stat().st_size <= 25e6
-    assert all(parameter.dtype == torch.float32 for parameter in hear_m2d.load_model().parameters())
+    with safe_open(DEFAULT, framework="pt") as stored:
+        assert {stored.get_slice(name).get_dtype() for name in stored.keys()} == {"F16"}  # noqa: SIM118
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
 
 
 def test_it_says_its_license_and_how_it_was_trained():
