@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,7 +53,25 @@ class Web:
 
 
 @pytest.fixture
-def web() -> Iterator[Web]:
+def serve() -> Iterator[Callable[[HTTPServer], HTTPServer]]:
+    """`serve(server)` runs an HTTP server in a thread until the test ends."""
+    running = []
+
+    def start(server: HTTPServer) -> HTTPServer:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        running.append((server, thread))
+        return server
+
+    yield start
+    for server, thread in running:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def web(serve: Callable[[HTTPServer], HTTPServer]) -> Iterator[Web]:
     """A web server with `pages`, which records the path of each request in `requests`."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -75,14 +93,9 @@ def web() -> Iterator[Web]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    web = Web(server.server_address[1])
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
+    web = Web(serve(server).server_address[1])
     yield web
     web.go_on.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import ssl
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 
 import pytest
 
@@ -17,7 +16,7 @@ VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "SSL_CERT_DIR", "CURL_CA_BUN
 
 
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path, serve):
     """An https server whose certificate no one else knows, and the paths that it is asked for."""
     asked = []
 
@@ -41,10 +40,7 @@ def server(tmp_path):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, tmp_path / "key.pem")
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port, str(certificate), asked
-    server.shutdown()
-    server.server_close()
+    return serve(server).server_port, str(certificate), asked
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 
 import pytest
 
@@ -13,7 +12,7 @@ HUB = "from hear_m2d.checkpoint.download import fetch_from_hub; fetch_from_hub('
 
 
 @pytest.fixture
-def proxy():
+def proxy(serve):
     """A proxy that refuses everything; it notes the addresses that it is asked for."""
     asked = []
 
@@ -25,11 +24,8 @@ def proxy():
         def log_message(self, *arguments):
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Refuses)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
+    server = serve(HTTPServer(("127.0.0.1", 0), Refuses))
+    return f"http://127.0.0.1:{server.server_port}", asked
 
 
 @pytest.mark.parametrize(
