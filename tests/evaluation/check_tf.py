@@ -66,6 +66,8 @@ def main() -> None:
         for start in (("-m",), COMPAT):
             assert "Looks good!" in run(*start, VALIDATOR, "hear_m2d", "-m", checkpoint, "-d", "cpu")
             say(f"python {' '.join(start)} {VALIDATOR}: looks good")
+        assert "Looks good!" in run("-m", VALIDATOR, "hear_m2d")
+        say(f"python -m {VALIDATOR} without a model (the default model): looks good")
 
         for start, out in ((("-m",), "plain"), (COMPAT, "stand-in")):
             where = ("--tasks-dir", str(place / "tasks"), "--embeddings-dir", str(place / out))

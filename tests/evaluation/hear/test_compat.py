@@ -49,6 +49,20 @@ def start(tool: str, *args: str, without: tuple[str, ...] = ()) -> str:
     return f"{imported}; run_tool({tool!r}, {args!r}, without={without!r})"
 
 
+def test_n2_a_prediction_imports_neither_torchvision_nor_transformers(run_python: Run) -> None:
+    code = """
+import sys
+from hear_m2d.evaluation.hear.compat import PREDICTIONS, repaired
+from lightning_utilities.core.imports import RequirementCache
+print(bool(RequirementCache("torchvision")), bool(RequirementCache("transformers")))
+with repaired(PREDICTIONS):
+    import pytorch_lightning
+print({"torchvision", "transformers"} & set(sys.modules))
+"""
+    done = run_python(code)
+    assert done.stdout == "True True\nset()\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("tool", "args"),
     [(VALIDATOR, ("tiny_hear_module", "-d", "cpu")), (EMBEDDINGS, ("--help",))],
