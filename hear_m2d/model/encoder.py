@@ -6,7 +6,10 @@ Source: M2D (Niizumi et al., 2023) section III; ViT (Dosovitskiy et al., 2021); 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import importlib
+import os
+import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -124,6 +127,7 @@ def transformer_blocks(width: int, *, depth: int, heads: int, mlp_ratio: float =
     """Return ``depth`` pre-norm blocks of timm: joint qkv with bias, exact GELU, LayerNorm eps 1e-6."""
     # Heavy, so imported where an encoder is built; and never on a caller's meta device, where torch 2.6
     # cannot import its compiler.
+    _import_triton_beside_tensorflow()
     with torch.device("cpu"):
         from timm.models.vision_transformer import Block
 
@@ -132,6 +136,19 @@ def transformer_blocks(width: int, *, depth: int, heads: int, mlp_ratio: float =
         Block(dim=width, num_heads=heads, mlp_ratio=mlp_ratio, qkv_bias=True, norm_layer=norm)
         for _ in range(depth)
     )
+
+
+def _import_triton_beside_tensorflow() -> None:
+    """Import triton, as timm will, bound to its own LLVM: with that of tensorflow 2.20 it crashes."""
+    if "tensorflow.python" not in sys.modules:
+        return
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(flags | getattr(os, "RTLD_DEEPBIND", 0))
+    try:
+        with suppress(ImportError):
+            importlib.import_module("triton")
+    finally:
+        sys.setdlopenflags(flags)
 
 
 def attention_kernels(device: torch.device) -> AbstractContextManager[Any]:

@@ -131,8 +131,8 @@ class LogMelSpectrogram(nn.Module):
     def __init__(self, config: FrontendConfig | None = None) -> None:
         super().__init__()
         self.config = config or FrontendConfig()
-        # Not in the state dict: they are computed from the config.
-        window = torch.hann_window(self.config.n_fft, dtype=torch.float32)
+        # Not in the state dict: they are computed from the config, on the CPU also under a meta device.
+        window = torch.hann_window(self.config.n_fft, dtype=torch.float32, device="cpu")
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("filters", mel_filters(self.config), persistent=False)
 
