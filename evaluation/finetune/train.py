@@ -251,7 +251,7 @@ class _Run:
             try:
                 states.load(self.network, self.optimizer, step)  # type: ignore[arg-type]
             except ValueError as error:
-                logger.warning("%s: going back to the state before it", error)
+                logger.warning("%s: using the state before it", error)
             else:
                 return step
         return 0

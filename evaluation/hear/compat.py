@@ -1,8 +1,8 @@
-"""Repairs that the official HEAR packages need on a current Python, made at run time and undone afterwards.
+"""Repairs that the official HEAR packages need on a current Python: made at run time, undone afterwards.
 
 heareval 2021.1.3 and hearvalidator 2021.0.6 run unmodified. Each repair below is one small context manager
-with a name. It is made only around an official tool and undone when the tool ends; nothing here happens on
-``import hear_m2d``. The same start from the command line::
+with a name. It is made only around an official tool and undone when the tool ends; ``import hear_m2d``
+repairs nothing. To start a tool with its repairs from the command line::
 
     python -m hear_m2d.evaluation.hear.compat heareval.embeddings.runner hear_m2d …
 """
@@ -110,7 +110,7 @@ def tensorflow_sees_the_gpu() -> Iterator[None]:
 
 @contextmanager
 def nvml_stand_in() -> Iterator[None]:
-    """R4: beside a GPU the kit starts NVML when it is imported, and a container may lack it.
+    """R4: on a machine with a GPU the kit starts NVML when it is imported, but a container may lack NVML.
 
     With the stand-in the kit notes no GPU memory, as it does where NVML refuses to answer.
     """

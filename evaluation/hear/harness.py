@@ -27,13 +27,13 @@ def evaluate(
     Args:
         settings: What to score and where to put it.
         progress: Called whenever a stage begins or ends.
-        plan: From :func:`~hear_m2d.evaluation.hear.plan.make_plan`, if it is made already.
+        plan: Result of :func:`~hear_m2d.evaluation.hear.plan.make_plan`; by default it is made here.
 
     Returns:
         The content of ``results.json``, as written. A failed task has the ``status`` ``failed``.
 
     Raises:
-        InputError: As ``make_plan``. `out` is not claimed then: the corrected call may name it again.
+        InputError: For the reasons of ``make_plan``. `out` is not claimed then: a corrected call may use it.
         ConnectionError: If the checkpoint must be downloaded and the server cannot be reached.
         WorkFailedError: If the process that loads the model dies, or a download fails.
     """
@@ -53,7 +53,7 @@ def evaluate(
             if (folder := embedding_folder(settings.out, name)) is not None:
                 shutil.rmtree(folder)
         record.remember(waiting, sample_rate=rate)
-        # The largest first, so that no long task is left at the end.
+        # The largest task starts first, so that no long task runs alone at the end.
         waiting.sort(key=lambda task: task.audio_bytes(rate), reverse=True)
         left = len(waiting)
         with closing(_run(plan, [task.name for task in waiting])) as events:

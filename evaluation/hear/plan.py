@@ -40,11 +40,11 @@ PROGRAMS_BYTES = 1_500_000_000  # bytes of one process (torch, Lightning, the ki
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, str], None]
-"""Called with a task's folder name, or nothing, and a text whenever something begins or ends."""
+"""A function called when a step begins or ends, with the task's folder name (empty: no task) and a text."""
 
 
 def log_progress(task: str, text: str) -> None:
-    """Log what begins or ends."""
+    """Log a step that begins or ends."""
     logger.info("%s%s", f"{task}: " if task else "", text)
 
 
@@ -55,22 +55,22 @@ class Plan:
     settings: Evaluation
     record: RunRecord
     tasks: list[TaskFolder] = field(default_factory=list)
-    """All tasks asked for that are there."""
+    """The requested tasks that exist."""
     entries: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Of results.json: what is finished, and what an earlier call left of other tasks."""
+    """Entries of results.json: finished tasks, and other tasks of an earlier call."""
     steps: dict[str, str] = field(default_factory=dict)
-    """Of each task that is left, in words: ``embed, predict``."""
+    """The remaining steps of each unfinished task, in words: ``embed, predict``."""
     changed: set[str] = field(default_factory=set)
     """Tasks that were changed after they were embedded, and are embedded again."""
     model: Mapping[str, Any] = field(default_factory=dict)
     """Description of the loaded model; empty if no work is left."""
     disk_bytes: dict[str, int] = field(default_factory=dict)
     memory_bytes: dict[str, int] = field(default_factory=dict)
-    """Of each task that is left; memory of its own process."""
+    """Needs of each unfinished task; the memory is that of its process alone."""
 
 
 def make_plan(settings: Evaluation, *, progress: Progress = log_progress, dry_run: bool = False) -> Plan:
-    """Check everything before any work, fetch tasks if asked to, and find out what is left to do.
+    """Check everything before any work, fetch tasks if requested, and determine what is left to do.
 
     Args:
         settings: What to score and where to put it.
@@ -140,7 +140,7 @@ def embedding_folder(out: Path, task: str) -> Path | None:
 
 
 def make_job(plan: Plan, task: str, *, log: Path) -> Job:
-    """Return the job of one task, or without a name that which only loads the model.
+    """Return the job of one task, or, if the name is empty, the job that only loads the model.
 
     Paths are absolute: with a relative one the kit would write its training logs to the working directory.
     """
@@ -178,7 +178,7 @@ def _load_model(plan: Plan) -> dict[str, Any]:
 
 
 def _official_tasks(settings: Evaluation) -> dict[str, Task | None]:
-    """Return the folder names of the tasks asked for, with their rows of the catalog if they are HEAR's."""
+    """Return the folder names of the requested tasks, with their rows of the catalog if they are HEAR's."""
     from hear_m2d.evaluation.archives.catalog import select_tasks, task_of_directory
 
     if not settings.tasks:
@@ -193,7 +193,7 @@ def _official_tasks(settings: Evaluation) -> dict[str, Task | None]:
 
 
 def _fetch(plan: Plan, tasks: Mapping[str, Task | None], *, dry_run: bool) -> list[str]:
-    """Download and resample what is missing; return the folder names of the tasks that are there then."""
+    """Download and resample missing tasks; return the folder names of all tasks that exist afterwards."""
     from hear_m2d.evaluation.archives.download import download_tasks
     from hear_m2d.evaluation.archives.estimate import size_of_folder, size_of_task
     from hear_m2d.evaluation.archives.resample import resample_tasks
@@ -222,7 +222,7 @@ def _fetch(plan: Plan, tasks: Mapping[str, Task | None], *, dry_run: bool) -> li
 
 
 def _find_steps(plan: Plan) -> None:
-    """Find out which tasks are finished, and what is left of the others."""
+    """Determine which tasks are finished, and which steps the others still need."""
     earlier = plan.record.earlier_results()
     plan.record.facts["model"]["config"] = earlier["model"].get("config")
     plan.entries = {entry["task"]: entry for entry in earlier["tasks"]}
@@ -247,7 +247,7 @@ def _find_steps(plan: Plan) -> None:
 
 
 def _check_tasks(plan: Plan, waiting: list[TaskFolder], progress: Progress) -> None:
-    """Check the tasks that are left; all findings are reported at once."""
+    """Check the unfinished tasks; all problems are reported at once."""
     from hear_m2d.evaluation.archives.check import check_tasks, has_errors, summarize
 
     rate = plan.model["sample_rate"]

@@ -1,8 +1,8 @@
 """The output folder of one evaluation: its identity, its tasks, and its ``results.json``.
 
-The kit does not distinguish checkpoints: in a folder with the embeddings of one it would score them again
-under another's name. A folder therefore belongs to one checkpoint with one set of options; it is claimed when
-the model is loaded and the tasks fit it, so that a refused call leaves only its log.
+The kit does not distinguish checkpoints: it would score the embeddings that one checkpoint left in a folder
+under the name of another. A folder therefore belongs to one checkpoint with one set of options. It is claimed
+after the model is loaded and the tasks are checked, so that a refused call leaves only its log.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class RunRecord:
     """The head of ``results.json``: model, harness, environment."""
     sample_rate: int | None = None
     digests: dict[str, str] | None = None
-    """What each task looked like when its embeddings were made."""
+    """The digest of each task when its embeddings were made."""
 
     @classmethod
     def open(cls, out: Path, facts: dict[str, Any]) -> RunRecord:
-        """Find a folder free for this evaluation, or as an earlier call left it; nothing is written yet.
+        """Open a folder that is new, or that an earlier call of this evaluation left; nothing is written yet.
 
         Raises:
             InputError: If the folder holds something else.
@@ -116,7 +116,7 @@ class RunRecord:
 
 
 def identity(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what makes two evaluations one: the checkpoint's content, not its name or place."""
+    """Return what identifies an evaluation: the checkpoint's content and the settings, not names or paths."""
     model, harness = facts["model"], facts["harness"]
     return {
         "module": model["module"],
@@ -178,7 +178,7 @@ def _default_name(settings: Evaluation) -> str:
 
 
 def _checkpoint(settings: Evaluation) -> tuple[Path | None, list[str]]:
-    """Return the checkpoint's file, and what our own module's file leaves open."""
+    """Return the checkpoint's file, and the notes on it if the module is ours."""
     if settings.model is None:
         return None, []
     if settings.module != OURS:
@@ -199,5 +199,5 @@ def _device(settings: Evaluation) -> str:
         return "cpu" if settings.device == "cpu" else "ray"
     if not visible_gpus(settings.device):
         return "cpu"
-    # Asked by number: pick_device() would use memory of the GPU, and the kit records what is in use there.
+    # Not by pick_device(): it would use memory of the GPU, and the kit records how much of it is in use.
     return f"cuda {torch.cuda.get_device_name(int((settings.device or '').partition(':')[2] or 0))}"

@@ -139,7 +139,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def grid_mark(harness: Mapping[str, Any]) -> str:
-    """Return a sentence where the grid is not the published one, else nothing: such scores do not compare."""
+    """Return a sentence if the grid is not the published one, because such scores are not comparable."""
     grid = (harness["grid"], harness["grid_points"])
     if grid == PUBLISHED_GRID:
         return ""

@@ -24,9 +24,9 @@ class Evaluation:
     tasks_dir: Path
     """The folder whose sub-folders are tasks."""
     out: Path
-    """The folder of one model's results; the same settings again continue there."""
+    """The folder of one model's results; a call with the same settings continues there."""
     model: str | os.PathLike[str] | None = None
-    """What the module's ``load_model`` gets: a path, of our own also a name or an address; None: nothing."""
+    """Argument of the module's ``load_model``: a path; for our own module also a name or an address."""
     module: str = OURS
     """The module with the HEAR API."""
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Evaluation:
     grid_points: int = 8
     """How many points of the grid are tried."""
     in_memory: bool = True
-    """Whether prediction holds the embeddings in memory; without it they are read from disk."""
+    """Whether prediction holds the embeddings in memory; otherwise they are read from disk."""
     device: str | None = None
     """``cpu``, ``cuda`` or ``cuda:N``; None uses all GPUs, or the CPU where there is none."""
     name: str = ""
@@ -81,7 +81,7 @@ def check_model(model: str | os.PathLike[str], *, module: str) -> str | os.PathL
 def visible_gpus(device: str | None) -> list[str]:
     """Return the GPUs to use, each as a value of ``CUDA_VISIBLE_DEVICES``; none means the CPU.
 
-    Nothing is computed on a GPU to find out: the kit records how much of its memory is in use.
+    Nothing is computed on a GPU for this: the kit records how much of its memory is in use.
 
     Raises:
         InputError: If a GPU is asked for that torch does not see.
@@ -106,8 +106,8 @@ def visible_gpus(device: str | None) -> list[str]:
 def job_environments(settings: Evaluation) -> list[dict[str, str]]:
     """Return the environment variables of each of the processes that run at once: its threads and its GPU.
 
-    torch's number of threads in this process (its cores, or ``OMP_NUM_THREADS``) is shared out, so that the
-    same number of jobs on the same machine computes in the same order.
+    torch's number of threads in this process (its cores, or ``OMP_NUM_THREADS``) is divided among them, so
+    that the same number of jobs on the same machine computes in the same order.
     """
     import torch
 

@@ -20,7 +20,7 @@ from typing import Any
 from hear_m2d.utils.errors import MissingPackageError
 
 INSTALL_RAY = "python -m pip install 'hear-m2d[ray]'"
-MAX_TRIES = 3  # of a task whose machine dies
+MAX_TRIES = 3  # how often a task is started whose machine dies
 FINAL = {"done", "failed", "model"}
 """The possible last events of a process."""
 Event = dict[str, Any]
@@ -97,7 +97,7 @@ def run_worker(
     """Run one worker process, and yield its events; the last one is final, even if the process dies.
 
     Args:
-        job: What it does.
+        job: The model and the task.
         environment: Variables besides those of this process.
         running: The process is in this set as long as it runs.
     """
@@ -144,7 +144,7 @@ def run_jobs_on_ray(
     Args:
         jobs: In the order in which they start.
         address: ``auto``, ``local`` or ``HOST:PORT``.
-        device: With ``cpu``, GPUs are not used; otherwise a task takes one where the cluster has some.
+        device: With ``cpu``, GPUs are not used; otherwise each task takes one GPU, if the cluster has any.
         jobs_per_machine: The processors of the smallest machine are shared by this many tasks.
 
     Audio, checkpoint and output folder must be at the same path on every machine. A task whose machine dies
@@ -197,7 +197,7 @@ def _failure(error: str) -> Event:
 
 
 def ending(code: int) -> str:
-    """Return how a process ended that did not finish its work, from its exit code."""
+    """Describe how a process ended that did not finish its work, from its exit code."""
     if code >= 0:
         return f"its process ended with exit code {code}"
     try:
@@ -209,7 +209,7 @@ def ending(code: int) -> str:
 
 
 def _last_output(log: Path, begun: int) -> str:
-    """Return the last line of a log, which may hold other processes' before ``begun``."""
+    """Return the last line of a log; lines before byte ``begun`` are those of other processes."""
     with log.open("rb") as file:
         file.seek(begun)
         lines = file.read().decode(errors="replace").replace("\r", "\n").split("\n")

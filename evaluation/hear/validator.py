@@ -1,4 +1,4 @@
-"""Run the official hear-validator on a module: needs `hearvalidator` and nothing else of the extra."""
+"""Run the official hear-validator on a module; of the extra `evaluation` it needs only `hearvalidator`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def validate(
     """Let the official validator check a module; it prints what it does, and `Looks good!` at the end.
 
     Args:
-        model: What the module's ``load_model`` gets: a path, of our own also a name or an address; None:
-            nothing.
+        model: Argument of the module's ``load_model``: a path; for our own module also a name or an address.
+            None: ``load_model`` gets no argument.
         module: The module with the HEAR API.
         device: As torch names it; None takes the GPU where there is one.
         options: Keyword arguments of ``load_model``.
@@ -71,7 +71,7 @@ def _working_directory_importable() -> Iterator[None]:
 
 @contextmanager
 def _module_with_options(module: str, options: Mapping[str, Any]) -> Iterator[str]:
-    """Name a module whose ``load_model`` has the options filled in: the validator cannot pass any."""
+    """Yield the name of a module whose ``load_model`` has the options set: the validator cannot pass any."""
     if not options:
         yield module
         return

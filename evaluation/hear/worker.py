@@ -35,9 +35,7 @@ def main() -> None:
     """Read the job, do it, and report on standard output."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    sys.path.append(
-        job["folder"]
-    )  # a HEAR module in the user's working directory, after everything installed
+    sys.path.append(job["folder"])  # for a HEAR module in the user's working directory
     output = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # output of the official tools
 
@@ -132,7 +130,7 @@ def remove_logs(folder: Path) -> None:
 
 
 def reset_peak_memory() -> None:
-    """Let the kernel count this process's peak memory anew (Linux; elsewhere the peak is the process's)."""
+    """Reset the kernel's record of this process's peak memory (Linux only; elsewhere nothing is reset)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

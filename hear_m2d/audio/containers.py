@@ -12,16 +12,16 @@ from typing import IO
 from hear_m2d.audio.formats import AU, BEGINNINGS, FLAC, MATROSKA, MP3, OGG, TTA, WAV, Format, format_of
 from hear_m2d.audio.types import DecodeError
 
-PADDING = 2048  # bytes that may follow a file though they are not sound: a sector of a CD
+PADDING = 2048  # bytes of a CD sector: so many bytes that are not audio may follow a file
 HEAD = 4096  # bytes that are read to find the format
 _READ_AHEAD = 1 << 16  # bytes: more than decoders read beyond the sound
-# Names of elements with sound, and the sizes up to which they were never completed: WAV, AIFF, MPEG-4, ASF
+# Elements with sound (WAV, AIFF, MPEG-4, ASF), and the largest size that means it was never filled in
 _NEVER_COMPLETED = {b"data": 0, b"SSND": 0, b"mdat": 0, b"\x36\x26\xb2\x75": 50}
 _SOUND = (*_NEVER_COMPLETED, b"moov", b"moof")
 
 
 class FileBytes:
-    """The bytes of an open file, read when they are asked for by a slice."""
+    """The bytes of an open file; a slice reads them from the file."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -32,7 +32,7 @@ class FileBytes:
         return self._size
 
     def __getitem__(self, part: slice) -> bytes:
-        """Read from a first byte to a last-plus-one."""
+        """Read the bytes of a slice."""
         start, stop, _ = part.indices(self._size)
         self._file.seek(start)
         return self._file.read(max(stop - start, 0))
@@ -42,7 +42,7 @@ Content = bytes | FileBytes
 
 
 def end_of(data: Content, start: int, kind: Format | None) -> int:
-    """Return where the file that begins at `start` ends; the end of the data if nothing shows it."""
+    """Return where the file that begins at `start` ends; the end of the data if that is unknown."""
     stop = 0
     if kind is AU:
         sound = int.from_bytes(data[start + 8 : start + 12], "big")
@@ -64,7 +64,7 @@ def end_of(data: Content, start: int, kind: Format | None) -> int:
 
 
 def _next_beginning(data: bytes, start: int, kind: Format | None) -> int:
-    """Return where the next file begins, if its format is known by more than a few bytes; 0 if none does."""
+    """Return where the next file begins, if more than a few bytes identify its format; else 0."""
     own = kind and kind.begins and re.compile(kind.begins, re.DOTALL).search(data, start + 1)
     if own:
         return own.start()
@@ -83,7 +83,7 @@ def cut_chunk(data: Content, kind: Format) -> str:
 
 
 def _elements(data: Content, start: int, kind: Format) -> Iterator[tuple[bytes, int, int]]:
-    """Yield the name, the begin and the end of each element of a file; an end of 0 is not known."""
+    """Yield the name, the start and the end of each element of a file; an end of 0 means unknown."""
     layout = kind.layout
     if layout is None:
         return
@@ -114,7 +114,7 @@ def _elements(data: Content, start: int, kind: Format) -> Iterator[tuple[bytes, 
 
 
 def _end_of_matroska(data: Content, start: int) -> int:
-    """Return where a Matroska file ends: behind its header and its segment; 0 if it is not known."""
+    """Return where a Matroska file ends: after its header and its segment; 0 if that is unknown."""
     position = start
     for name in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
         head = data[position : position + 12]
@@ -127,7 +127,7 @@ def _end_of_matroska(data: Content, start: int) -> int:
 
 
 def is_unknown(size: int) -> bool:
-    """Return whether a program that writes to a pipe states this size: the largest, or slightly less."""
+    """Return whether a size means unknown: programs that write to pipes state the largest, or a bit less."""
     return any(0 <= most - size <= 1 << 16 for most in (1 << 31, 1 << 32, 1 << 63, 1 << 64))
 
 
@@ -135,7 +135,7 @@ def next_file(data: Content, stop: int, kind: Format | None) -> int:
     """Return where another file begins after one that ends at `stop`; the end of the data if none does.
 
     Raises:
-        DecodeError: Other bytes follow than tags, zeros and a little padding.
+        DecodeError: Something other than tags, zeros and a little padding follows.
     """
     first, end = skip_tags(data, stop), _without_end_tags(data)
     position = first
@@ -153,7 +153,7 @@ def next_file(data: Content, stop: int, kind: Format | None) -> int:
             position = at
     is_certain = (
         following is not None and following is not MP3 and following.begins is not None
-    )  # by more than two bytes
+    )  # identified by more than two bytes
     if position >= end or (not is_certain and end - position <= PADDING):
         return len(data)
     if following is None:
@@ -162,7 +162,7 @@ def next_file(data: Content, stop: int, kind: Format | None) -> int:
 
 
 def skip_tags(data: Content, position: int) -> int:
-    """Return the position behind the tags that begin here."""
+    """Return the position after the tags that begin here."""
     while True:
         head = data[position : position + 32]
         if head[:3] == b"TAG":  # ID3v1
@@ -178,7 +178,7 @@ def skip_tags(data: Content, position: int) -> int:
 
 
 def _without_end_tags(data: Content) -> int:
-    """Return where the tags begin that only their last bytes announce: ID3v1, Lyrics3 and APE."""
+    """Return where the tags at the end of a file begin: ID3v1, Lyrics3 and APE."""
     end = len(data)
     if data[max(end - 128, 0) : end][:3] == b"TAG":
         end -= 128

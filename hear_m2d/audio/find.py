@@ -26,7 +26,7 @@ def find_audio(
     """Return the audio files under a folder, by their suffix.
 
     Symbolic links are followed, also to folders, each folder once. Names that start with a dot are skipped.
-    What cannot be read as a file (a pipe, a broken link) is returned too: reading it says so.
+    Entries that cannot be read as a file (a pipe, a broken link) are returned too: reading them is an error.
 
     Args:
         folder: A folder, or a single audio file.
@@ -38,7 +38,7 @@ def find_audio(
     Raises:
         FileNotFoundError: The folder does not exist.
         OSError: A folder cannot be read.
-        InputError: It is a file whose suffix belongs to no audio format.
+        InputError: ``folder`` is a file whose suffix belongs to no audio format.
     """
     root = Path(folder)
     if not root.exists():
@@ -63,7 +63,7 @@ def walk(
         on_error: As for :func:`find_audio`.
 
     Returns:
-        Names with ``/`` between their parts, sorted, and bytes; 0 bytes if they are not known.
+        Names with ``/`` between their parts, sorted, and sizes in bytes; 0 if the size is unknown.
     """
     found: list[tuple[str, int]] = []
     seen: set[tuple[int, int]] = set()
@@ -95,5 +95,5 @@ def walk(
 def _size(entry: os.DirEntry[str]) -> int:
     try:
         return entry.stat().st_size
-    except OSError:  # reported when it is to be read
+    except OSError:  # reported when the file is read
         return 0

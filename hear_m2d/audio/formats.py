@@ -34,10 +34,10 @@ class Format(NamedTuple):
     Attributes:
         name: Name in messages.
         demuxer: FFmpeg's name for it.
-        states_length: Its header states how long the sound is.
-        layout: Its elements, which say where a file ends.
-        begins: A pattern, rare enough to be searched for, with which a file of this format begins.
-        by_libsndfile: libsndfile may be able to decode it.
+        states_length: Whether its header states how long the sound is.
+        layout: How its elements follow one another; they show where a file ends.
+        begins: A pattern with which a file of this format begins, and which is rare in other data.
+        by_libsndfile: Whether libsndfile may be able to decode it.
     """
 
     name: str

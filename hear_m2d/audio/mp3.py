@@ -36,7 +36,7 @@ class _Header(NamedTuple):
     size: int  # bytes; 0 in free format
     samples: int
     padding: int
-    tag_at: int  # where a length would be stated, bytes from the frame's beginning
+    tag_at: int  # bytes from the frame's start to where a length would be stated
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Mp3Link:
         samples: Samples per frame.
         frames: Number of frames with sound.
         stated: Number of frames that the first frame states; None if it states none.
-        stated_bytes: Number of bytes that it states.
+        stated_bytes: Number of bytes that the first frame states.
         trim: Samples that the encoder and a decoder add at the beginning and at the end.
         ranges: Where the frames with sound lie, as first and last-plus-one bytes.
     """
@@ -78,7 +78,7 @@ class Mp3Link:
 
     @property
     def holds_its_bytes(self) -> bool:
-        """Whether as many bytes are there as the first frame states: then its number of frames is wrong."""
+        """Whether there are as many bytes as the first frame states: then its number of frames is wrong."""
         return self.stated_bytes is not None and self.stop - self.start + _SLACK_BYTES >= self.stated_bytes
 
 
@@ -161,7 +161,7 @@ def _parse_word(word: bytes) -> _Header | None:
 
 
 def _free_size(data: bytes, position: int, header: _Header) -> int:
-    """Return the size of a frame of any constant rate: where the next header of its kind follows."""
+    """Return the size of a frame in free format: the distance to the next header of its kind."""
     for distance in range(24, _LARGEST_FREE):
         following = data[position + distance : position + distance + 3]
         if following[:2] == data[position : position + 2] and (following[2] ^ data[position + 2]) & 0xFC == 0:
@@ -181,7 +181,7 @@ def _is_confirmed(data: bytes, position: int, header: _Header) -> bool:
 
 
 def _next_frame(data: bytes, position: int) -> int:
-    """Return where the next frame begins that another one confirms; -1 if there is none."""
+    """Return where the next frame begins that another frame follows; -1 if there is none."""
     position = data.find(b"\xff", skip_tags(data, position))
     while position >= 0:
         header = _parse(data, position)

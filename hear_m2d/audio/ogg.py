@@ -22,7 +22,7 @@ class OggLink:
 
     Attributes:
         data: Its bytes.
-        multiplexed: It holds several streams at the same time.
+        multiplexed: Whether it holds several streams at the same time.
     """
 
     data: bytes
@@ -34,13 +34,13 @@ def ogg_links(data: bytes, sample_rate: int) -> list[OggLink]:
 
     Args:
         data: The file's bytes.
-        sample_rate: The rate at which the sound is wanted, hertz.
+        sample_rate: The requested rate, hertz.
 
     Raises:
         DecodeError: A page is damaged, missing or cut off.
     """
     starts: list[list[int]] = []  # for each link, where its first pages begin, one for each of its streams
-    numbers: dict[int, int] = {}  # of the latest page of each stream
+    numbers: dict[int, int] = {}  # number of the latest page of each stream
     at_start = False
     position = data.find(b"OggS")
     end = position
@@ -80,14 +80,14 @@ def _page_size(data: bytes, position: int) -> int:
 
 
 def _checksum(page: bytes) -> int:
-    """Return the CRC of a page: that of zlib with the bits of each byte in the other order, from 0."""
+    """Return the CRC of a page: zlib's, but with the bits of each byte reversed, and starting from 0."""
     blank = page[:22] + bytes(4) + page[26:]
     reflected = zlib.crc32(blank.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{reflected:032b}"[::-1], 2)
 
 
 def _with_opus_rate(link: bytes, sample_rate: int) -> bytes:
-    """Return the link; if it is Opus at a lower rate by its header, with 48,000 Hz there."""
+    """Return the link; if it is Opus with a lower rate in its header, the header then states 48,000 Hz."""
     size = _page_size(link, 0)
     page = bytearray(link[:size])
     head = 27 + page[26]

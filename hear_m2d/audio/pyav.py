@@ -22,7 +22,7 @@ INSTALL = "pip install 'hear-m2d[decoders]'"
 LIMIT_S = 30.0  # seconds for a file without sound
 LIMIT_S_PER_HOUR = 60.0  # additional seconds for each hour of sound
 _WORKER = Path(__file__).with_name("pyav_worker.py")
-_idle: dict[int, list[_Worker]] = {}  # by process id: a forked process must not use them
+_idle: dict[int, list[_Worker]] = {}  # by process id: a forked process must not use those of its parent
 
 
 def decode(source: str | os.PathLike[str] | bytes, kind: Format) -> tuple[list[Piece], int]:
@@ -35,12 +35,12 @@ def decode(source: str | os.PathLike[str] | bytes, kind: Format) -> tuple[list[P
         kind: Its format.
 
     Raises:
-        DecodeError: It cannot be decoded whole, its decoder died twice or took too long, or PyAV is not
+        DecodeError: It cannot be decoded completely, its decoder died twice or took too long, or PyAV is not
             installed.
     """
     if importlib.util.find_spec("av") is None:
         raise DecodeError(
-            "not supported", f"libsndfile cannot read this {kind.name} whole; PyAV can: {INSTALL}"
+            "not supported", f"libsndfile cannot read all of this {kind.name}; PyAV can. Type: {INSTALL}"
         )
     request: dict[str, Any] = {"demuxer": kind.demuxer, "states_length": kind.states_length}
     if isinstance(source, bytes):
@@ -119,7 +119,7 @@ class _Worker:
                 return pieces, message["end"]
 
     def _watch(self, finished: threading.Event) -> None:
-        """Kill the process when its time is over."""
+        """Kill the process when its time limit is reached."""
         while not finished.wait(max(self.deadline - time.monotonic(), 0.01)):
             if time.monotonic() >= self.deadline:
                 self.timed_out = True

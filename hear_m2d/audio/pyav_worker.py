@@ -1,9 +1,9 @@
 """The process that decodes with PyAV. It runs as a script, so that it starts without importing torch.
 
-Standard input: requests, a line of JSON each: ``path`` or ``size`` (that many bytes follow), ``demuxer``,
-``states_length``. Standard output: messages, a JSON line each: ``rate`` and ``channels`` (of the samples that
-follow), ``samples`` (so many float32 values follow), at last ``end`` (where the last packet ends, bytes), or
-``error`` with ``reason``.
+Each line of standard input is a request in JSON: ``path`` or ``size`` (that many bytes follow),
+``demuxer``, ``states_length``. Each line of standard output is a message in JSON: ``rate`` and ``channels``
+(of the samples that follow), ``samples`` (that many float32 values follow), and last ``end`` (where the last
+packet ends, bytes), or ``error`` with ``reason``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LOSSLESS = ("pcm_", "flac", "alac", "wavpack", "ape", "tta")
 
 
 def decode(source: Any, demuxer: str, states_length: bool, out: IO[bytes]) -> int:
-    """Decode the sound of a file, write it in messages, and return where its last packet ends."""
+    """Decode the sound of a file, write it as messages, and return where its last packet ends."""
     with av.open(source, format=demuxer, options=_STRICT, metadata_errors="ignore") as container:
         if not container.streams.audio:
             raise ValueError("it holds no sound")
@@ -94,7 +94,7 @@ def send(out: IO[bytes], message: dict[str, Any]) -> None:
 def main() -> None:
     """Answer requests until the input ends."""
     requests, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # output of libraries must not mix with the messages
+    os.dup2(2, 1)  # what libraries print must not mix with the messages
     av.logging.set_level(av.logging.PANIC)
     for line in requests:
         request = json.loads(line)

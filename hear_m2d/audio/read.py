@@ -1,8 +1,8 @@
 """Decode audio files: any common format, any rate, any channels → mono float32.
 
-Decoding is strict: a file that cannot be read whole is an :class:`AudioError` that names the file and says
-why. Callers that read many files catch it, count it and go on. libsndfile decodes what it can read whole.
-PyAV (FFmpeg) decodes the rest, in a process of its own.
+Decoding is strict: a file that cannot be read completely raises an :class:`AudioError` with the file's name
+and the reason. Callers that read many files catch it, count it and go on. libsndfile decodes the files that
+it can read completely. PyAV (FFmpeg) decodes the others, in a separate process.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ def _resampled(audio: NDArray[np.float32], rate: int, sample_rate: int) -> NDArr
         return np.ascontiguousarray(audio, dtype=np.float32)
     resampled = soxr.resample(audio, rate, sample_rate, quality="HQ")
     if len(resampled) == 0:
-        raise DecodeError("empty", f"its {len(audio)} samples at {rate} hertz are none at {sample_rate}")
+        raise DecodeError("empty", f"its {len(audio)} samples at {rate} hertz give none at {sample_rate}")
     if not np.isfinite(resampled).all():  # the filter may overshoot
         raise DecodeError("non-finite", "its samples are too loud to be resampled")
     return np.ascontiguousarray(resampled, dtype=np.float32)
 
 
 def _decode(path: str | os.PathLike[str], content: bytes | None, sample_rate: int) -> list[Piece]:
-    """Return the sound of a file at its own rate, in pieces if files were joined."""
+    """Return the sound of a file at its own rate, in several pieces if files were joined."""
     if content is not None:
         return _decode_files(path, content, sample_rate)
     if not stat.S_ISREG(os.stat(path).st_mode) and not Path(path).is_dir():  # noqa: PTH116
@@ -100,7 +100,7 @@ def _decode(path: str | os.PathLike[str], content: bytes | None, sample_rate: in
 
 
 def _decode_files(path: str | os.PathLike[str], data: Content, sample_rate: int) -> list[Piece]:
-    """Decode the file that the data begins with, and the files that follow it."""
+    """Decode the file at the start of the data, and the files that follow it."""
     if len(data) == 0:
         raise DecodeError("empty", "it holds no bytes")
     pieces: list[Piece] = []
@@ -123,7 +123,7 @@ def _decode_files(path: str | os.PathLike[str], data: Content, sample_rate: int)
 def _decode_one(
     source: str | os.PathLike[str] | bytes, kind: Format | None, sample_rate: int
 ) -> tuple[list[Piece], int]:
-    """Decode one file; also return where its sound ends, if only the decoder finds that."""
+    """Decode one file; also return where its sound ends, if only the decoder can tell."""
     if isinstance(source, bytes) and kind is OGG:
         links = ogg_links(source, sample_rate)
         decode = [pyav.decode if link.multiplexed else _either for link in links]
@@ -162,7 +162,7 @@ def _cut_chunk(source: str | os.PathLike[str] | bytes, kind: Format) -> str:
 
 
 def _decode_mp3(data: bytes, *, least: int = 0) -> tuple[list[Piece], int]:
-    """Decode the streams of an MP3, of which frames must make up a minimum number of bytes."""
+    """Decode the streams of an MP3 whose frames make up at least ``least`` bytes."""
     try:
         links = mp3_links(data)
     except DecodeError as error:
@@ -173,7 +173,7 @@ def _decode_mp3(data: bytes, *, least: int = 0) -> tuple[list[Piece], int]:
 
 
 def _decode_link(data: bytes, link: Mp3Link) -> list[Piece]:
-    """Decode a stream: libsndfile needs the right number of frames in its header, or a constant bit rate."""
+    """Decode a stream; libsndfile needs the right number of frames in its header, or a constant bit rate."""
     start, end = link.trim
     least = link.frames * link.samples - start - end
     if link.is_stated:  # then libsndfile reads to the end, and its trimming may differ from ours

@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from hear_m2d.audio.containers import is_unknown, next_file
 from hear_m2d.audio.types import DecodeError, Piece
 
-_BLOCK = 1 << 20  # values per read: memory must not depend on a wrong header
-# Sample rates that are accepted, hertz: from slowed-down seismograms to bats. With a header beyond them a
-# short file would be resampled to hours, or need a filter as long as the file.
+_BLOCK = 1 << 20  # values per read, so that a wrong header cannot decide how much memory is used
+# Accepted sample rates, hertz: from slowed-down seismograms to bats. With a rate outside this range a short
+# file would be resampled to hours, or need a filter as long as the file.
 RATES = (100, 10_000_000)
-# How libsndfile notes that sound is cut off: in a chunk (WAV, AIFF, SVX, AU, WVE), in the file (W64, RF64).
+# How libsndfile's log reports cut-off sound: for a chunk (WAV, AIFF, SVX, AU, WVE), for the file (W64, RF64).
 _SHORT_DATA = re.compile(
     r"^\s*(?:data|SSND|BODY|Data Size|riff|Riff size)\s*:\s*(\d+) \(should be (\d+)\)"
     r"|^\s*Data length (\d+) should be (\d+)",
     re.MULTILINE,
 )
 _FRAMES = re.compile(r"^\s*Frames\s*:\s*(\d+)", re.MULTILINE)
-_SLACK_BYTES = 64  # some encoders count their header as sound
+_SLACK_BYTES = 64  # some encoders count the header as sound
 
 
 def decode(
@@ -36,11 +36,11 @@ def decode(
 
     Args:
         source: Its path, or its bytes.
-        least: Minimum number of decoded samples, if known from another source than the header.
-        to_end: Bytes that follow the sound are an error.
+        least: Minimum number of decoded samples, if it is known from elsewhere than the header.
+        to_end: Whether bytes that follow the sound are an error.
 
     Raises:
-        DecodeError: libsndfile cannot read it, or not to its end.
+        DecodeError: libsndfile cannot read the file, or cannot read it to its end.
         OSError: The file cannot be opened.
     """
 
@@ -51,7 +51,7 @@ def decode(
         size = file.seek(0, io.SEEK_END)
     if isinstance(source, bytes):
         target: object = reopen()
-    else:  # as bytes, where names are bytes: soundfile cannot spell one that is not UTF-8
+    else:  # as bytes on POSIX: soundfile cannot encode a name that is not UTF-8
         target = os.fsencode(source) if os.name == "posix" else source
     try:
         with soundfile.SoundFile(target) as sound:
@@ -79,21 +79,21 @@ def decode(
 
 
 def check_end(file: io.BytesIO) -> None:
-    """Refuse a file with another one, or other bytes, behind what the decoder read."""
+    """Raise an error if another file, or other bytes, follow what the decoder read."""
     data, stop = file.getvalue(), file.tell()
     if (following := next_file(data, stop, None)) < len(data):
         raise DecodeError("corrupt", f"it has {len(data) - following} bytes after its end")
 
 
 def check_rate(rate: int) -> None:
-    """Refuse a sample rate that is not plausible."""
+    """Raise an error if a sample rate is not plausible."""
     if not RATES[0] <= rate <= RATES[1]:
         raise DecodeError("corrupt", f"its header states a rate of {rate} hertz")
 
 
 def to_mono(block: NDArray[np.float32]) -> NDArray[np.float32]:
     """Average channels, (frames, channels) → (frames,)."""
-    if block.shape[1] <= 2:  # equal to numpy's mean, and twenty times as fast for so short an axis
+    if block.shape[1] <= 2:  # the same as numpy's mean, and twenty times as fast for so short an axis
         return block[:, 0] if block.shape[1] == 1 else (block[:, 0] + block[:, 1]) * np.float32(0.5)
     mixed: NDArray[np.float32] = block.mean(axis=1)
     return mixed

@@ -36,12 +36,12 @@ class AudioError(InputError):
 
 
 class DecodeError(Exception):
-    """Content that cannot be decoded; the error does not have the file's name.
+    """Content that cannot be decoded; the error does not name the file.
 
     Args:
         reason: As for :class:`AudioError`.
         detail: As for :class:`AudioError`.
-        undecodable: libsndfile cannot read content of this kind; PyAV may.
+        undecodable: Whether libsndfile cannot read content of this kind; PyAV may.
     """
 
     def __init__(self, reason: Reason, detail: str, *, undecodable: bool = False) -> None:

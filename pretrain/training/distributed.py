@@ -1,7 +1,7 @@
-"""One run in several processes: ranks, work done by the main process only, and a common end.
+"""One run in several processes: ranks, work of the main process alone, and the end of all processes.
 
-The launcher's environment decides (torchrun or accelerate launch); without one there is a single process.
-Weights are the same everywhere, so only the main process writes.
+The environment of the launcher (torchrun or accelerate launch) says how many processes there are; without a
+launcher there is one. All processes have the same weights, so only the main process writes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from hear_m2d.utils.errors import InputError, WorkFailedError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-FAILED = "hear_m2d_failed"  # a failing process writes to the store before the others' calls fail
+FAILED = "hear_m2d_failed"  # a failing process writes to the store before the calls of the others fail
 LONG = timedelta(days=30)  # the others wait while the main process prepares the data
 STOPPED = 128 + signal.SIGTERM  # the exit code of a run that SIGTERM stopped
 
@@ -63,17 +63,17 @@ class Processes:
         logger.log(logging.INFO if self.is_main else logging.DEBUG, message, *values)
 
     def share(self, batch: int) -> slice:
-        """Return which clips of a batch are this process's; an InputError if it cannot be divided evenly."""
+        """Return this process's part of a batch; an InputError if the batch cannot be divided evenly."""
         if batch % self.count:
             raise InputError(
-                f"batch_size = {batch} clips cannot be shared evenly by {self.count} processes: "
+                f"batch_size = {batch} clips cannot be divided evenly among {self.count} processes: "
                 f"give a multiple of {self.count}"
             )
         part = batch // self.count
         return slice(self.rank * part, (self.rank + 1) * part)
 
     def run_everywhere(self, work: Callable[[], T]) -> T:
-        """Call a function in every process; an error in one of them is an error in all.
+        """Call a function in every process; if it fails in one process, all raise an error.
 
         The other processes raise an OtherProcessFailedError.
         """
@@ -137,14 +137,14 @@ class Processes:
             raise
 
     def _first_to_fail(self) -> int:
-        """Return which process failed first: this one reports the error."""
+        """Return the number of the process that failed first, which reports the error."""
         try:
             return int(self.store.compare_set(FAILED, "", str(self.rank)))
         except dist.DistError:  # the process with the store has ended
             return self.rank
 
     def _require_own_error(self, error: RuntimeError) -> None:
-        """Raise another error if this one is only the consequence of another process's end."""
+        """Raise another error if this one only follows from the end of another process."""
         try:
             self.store.wait([FAILED], timedelta(seconds=3))
             raise OtherProcessFailedError("another process of the run failed") from error
@@ -156,7 +156,7 @@ class Processes:
                 raise OtherProcessFailedError("another process of the run ended") from error
             first_line = str(error).strip().partition("\n")[0]
             raise WorkFailedError(
-                f"another process of the run ended without an error message (out of memory, or killed?): the "
+                f"another process of the run ended without an error message (out of memory, or killed?). The "
                 f"same command continues from the last saved state. torch says: {first_line}"
             ) from error
 
@@ -187,7 +187,7 @@ def init_distributed() -> Processes:
 
 
 def end_distributed() -> None:
-    """Leave the group of processes, at the end of a run that went well."""
+    """Leave the group of processes at the end of a successful run."""
     if _JOINED:
         dist.destroy_process_group()
         _JOINED.clear()
@@ -197,7 +197,7 @@ _JOINED: list[Processes] = []  # torch.distributed's own state is global in the 
 
 
 def process_device(processes: Processes, name: str) -> torch.device:
-    """Return this process's device: where there are several processes, each has a GPU of its own.
+    """Return this process's device; if there are several processes, each has its own GPU.
 
     Raises an InputError if there is no such device, or fewer GPUs than processes.
     """
@@ -209,7 +209,7 @@ def process_device(processes: Processes, name: str) -> torch.device:
     gpus = torch.cuda.device_count()
     if processes.local >= gpus:
         raise InputError(
-            f"process {processes.local} of this machine has no GPU of its own: torch sees {gpus}. Start as "
+            f"process {processes.local} of this machine has no GPU: torch sees {gpus}. Start as "
             f"many processes as there are GPUs, with torchrun --nproc-per-node {gpus}"
         )
     return torch.device("cuda", processes.local)
@@ -245,13 +245,13 @@ class StopRequest:
             if not self._asked:
                 work()
         except _InterruptedWork:
-            logger.info("SIGTERM: the probe is interrupted; the run makes it when it continues")
+            logger.info("SIGTERM: the probe is interrupted; the continued run repeats it")
         finally:
             self._interrupts = False
 
     @contextmanager
     def heard(self) -> Iterator[StopRequest]:
-        """Catch the signal meanwhile, in the main thread only, because Python allows no other handler."""
+        """Handle the signal inside the block; in the main thread only, as Python requires."""
         in_main_thread = threading.current_thread() is threading.main_thread()
         before = signal.signal(signal.SIGTERM, self._handle) if in_main_thread else None
         try:

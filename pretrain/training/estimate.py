@@ -24,8 +24,8 @@ from hear_m2d.pretrain.training.metrics import DTYPES
 from hear_m2d.utils.device import free_memory, native_bfloat16
 from hear_m2d.utils.flops import matrix_rate
 
-# Shares of the matrix rate that a step is taken to reach: on two CPU cores about what was measured
-# (docs/performance.md), on a GPU the aim of this project.
+# The share of the matrix rate that a step is assumed to reach: on the CPU about the share measured on two
+# cores (docs/performance.md), on a GPU the goal of this project.
 ASSUMED_SHARE = {"cpu": 0.65, "cuda": 0.40}
 MEMORY_SHARE = 0.8  # of a GPU's free memory that a step may take: the estimate leaves out passing buffers
 # Sizes of the matrices whose products measure a machine's rate well enough for an estimate.
@@ -37,22 +37,22 @@ class Plan:
     """The cost of a run."""
 
     encoder: int  # learned parameters, without positions
-    predictor: int  # those of the predictor or decoder, and of the offline predictor
+    predictor: int  # parameters of the predictor or decoder, and of the offline predictor
     target: int  # parameters of M2D's target network, which are averaged, not learned
     operations: float  # of one clip's step
-    clips: int | None  # of the set, if one is known
+    clips: int | None  # number of clips in the set, if known
     steps: int | None  # of the run; None where that follows from an unknown set
     state_bytes: float  # weights, gradients, moments, target network, copies in the network's precision
     clip_bytes: float  # additional bytes for each clip of the batch
     precision: str
 
     def hours(self, rate: float, batch: int) -> float | None:
-        """Return the hours that the steps take at so many operations per second."""
+        """Return the hours that the steps take at a number of operations per second."""
         return None if self.steps is None else self.steps * batch * self.operations / rate / 3600
 
 
 def run_precision(recipe: Recipe, device: torch.device) -> str:
-    """Return the precision of a recipe on a device, where ``auto`` means bfloat16 or float32."""
+    """Return the precision of a recipe on a device; ``auto`` becomes bfloat16 or float32."""
     if recipe.precision != "auto":
         return recipe.precision
     return "bfloat16" if native_bfloat16(device) else "float32"
@@ -67,9 +67,8 @@ def make_plan(
 ) -> Plan:
     """Estimate the cost of a run of the recipe.
 
-    ``clips`` are by default those that the recipe was published with. The ``device`` (the CPU by default)
-    decides the precision that ``auto`` means. ``teacher`` has the sizes of M2D-X's teacher, where the recipe
-    names none.
+    ``clips`` is by default the number of the published run. The ``device`` (the CPU by default) decides which
+    precision ``auto`` means. ``teacher`` has the sizes of M2D-X's teacher, if the recipe names none.
 
     Raises:
         InputError: A named teacher is not a checkpoint, or does not fit.
@@ -94,7 +93,7 @@ def make_plan(
 def parameters(recipe: Recipe) -> tuple[int, int, int]:
     """Return the parameters of encoder, predictor side and target network.
 
-    An offline predictor counts only where ``offline.features`` is known.
+    An offline predictor is counted only if ``offline.features`` is known.
     """
     if recipe.offline.source and not recipe.offline.features:
         recipe = dataclasses.replace(recipe, offline=OfflineConfig())
@@ -108,7 +107,7 @@ def parameters(recipe: Recipe) -> tuple[int, int, int]:
 
 
 def memory(recipe: Recipe, *, precision: str, teacher: EncoderConfig | None = None) -> tuple[float, float]:
-    """Estimate the bytes of a training step: those that stay, and those that each clip of the batch adds."""
+    """Estimate the bytes of a training step: a constant part, and a part for each clip of the batch."""
     encoder, predictor, target = parameters(recipe)
     learned = encoder + predictor
     exact = 8 if precision == "float64" else 4
@@ -175,7 +174,7 @@ def describe_plan(
 ) -> Iterator[str]:
     """Yield the lines of a dry run: the resolved recipe, then its cost.
 
-    ``rate`` are the operations per second of the device's matrix products; measured here, if not given.
+    ``rate`` is the rate of the device's matrix products, operations per second; by default it is measured.
     """
     fields = dataclasses.asdict(recipe)
     tables = {name: fields.pop(name) for name in TABLES}
@@ -201,9 +200,9 @@ def describe_plan(
     yield (
         f"memory, estimated in {plan.precision}: {plan.state_bytes / 2**30:.2f} GiB and "
         f"{plan.clip_bytes / 2**20:.1f} MiB a clip: {total / 2**30:.1f} GiB for {recipe.batch_size} clips "
-        f"on one device; --micro-batch-size N needs that of N clips"
+        f"on one device; --micro-batch-size N needs the memory of N clips"
     )
-    origin = "given" if rate else "measured just now"
+    origin = "given" if rate else "measured now"
     rate = rate or matrix_rate(DTYPES[plan.precision], device, QUICK_SIZES.get(device.type))
     share = ASSUMED_SHARE.get(device.type, ASSUMED_SHARE["cuda"])
     hours = plan.hours(rate * share, recipe.batch_size)

@@ -48,7 +48,7 @@ from hear_m2d.utils.files import lock_folder, remove_leftovers
 from hear_m2d.utils.progress import ProgressBar
 
 DIVERGED = 10.0  # times the first loss of the log
-RATE_MOVED = 0.2  # share by which the matrix rate must change to be logged
+RATE_MOVED = 0.2  # relative change of the matrix rate that is logged
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class TrainOptions:
     log_every: int = 10  # steps between two lines of the log
     save_every: int = 500  # steps between two saves of the training state
     keep_last: int = 2  # how many of the newest states to keep
-    keep_every: int = 0  # states at multiples of so many steps are kept for good; 0 keeps none of them
+    keep_every: int = 0  # states at multiples of this number of steps are never removed; 0: all may be
     workers: int | None = None  # loader processes of each training process; None: 4 for a GPU, 0 for a CPU
-    micro_batch_size: int = 0  # most clips in one forward pass; 0: on a GPU as many as fit, on a CPU all
+    micro_batch_size: int = 0  # maximum clips in one forward pass; 0: on a GPU as many as fit, on a CPU all
     progress: bool = False  # show a progress bar
     probes: ProbeSettings = field(default_factory=ProbeSettings)  # labeled sets, probed during the run
     track: tuple[Any, ...] = ()  # accelerate's trackers: names, or instances of its GeneralTracker
@@ -88,15 +88,15 @@ def train(
         features: A folder of stored features, where the recipe learns from them.
         minutes: Choose the number of steps so that the run takes about this long here; the recipe's
             length is then ignored.
-        force: Continue the run in ``out`` although it was begun with other settings.
+        force: Continue the run in ``out`` even if it was started with other settings.
         **options: Those of :class:`TrainOptions`.
 
     Returns:
         The checkpoint's path.
 
     Raises:
-        InputError: ``out`` holds another run, the data has another front end, or the processes cannot share
-            a batch.
+        InputError: ``out`` holds another run, the data has another front end, or the batch cannot be divided
+            among the processes.
         WorkFailedError: The loss became infinite, not a number, or far too large; a step did not fit into
             the device's memory; a state could not be written; or the data could no longer be read.
         StoppedError: SIGTERM came; the state is saved.
@@ -158,7 +158,7 @@ def _train(
         Trainer, recipe=recipe, device=device, precision=precision, micro_batch_size=settings.micro_batch_size
     )
 
-    # How long: a run that is resumed keeps the number of steps that its minutes came to.
+    # The number of steps: a resumed run keeps the number that was computed from its minutes.
     known = processes.run_on_main(run.known)
     record = {
         "recipe": recipe.to_json(),
@@ -172,9 +172,9 @@ def _train(
         steps = recipe.steps if recipe.steps is not None else steps_of_epochs(recipe, len(data))
     elif known and known.get("minutes") == minutes:
         steps = int(known["steps"])
-    else:  # another run is refused before minutes of timing
+    else:  # refuse another run before the timing, which takes minutes
         processes.run_on_main(lambda: run.changed(record, step=first, force=force))
-        # No reference to the copy may remain: it is a second network, whose memory training needs.
+        # No reference to the copy may remain: training needs the memory of this second network.
         steps = steps_within(minutes * 60, make_trainer(copy.deepcopy(objective)), recipe, processes)
         gc.collect()  # compiled blocks refer to themselves
     record["steps"] = steps
@@ -191,11 +191,11 @@ def _train(
         processes.log_once("continuing %s at step %d of %d", out, first, steps)
     del state
     for name, (before, now) in changed.items():
-        processes.log_once("%s was %r, and is %r from here on", name, before, now)
+        processes.log_once("%s was %r, and is %r from now on", name, before, now)
     if first and first < steps and "steps" in changed:
         rates = [learning_rate(recipe, first, length) for length in (int(changed["steps"][0]), steps)]
         processes.log_once(
-            "the schedules now stretch over %d steps: after step %d the learning rate goes from %.3g to %.3g",
+            "the schedules now cover %d steps: after step %d the learning rate changes from %.3g to %.3g",
             steps, first, *rates,
         )  # fmt: skip
     processes.run_on_main(lambda: run.begin(record, changed, first, start))
@@ -209,7 +209,7 @@ def _train(
         processes.log_once("%d clips are shorter than a crop and are padded with the mean", short)
     labeled = recipe.offline.source == "labels"
     if labeled and (bare := sum(not data.label(clip) for clip in range(len(data)))):
-        processes.log_once("%d clips have no label and count as clips of none of the classes", bare)
+        processes.log_once("%d clips have no label: they are used as clips without any class", bare)
     if probes.wanted:
         processes.log_once("%s", probes.describe())
 
@@ -228,13 +228,13 @@ def _train(
         before, now = processes.run_everywhere(matrix_rate.measure)
         if before and abs(now / before - 1) > RATE_MOVED:
             processes.log_once(
-                "the matrix rate went from %.0f to %.0f GFLOP/s (other work on this machine, or another "
+                "the matrix rate changed from %.0f to %.0f GFLOP/s (other work on this machine, or another "
                 "clock speed); shares refer to the highest rate of the run, %.0f GFLOP/s",
                 before / 1e9, now / 1e9, matrix_rate.best / 1e9,
             )  # fmt: skip
 
     def probe(step: int) -> float:
-        """Probe where that is due, and return the seconds that it took."""
+        """Probe if a probe is due, and return the seconds that it took."""
         begun = time.perf_counter()
         if probes.due(step, steps):
             run_probes = partial(probes.run, objective, recipe, mean=data.mean, std=data.std, step=step)
@@ -242,7 +242,7 @@ def _train(
         return time.perf_counter() - begun
 
     def save(step: int) -> None:
-        processes.run_on_main(run.sync_log)  # a run continued from this state has the lines before it
+        processes.run_on_main(run.sync_log)  # so that a run continued from this state has the lines before it
         processes.run_on_main(lambda: states.save(objective, training.optimizer, step))
 
     steps_from = partial(StepBatches, batch_size=recipe.batch_size, n_clips=len(data), seed=recipe.seed)
@@ -258,12 +258,12 @@ def _train(
     show_bar = settings.progress and processes.is_main
     bar = ProgressBar(total=steps, initial=first, unit="step", disable=not show_bar)
     objective.train()
-    # Loader processes end with the steps, not with the program.
+    # Loader processes end after the last step, not at the end of the program.
     with run.report_io_errors(), bar, closing(stream):
         if first not in probed:  # the start of a run, or a probe that SIGTERM interrupted
             probe(first)
         clock, waited, logged, ready = time.perf_counter(), 0.0, first, time.perf_counter()
-        checked = first  # the loss of the steps before was finite
+        checked = first  # the loss of all earlier steps was finite
         for step in range(first, steps):
             if stop.asked():
                 stream.close()
@@ -284,7 +284,7 @@ def _train(
             objective.momentum_update(decay)
 
             bar.update()
-            if logs or saves:  # the only place that waits for the device
+            if logs or saves:  # the only line that waits for the device
                 scalars = {"loss": result.loss, **result.meters, "grad_norm": result.norm}
                 means = processes.mean(list(scalars.values()))
                 line = {"step": done, "lr": rate, **dict(zip(scalars, means, strict=True))}
@@ -297,7 +297,7 @@ def _train(
                 seconds = time.perf_counter() - clock
                 line["clips_per_s"] = (done - logged) * recipe.batch_size / seconds
                 line["data_wait"] = waited / seconds
-                if processes.run_on_main(matrix_rate.due):  # after a step: a GPU's clocks are up
+                if processes.run_on_main(matrix_rate.due):  # after a step: a GPU is at full clock then
                     measure_rate()
                 best = processes.mean([torch.tensor(matrix_rate.best)])[0] * processes.count
                 if (used := line["clips_per_s"] * operations / best) <= 1:  # or a measurement contradicts it
@@ -327,12 +327,12 @@ def _train(
 def _check(
     line: dict[str, Any], first_loss: float | None, states: States, bad_clip: Callable[[], str]
 ) -> None:
-    """Stop a run whose loss is not finite, or far above its first one."""
+    """Stop a run whose loss is not finite, or much higher than its first loss."""
     loss, norm = line["loss"], line["grad_norm"]
     finite = math.isfinite(loss) and math.isfinite(norm)
     if finite and loss <= DIVERGED * (first_loss or math.inf):
         return
-    # A cosine loss is at most 4 and cannot diverge: its collapse shows in the meters of the target.
+    # A cosine loss is at most 4 and cannot diverge: a collapse is visible in the meters of the target.
     if not finite and (clip := bad_clip()):
         raise WorkFailedError(f"{clip} has values that are not finite: copy or prepare the data again")
     began = f", {first_loss:.3g} at the first line of the log" if first_loss else ""

@@ -1,6 +1,6 @@
-"""Metrics of training: they show whether a network collapses, and whether the machine is used well.
+"""Metrics of training: they show whether a network collapses, and how well the machine is used.
 
-The meters of the encoder's output are computed in steps that are logged, on the device, and in no others.
+The meters of the encoder's output are computed on the device, and only in steps that are logged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hear_m2d.utils.flops import matrix_rate
 MOST_CLIPS = 1024  # maximum number of rows for RankMe
 EPSILON = 1e-7  # epsilon of RankMe
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-# Of matrices large enough to reach a device's rate, and small enough to be multiplied in a moment.
+# Sizes of matrices: large enough to reach a device's rate, small enough to be multiplied in a moment.
 RATE_SIZES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
 
 
@@ -45,7 +45,7 @@ def latent_meters(latent: Tensor, *, class_token: bool) -> dict[str, Tensor]:
 
     Args:
         latent: Encoder output, (clips, [1 +] visible, width).
-        class_token: Whether the first token is one; it is left out.
+        class_token: Whether the first token is a class token, which is then left out.
     """
     meters = token_meters(latent[:, int(class_token) :])
     return {"latent_std": meters["target_std"], "latent_cosine": meters["target_cosine"]}
@@ -66,17 +66,17 @@ def rankme(x: Tensor) -> Tensor:
     (ICML 2023), equations 1 and 2.
 
     Args:
-        x: (rows, features); of more than 1024 rows that many are taken, at equal distances.
+        x: (rows, features); of more than 1024 rows, 1024 at equal distances are used.
 
     Returns:
         A scalar; not a number where ``x`` is not finite.
     """
     if len(x) > MOST_CLIPS:
         x = x[torch.arange(MOST_CLIPS, device=x.device) * len(x) // MOST_CLIPS]
-    # From the smaller Gram matrix, in float64: on a GPU several times faster than the singular values.
+    # Eigenvalues of the smaller Gram matrix, in float64: on a GPU several times faster than singular values.
     x = x.double()
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
-    finite = gram.isfinite().all()  # the decomposition would raise before the loss shows the error
+    finite = gram.isfinite().all()  # the decomposition would raise an error before the loss is checked
     gram = torch.where(finite, gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
     values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     shares = values / values.sum().clamp_min(torch.finfo(values.dtype).tiny) + EPSILON
@@ -90,7 +90,7 @@ class MatrixRate:
     of the process is therefore used.
     """
 
-    # By type, device and threads: the highest rate, the last one, and when that was measured.
+    # For each (type, device, threads): the highest rate, the last rate, and when that was measured.
     measured: ClassVar[dict[tuple[torch.dtype, torch.device, int], tuple[float, float, float]]] = {}
 
     def __init__(self, device: torch.device, precision: str, *, every: float = 180.0) -> None:
@@ -107,10 +107,10 @@ class MatrixRate:
         return self._key not in self.measured or time.monotonic() - self.measured[self._key][2] > self.every
 
     def measure(self) -> tuple[float, float]:
-        """Measure for a moment; return the rate before (0: none) and the rate now, operations per second."""
+        """Measure for a moment; return the previous rate (0: none) and the new one, operations per second."""
         best, before, _ = self.measured.get(self._key, (0.0, 0.0, 0.0))
         gpu = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=gpu):  # the caller's random state stays as it is
+        with torch.random.fork_rng(devices=gpu):  # keep the caller's random state
             sizes = RATE_SIZES.get(self.device.type, RATE_SIZES["cuda"])
             now = matrix_rate(self.dtype, self.device, sizes)
         self.measured[self._key] = max(best, now), now, time.monotonic()

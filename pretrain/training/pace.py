@@ -15,11 +15,11 @@ from hear_m2d.pretrain.training.step import Trainer
 from hear_m2d.utils.errors import InputError
 
 TIMED_STEPS, TIMED_S = 5, 10.0  # minimum number of steps, maximum seconds
-TIMED_SHARE = 0.2  # maximum share of the given time, unless one step takes longer
+TIMED_SHARE = 0.2  # maximum share of the available time, unless one step takes longer
 
 
 def steps_of_epochs(recipe: Recipe, clips: int) -> int:
-    """Return how many steps the recipe's epochs are; an InputError if the clips do not fill one batch."""
+    """Return the number of steps in the recipe's epochs; an InputError if the clips do not fill one batch."""
     per_epoch = clips // recipe.batch_size
     if per_epoch == 0:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Probes of a network in training: how well its frozen embeddings separate labeled clips, at intervals.
+"""Probes during training: at intervals, how well the frozen embeddings separate labeled clips.
 
 The main process probes and the others wait. Probes change nothing that the training depends on: no weights,
 no modes, no random state. Runs with and without probes end with the same weights.
@@ -32,7 +32,7 @@ class ProbeSettings:
         paths: HEAR task folders, or CSV files with the columns file and label.
         every: ``10 epochs``, ``500 steps``; a bare number counts epochs. The first and the last step of a run
             are probed in any case.
-        clips: Most clips of a set; of a larger one each class keeps its share.
+        clips: Maximum number of clips of a set; of a larger set each class keeps its share.
     """
 
     paths: tuple[Path, ...] = ()
@@ -40,7 +40,7 @@ class ProbeSettings:
     clips: int = 1000
 
     def steps(self, epoch: int) -> int:
-        """Return how many steps lie between two probes, where an epoch has ``epoch`` steps."""
+        """Return the number of steps between two probes; ``epoch`` is the number of steps in an epoch."""
         match = re.fullmatch(r"\s*(\d+)\s*(epochs?|steps?)?\s*", self.every)
         if not match or not int(match[1]):
             raise InputError(
@@ -52,11 +52,11 @@ class ProbeSettings:
 class Probes:
     """The labeled sets, read once; only the main process needs to ``read`` them.
 
-    ``sample_rate`` is that of the network, ``epoch`` the steps of an epoch.
+    ``sample_rate`` is that of the network, ``epoch`` the number of steps in an epoch.
 
     Raises:
-        FileNotFoundError: A set, or a part of its audio, is not there.
-        InputError: A set cannot be probed with, two have one name, or scikit-learn is not installed.
+        FileNotFoundError: A set, or a part of its audio, does not exist.
+        InputError: A set cannot be used, two sets have the same name, or scikit-learn is not installed.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Probes:
 
         start = time.perf_counter()
         line: dict[str, Any] = {"step": step}
-        # A model of its own around the same weights: the objective stays in training mode.
+        # A separate model with the same weights: the objective stays in training mode.
         model = hear_model(objective, recipe, mean=mean, std=std, training={})
         model.frontend.to(next(objective.encoder.parameters()).device)
         for labeled in self.sets:

@@ -1,4 +1,4 @@
-"""A run's folder: what is being trained, the training states, the log; safe to interrupt at any moment.
+"""The folder of a run: its settings, training states and log. A run can be interrupted at any moment.
 
 run.json                  what this run is: recipe, data, steps, and its history
 metrics.jsonl             one line per logged step
@@ -56,7 +56,7 @@ class RunFolder:
     ) -> dict[str, tuple[Any, Any]]:
         """Return the fields in which the requested run differs from this folder's: none, unless forced.
 
-        Raises an InputError for another run, and for one that is at a later ``step`` than the last requested.
+        Raises an InputError for another run, and if ``step`` is after the last requested step.
         """
         known = self.known()
         if known is None:
@@ -79,8 +79,8 @@ class RunFolder:
     ) -> None:
         """Write ``run.json``, or add what :meth:`changed` returned to its ``history``.
 
-        A checkpoint that is there already is kept, under its number of steps. ``start`` says how each part of
-        the network began.
+        An existing checkpoint is kept, under its number of steps. ``start`` says how each part of the network
+        was initialized.
         """
         known = self.known()
         if known is None:
@@ -105,7 +105,7 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def cut_log(self, step: int) -> tuple[float | None, list[int]]:
-        """Drop the lines after a step, which a resumed run writes again.
+        """Remove the lines after a step, which a resumed run writes again.
 
         Returns the loss of the first line, if there is one, and the steps that were probed.
         """
@@ -119,7 +119,7 @@ class RunFolder:
             except ValueError:
                 continue  # a line cut short when the process was killed
         atomic_write_text(self.metrics, "".join(json.dumps(entry) + "\n" for entry in kept))
-        losses = (float(entry["loss"]) for entry in kept if "loss" in entry)  # lines of probes have none
+        losses = (float(entry["loss"]) for entry in kept if "loss" in entry)  # lines of probes have no loss
         return next(losses, None), [entry["step"] for entry in kept if "probe_s" in entry]
 
     def save_objective(self, objective: Objective, record: dict[str, Any]) -> None:
@@ -140,7 +140,7 @@ class RunFolder:
 
 
 def changes(known: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Return the fields that differ, with the value there and the value asked for."""
+    """Return the fields that differ, with the value in the folder and the requested value."""
     differing: dict[str, tuple[Any, Any]] = {}
     for key in sorted(known.keys() | asked.keys()):
         here, now = known.get(key), asked.get(key)

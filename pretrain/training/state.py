@@ -30,22 +30,22 @@ class States:
 
     folder: Path
     keep_last: int = 2  # how many of the newest states to keep
-    keep_every: int = 0  # states at multiples of so many steps are kept for good; 0 keeps none of them
+    keep_every: int = 0  # states at multiples of this number of steps are never removed; 0: all may be
 
     def path(self, step: int) -> Path:
         """Return the file of a step's state."""
         return self.folder / f"state-{step}.safetensors"
 
     def steps(self) -> list[int]:
-        """Return the steps whose states are there, in order."""
+        """Return the steps that have a saved state, in order."""
         matches = (re.fullmatch(r"state-(\d+)\.safetensors", p.name) for p in self.folder.glob("state-*"))
         return sorted(int(match[1]) for match in matches if match)
 
     def save(self, objective: Objective, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """Write the state after ``step`` steps, then remove those that are not to be kept.
+        """Write the state after ``step`` steps, then remove older states that need not be kept.
 
         Raises:
-            WorkFailedError: It cannot be written, or is not finite; the states that were there still are.
+            WorkFailedError: It cannot be written, or is not finite; earlier states are kept.
         """
         tensors = {f"model.{name}": value for name, value in objective.state_dict().items()}
         for name, parameter in objective.named_parameters():
@@ -68,7 +68,7 @@ class States:
             if not (self.keep_every and old % self.keep_every == 0):
                 try:
                     self.path(old).unlink(missing_ok=True)
-                except OSError as error:  # it only takes disk space
+                except OSError as error:  # a state that stays only takes disk space
                     logger.warning("%s cannot be removed: %s", self.path(old), error)
 
     def load(
@@ -78,7 +78,7 @@ class States:
         step: int,
         tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Restore what :meth:`save` wrote; ``tensors`` are those of the file, if they were read already.
+        """Restore what :meth:`save` wrote; ``tensors`` are those of the file, if it was read already.
 
         Raises an InputError for a file that is damaged, or of a network of other sizes.
         """
@@ -99,16 +99,16 @@ class States:
                 }
 
     def newest(self) -> tuple[int, dict[str, Tensor]]:
-        """Return the newest state that can be read: its step and its tensors; 0 where none was written.
+        """Return the newest state that can be read: its step and its tensors; step 0 if none was written.
 
-        Raises an InputError if there are states, and none can be read.
+        Raises an InputError if there are states, but none can be read.
         """
         first_error: ValueError | None = None
         for step in reversed(self.steps()):
             try:
                 return step, read_tensors(self.path(step), STATE_KEY)[0]
             except ValueError as error:
-                logger.warning("%s: going back to the state before it", error)
+                logger.warning("%s: using the state before it", error)
                 first_error = first_error or error
         if first_error is not None:
             raise InputError(f"{first_error}. Remove it to begin the run anew") from first_error

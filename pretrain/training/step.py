@@ -47,9 +47,9 @@ class Trainer:
     """An objective with its optimizer, ready to take steps.
 
     Args:
-        objective: On its device, with the weights' precision.
+        objective: The network, on its device and in the precision of its weights.
         recipe: What to train and how.
-        device: Where.
+        device: Where to train.
         precision: ``float32``, ``bfloat16`` or ``float64``.
         micro_batch_size: Most clips in one forward pass; 0: on a GPU as many as fit into its memory, on a CPU
             the process's whole share of a batch.
@@ -128,7 +128,7 @@ class Trainer:
                 scalars = {**scalars, **latent_meters(output.latent, class_token=extra)}
                 means.append(clip_means(output.latent, class_token=extra))
             meters.append({name: value.detach() * share for name, value in scalars.items()})
-            del output  # frees its activations before the next part
+            del output  # this frees its activations before the next part
         limit = self.recipe.optimizer.clip_grad or math.inf
         norm = self.accelerator.clip_grad_norm_(self._stepper.parameters(), limit)
         self._optimizer.step()
@@ -139,7 +139,7 @@ class Trainer:
 
     def _forward(self, part: dict[str, Tensor]) -> ObjectiveOutput:
         with self.autocast, attention_kernels(self.device):
-            # Outside of the synchronized module: a teacher is no part of what is trained.
+            # Outside the synchronized module, because a teacher is not trained.
             with torch.no_grad():
                 target = self.objective.offline_target(part)
             output: ObjectiveOutput = self._stepper(part["x"], part["noise"], target)
@@ -162,7 +162,7 @@ def without_accelerate_settings() -> Iterator[None]:
     """Hide accelerate's environment variables, which would change what is computed, and where."""
     hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("ACCELERATE_")}
     if os.environ.get("WORLD_SIZE", "1") == "1" and "LOCAL_RANK" in os.environ:
-        hidden["LOCAL_RANK"] = os.environ.pop("LOCAL_RANK")  # of one process, accelerate would make a group
+        hidden["LOCAL_RANK"] = os.environ.pop("LOCAL_RANK")  # for one process, accelerate would make a group
     try:
         yield
     finally:
@@ -173,7 +173,7 @@ def make_accelerator(device: torch.device) -> Accelerator:
     """Return an accelerator for this process's device."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # accelerate takes the current one
-    AcceleratorState._reset_state(reset_partial_state=True)  # it keeps the last run's settings otherwise
+    AcceleratorState._reset_state(reset_partial_state=True)  # otherwise it keeps the settings of the last run
     with without_accelerate_settings():
         return Accelerator(
             cpu=device.type == "cpu",
@@ -208,8 +208,8 @@ def unfuse_attention(objective: Objective) -> None:
 def compile_blocks(objective: Objective) -> None:
     """Compile the transformer blocks with torch on their first call.
 
-    Block by block, for fixed shapes: what is compiled for the first block of a network serves its others, and
-    every later step.
+    Each block is compiled for fixed shapes: the code compiled for the first block of a network is also used
+    for its other blocks, and in every later step.
     """
     import torch._dynamo
 

@@ -27,7 +27,7 @@ def check_trackers(names: Sequence[Any]) -> None:
 
 
 class Trackers:
-    """The trackers of a run; made by the main process alone.
+    """The trackers of a run; only the main process makes them.
 
     ``names`` are accelerate's trackers besides TensorBoard, or instances of its ``GeneralTracker``. Trackers
     that store settings get the plain ones of ``settings``. ``step`` is where the run is: TensorBoard hides
@@ -64,10 +64,10 @@ class Trackers:
                 getattr(tracker, "start", lambda: None)()  # older versions of accelerate start at once
                 if number:
                     tracker.store_init_configuration(plain)
-        except Exception as error:  # no login, no connection: reported now, not after days
+        except Exception as error:  # a missing login or connection is reported now, not after days
             raise InputError(
-                f"the trackers tensorboard, {', '.join(map(str, names))} cannot begin: {error} "
-                f"Put that right, or leave --track out"
+                f"the trackers tensorboard, {', '.join(map(str, names))} cannot start: {error} "
+                f"Correct this, or leave out --track"
             ) from error
 
     def log(self, line: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
-"""Start a new run from a checkpoint: `init` of a recipe. This does not continue the checkpoint's run.
+"""Start a new run from a checkpoint, the `init` of a recipe. This does not continue the checkpoint's run.
 
-Our own runs and published training files give all parts (``objective.safetensors`` is beside our checkpoint).
-With an encoder alone, the predictor gets new weights, and the target starts as ``target_init`` says.
+Published training files have all parts, and so have our own runs (``objective.safetensors`` lies beside the
+checkpoint). With an encoder alone, the predictor gets new weights, and ``target_init`` decides how the target
+network starts.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from hear_m2d.utils.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# Other networks in a published training file, and our names for them.
+# The other networks of a published training file, and our names for them.
 PUBLISHED_NAMES = {
     r"decoder_(embed|blocks|norm|pred)\b": r"decoder.\1",
     r"mask_token$": "decoder.mask_token",
@@ -50,9 +51,9 @@ def begin_objective(
 ) -> tuple[Recipe, Objective, list[str]]:
     """Return the recipe with its open fields filled in, its objective at the start of a run, and notes.
 
-    The objective has fresh weights or those of ``init``, and its teacher, where it has one. The notes are
+    The objective has new weights or those of ``init``, and its teacher, if it has one. The notes are
     those of :func:`warm_start`. ``target_shape`` is that of one item's ``target``, None if the data has none.
-    The weights of a ``resumed`` run come from a saved state: ``init`` need not exist any more.
+    The weights of a ``resumed`` run come from a saved state: ``init`` may have been removed.
 
     Raises:
         FileNotFoundError: No such checkpoint.
@@ -75,12 +76,12 @@ def check_start(recipe: Recipe) -> None:
 
 
 def warm_start(objective: Objective, recipe: Recipe) -> list[str]:
-    """Put the weights of ``recipe.init`` into a fresh objective of this recipe.
+    """Load the weights of ``recipe.init`` into a new objective of this recipe.
 
     A table of positions for another input length is not resampled: it keeps the sine-cosines of the new grid.
 
     Returns:
-        One sentence on each part: taken, copied or fresh. They are logged too.
+        One sentence on each part: taken, copied or new. They are logged too.
 
     Raises:
         FileNotFoundError: No such checkpoint.
@@ -100,7 +101,7 @@ def warm_start(objective: Objective, recipe: Recipe) -> list[str]:
             _copy(wanted, {name: others[name] for name in names})
             notes.append(f"the {part} is taken too")
             continue
-        start = "starts anew"
+        start = "starts with new weights"
         if prefix == "target.":
             start = 'starts at random (target_init = "random")'
         if prefix == "target." and recipe.target_init == "online":
@@ -108,7 +109,7 @@ def warm_start(objective: Objective, recipe: Recipe) -> list[str]:
             _copy(wanted, {name: encoder[name] for name in names})
             start = 'starts as a copy of the encoder (target_init = "online")'
         exists = any(name.startswith(prefix) for name in others)
-        reason = "is of other sizes or of another objective" if exists else "is not there"
+        reason = "has other sizes or belongs to another objective" if exists else "is missing"
         notes.append(f"its {part} {reason}: it {start}")
     if checkpoint.config.code_base == "msm_mae" and others and recipe.decoder.positions == "2d":
         notes.append('its decoder was trained with 1-D positions: decoder.positions = "1d" keeps them')
@@ -129,7 +130,7 @@ def read_init(recipe: Recipe) -> Checkpoint:
     if differing:
         raise InputError(
             f"{recipe.init} cannot be continued with this recipe: it has {', '.join(differing)}. Use a "
-            f"recipe of its sizes"
+            f"recipe with its sizes"
         )
     return checkpoint
 
@@ -165,7 +166,7 @@ def _other_networks(checkpoint: Checkpoint) -> dict[str, Tensor]:
     run = path.with_name("objective.safetensors")
     if path.name == "checkpoint.safetensors" and run.is_file():
         return read_tensors(run, OBJECTIVE_KEY)[0]
-    # A converted file only describes the tensors that the original one had besides.
+    # A converted file only lists the other tensors of the original file.
     return _published_networks(path) if checkpoint.ignored and path.suffix != ".safetensors" else {}
 
 

@@ -136,7 +136,7 @@ def test_samples_that_overflow_in_resampling_are_refused(tmp_path):
 
 def test_a_file_that_is_shorter_than_one_sample_of_the_rate_wanted_is_empty(tmp_path):
     soundfile.write(tmp_path / "x.wav", np.full(1, 0.5), 1_000_000)
-    with pytest.raises(AudioError, match=r"its 1 samples at 1000000 hertz are none at 1000"):
+    with pytest.raises(AudioError, match=r"its 1 samples at 1000000 hertz give none at 1000"):
         read_audio(tmp_path / "x.wav", 1000)
 
 

@@ -108,7 +108,7 @@ def test_a_tracker_without_a_login_is_an_input_error(tmp_path, monkeypatch):
 
     monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "mlflow", refuse)
     refuse.requires_logging_directory = False
-    with pytest.raises(ValueError, match=r"mlflow cannot begin: No API key configured\. Put that right"):
+    with pytest.raises(ValueError, match=r"mlflow cannot start: No API key configured\. Correct this"):
         Trackers(tmp_path, ["mlflow"])
 
 

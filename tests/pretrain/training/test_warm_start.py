@@ -79,7 +79,7 @@ def test_from_an_encoder_alone_the_target_starts_as_target_init_says(target_init
     assert same(objective.target.norm.state_dict(), source.norm.state_dict())
     assert same(objective.decoder.state_dict(), fresh.decoder.state_dict())
     kind = "as a copy of the encoder" if target_init == "online" else "at random"
-    assert f"target network is not there: it starts {kind}" in caplog.text
+    assert f"target network is missing: it starts {kind}" in caplog.text
 
 
 def test_another_input_length_gets_the_positions_of_its_own_grid(finished):
@@ -126,8 +126,9 @@ def test_a_predictor_of_other_sizes_gets_new_weights(finished):
     path, before = finished()
     recipe = recipe_of(init=str(path), decoder__depth=2)
     objective, fresh = build_objective(recipe), build_objective(recipe)
-    assert "its predictor is of other sizes or of another objective: it starts anew" in warm_start(
-        objective, recipe
+    assert (
+        "its predictor has other sizes or belongs to another objective: it starts with new weights"
+        in warm_start(objective, recipe)
     )
     assert same(objective.decoder.state_dict(), fresh.decoder.state_dict())
     assert same(objective.target.state_dict(), before.target.state_dict())
@@ -138,7 +139,7 @@ def test_an_m2d_continues_as_m2d_x_with_a_new_offline_predictor(finished):
     recipe = recipe_of(init=str(path), offline__source="labels", offline__features=3)
     objective = build_objective(recipe)
     notes = warm_start(objective, recipe)
-    assert notes[-1] == "its offline predictor is not there: it starts anew"
+    assert notes[-1] == "its offline predictor is missing: it starts with new weights"
     assert same(objective.target.state_dict(), before.target.state_dict())
 
 
@@ -146,7 +147,9 @@ def test_an_objective_beside_a_file_of_another_name_is_not_taken(finished):
     path, _ = finished()
     other = path.rename(path.with_name("other.safetensors"))
     recipe = recipe_of(init=str(other))
-    assert "its predictor is not there: it starts anew" in warm_start(build_objective(recipe), recipe)
+    assert "its predictor is missing: it starts with new weights" in warm_start(
+        build_objective(recipe), recipe
+    )
 
 
 @pytest.mark.parametrize(
