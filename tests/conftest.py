@@ -135,6 +135,39 @@ def cluster(ray_cluster: Callable[[], AbstractContextManager[Any]]) -> Iterator[
         yield cluster
 
 
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run `hear-m2d` in this process: ``run("info", path)`` → (exit code, output, errors)."""
+    from hear_m2d.cli import main
+
+    monkeypatch.delenv("HEAR_M2D_TRACEBACK", raising=False)
+
+    def command(*words):
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return stop.value.code or 0, out, err
+
+    return command
+
+
+@pytest.fixture
+def refuse_folder(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """``refuse_folder(name)``: folders of that name cannot be listed, also not by root."""
+
+    def refuse(name):
+        scan = os.scandir
+
+        def listed(path):
+            if Path(path).name == name:
+                raise PermissionError(13, "Permission denied", str(path))
+            return scan(path)
+
+        monkeypatch.setattr(os, "scandir", listed)
+
+    return refuse
+
+
 def _folder(variable: str, what: str) -> Path:
     value = os.environ.get(variable, "")
     if not value:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -142,6 +142,12 @@ def hub(tmp_path: Path) -> Iterator[SimpleNamespace]:
     yield SimpleNamespace(python=python, requests=requests, stop=stop, address=address, folder=folder)
     stop()
     process.stdout.close()
+
+
+@pytest.fixture
+def pq() -> ModuleType:
+    """`pyarrow.parquet`; the test is skipped if pyarrow is not installed."""
+    return pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture

@@ -15,20 +15,6 @@ from hear_m2d.utils.commands import PartCommand
 from hear_m2d.utils.errors import MissingPackageError, WorkFailedError
 
 
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the command in this process: (exit code, standard output, standard error)."""
-    monkeypatch.delenv("HEAR_M2D_TRACEBACK", raising=False)
-
-    def command(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(a) for a in arguments])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return command
-
-
 def assert_one_line(result, *words):
     code, out, err = result
     assert code == 2

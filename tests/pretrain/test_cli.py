@@ -7,7 +7,6 @@ import pytest
 import soundfile
 
 import hear_m2d
-from hear_m2d.cli import main
 
 RECIPE = """
 objective = "msm_mae"
@@ -37,17 +36,6 @@ def recipe(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(RECIPE)
     return path
-
-
-@pytest.fixture
-def run(capsys):
-    def call(*args):
-        with pytest.raises(SystemExit) as stop:
-            main([str(a) for a in args])
-        captured = capsys.readouterr()
-        return stop.value.code, captured.out, captured.err
-
-    return call
 
 
 def test_one_command_leads_from_a_folder_of_audio_to_a_checkpoint(run, audio_folder, recipe, tmp_path):

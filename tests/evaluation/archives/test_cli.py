@@ -1,21 +1,3 @@
-import pytest
-
-from hear_m2d.cli import main
-
-
-@pytest.fixture
-def run(capsys):
-    """A function that runs `hear-m2d` and returns (exit code, output, errors)."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as ended:
-            main([str(arg) for arg in args])
-        out, err = capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return run
-
-
 def test_the_list_names_every_task_and_its_state(run, small_task) -> None:
     code, out, _ = run("tasks", "list")
     assert code == 0

@@ -14,7 +14,6 @@ import torch
 
 import hear_m2d
 from hear_m2d.audio import read_audio
-from hear_m2d.cli import main
 from hear_m2d.evaluation.finetune.network import make_network
 from hear_m2d.evaluation.finetune.recipe import read_recipe
 from hear_m2d.evaluation.finetune.train import (
@@ -219,14 +218,8 @@ def test_sigterm_saves_the_state_and_the_run_continues_bit_for_bit(
 
 
 @pytest.fixture
-def command(capsys):
-    def call(*words):
-        with pytest.raises(SystemExit) as exit_:
-            main(["finetune", *map(str, words), "--device", "cpu"])
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
-
-    return call
+def command(run):
+    return lambda *words: run("finetune", *words, "--device", "cpu")
 
 
 def test_the_command_runs_folds_and_seeds_and_says_that_the_test_split_chose(

@@ -243,23 +243,15 @@ def test_n1_warnings_that_only_show_the_packages_age_are_hidden() -> None:
 def test_every_repair_is_undone(tool: str) -> None:
     from pytorch_lightning.loops.fit_loop import FitLoop
 
-    before = (
-        list(warnings.filters),
-        set(torch.serialization.get_safe_globals()),  # its order changes with each call
-        dict(vars(FitLoop)),
-        sys.modules.get("tensorflow"),
-        list(sys.argv),
-    )
+    def state() -> list[object]:
+        names = set(torch.serialization.get_safe_globals())  # its order changes with each call
+        lightning, tensorflow = dict(vars(FitLoop)), sys.modules.get("tensorflow")
+        return [list(warnings.filters), names, lightning, tensorflow, list(sys.argv)]
+
+    before = state()
     with pytest.raises(KeyError), repaired(tool):
         raise KeyError
-    after = (
-        list(warnings.filters),
-        set(torch.serialization.get_safe_globals()),  # its order changes with each call
-        dict(vars(FitLoop)),
-        sys.modules.get("tensorflow"),
-        list(sys.argv),
-    )
-    assert after == before
+    assert state() == before
 
 
 def test_importing_the_package_repairs_nothing(run_python: Run) -> None:

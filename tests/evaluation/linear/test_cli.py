@@ -4,22 +4,13 @@ import json
 
 import pytest
 
-from hear_m2d.cli import main
-
 pytest.importorskip("sklearn")
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
+def run(run, tmp_path, monkeypatch):
     monkeypatch.setenv("HEAR_M2D_CACHE", str(tmp_path / "cache"))
-
-    def call(*words):
-        with pytest.raises(SystemExit) as exit_:
-            main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
-
-    return call
+    return run
 
 
 def test_tasks_and_tables_are_scored_in_one_table(run, our_checkpoint, tiny_tasks, tmp_path):

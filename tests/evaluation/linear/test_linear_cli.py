@@ -6,22 +6,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from hear_m2d.cli import main
-
 pytest.importorskip("sklearn")
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
+def run(run, tmp_path, monkeypatch):
     monkeypatch.setenv("HEAR_M2D_CACHE", str(tmp_path / "cache"))
-
-    def call(*words):
-        with pytest.raises(SystemExit) as exit_:
-            main(["linear", *map(str, words), "--device", "cpu"])
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
-
-    return call
+    return lambda *words: run("linear", *words, "--device", "cpu")
 
 
 TINY = ("--module", "tiny_hear_module")

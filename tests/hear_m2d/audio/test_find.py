@@ -12,19 +12,12 @@ LEFT_OUT = {"RAW", "MAT4", "MAT5", "MPC2K"}
 
 
 @pytest.fixture
-def locked(tmp_path, monkeypatch):
+def locked(tmp_path, refuse_folder):
     """A folder with ``a.wav`` and a folder that cannot be read, also not by root."""
     (tmp_path / "a.wav").touch()
     (tmp_path / "locked").mkdir()
     (tmp_path / "locked/b.wav").touch()
-    scan = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("locked"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    refuse_folder("locked")
     return tmp_path
 
 

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from functools import partial
 
 import pytest
 import safetensors.torch
@@ -16,13 +17,8 @@ from hear_m2d.checkpoint.resolve import read_local
 
 
 @pytest.fixture
-def run(capsys):
-    def command(*words):
-        with pytest.raises(SystemExit) as caught:
-            cli.main(["convert", *(str(word) for word in words)])
-        return caught.value.code, *capsys.readouterr()
-
-    return command
+def run(run):
+    return partial(run, "convert")
 
 
 @pytest.fixture

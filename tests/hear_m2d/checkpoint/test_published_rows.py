@@ -302,9 +302,9 @@ def test_renamed_files_embed_the_same_and_warn_of_the_rate(row, path, tmp_path):
         assert torch.equal(found, wanted)
 
 
-def test_converted_files_embed_the_same(row, path, tmp_path, run_cli):
+def test_converted_files_embed_the_same(row, path, tmp_path, run):
     target = tmp_path / "out" / "converted.safetensors"
-    code, out, err = run_cli("convert", path.parent, target)
+    code, out, err = run("convert", path.parent, target)
     assert (code, err) == (0, "")
     assert "wrote" in out
     before, after = hear_m2d.load_model(path), hear_m2d.load_model(target)
@@ -314,16 +314,3 @@ def test_converted_files_embed_the_same(row, path, tmp_path, run_cli):
         assert getattr(after.config, name) == getattr(before.config, name), name
     assert before.config.training.items() <= after.config.training.items()
     assert notes_of(read_local(target)) == notes_of(read_local(path))
-
-
-@pytest.fixture
-def run_cli(capsys):
-    """Run ``hear-m2d``: (exit code, standard output, standard error)."""
-    from hear_m2d import cli
-
-    def run(*words):
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(word) for word in words])
-        return caught.value.code, *capsys.readouterr()
-
-    return run

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,24 +13,13 @@ import torch
 import hear_m2d
 from hear_m2d.audio import read_audio
 from hear_m2d.checkpoint.format import save_checkpoint
-from hear_m2d.cli import main
 from hear_m2d.utils.files import lock_folder
-
-pq = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
+def run(run):
     """Run the command in this process: (exit code, standard output, standard error)."""
-    monkeypatch.delenv("HEAR_M2D_TRACEBACK", raising=False)
-
-    def command(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            main(["embed", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return command
+    return partial(run, "embed")
 
 
 def one_line(result, code, *words):
@@ -80,7 +70,7 @@ def visible(folder):
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def test_a_parquet_folder_with_files_that_no_run_wrote_is_refused(sounds, spec, tmp_path, run):
+def test_a_parquet_folder_with_files_that_no_run_wrote_is_refused(sounds, spec, tmp_path, run, pq):
     out = tmp_path / "x.parquet"
     out.write_bytes(b"mine")
     command = [sounds, "--model", spec.name, "--out", out, "--workers", 0]
@@ -100,7 +90,9 @@ def test_a_parquet_folder_with_files_that_no_run_wrote_is_refused(sounds, spec, 
     assert pq.read_table(out / "part-000000.parquet").num_rows == 11
 
 
-def test_parquet_of_another_kind_or_of_other_files_is_refused_with_the_values(sounds, spec, tmp_path, run):
+def test_parquet_of_another_kind_or_of_other_files_is_refused_with_the_values(
+    sounds, spec, tmp_path, run, pq
+):
     out = tmp_path / "x.parquet"
     command = [sounds, "--model", spec.name, "--out", out, "--workers", 0]
     assert run(*command)[0] == 0
@@ -111,7 +103,7 @@ def test_parquet_of_another_kind_or_of_other_files_is_refused_with_the_values(so
     assert pq.read_table(out).num_rows == 12
 
 
-def test_a_finished_parquet_folder_is_left_as_it_is(sounds, spec, tmp_path, run, contents):
+def test_a_finished_parquet_folder_is_left_as_it_is(sounds, spec, tmp_path, run, contents, pq):
     command = [sounds, "--model", spec.name, "--out", tmp_path / "x.parquet", "--workers", 0]
     assert run(*command)[0] == 0
     before = contents(tmp_path)
@@ -121,7 +113,7 @@ def test_a_finished_parquet_folder_is_left_as_it_is(sounds, spec, tmp_path, run,
     assert contents(tmp_path) == before
 
 
-def test_two_processes_do_not_work_in_one_target(sounds, spec, tmp_path, run):
+def test_two_processes_do_not_work_in_one_target(sounds, spec, tmp_path, run, pq):
     with lock_folder(tmp_path / "out"):
         one_line(
             run(sounds, "--model", spec.name, "--out", tmp_path / "out"), 2, "another process is at work in"
@@ -156,7 +148,7 @@ def test_failures_are_listed_with_their_reasons_and_forgotten_when_mended(
 
 
 @pytest.mark.parametrize("name", ["out", "x.parquet"])
-def test_where_nothing_can_be_embedded_the_work_has_failed(tmp_path, spec, run, name):
+def test_where_nothing_can_be_embedded_the_work_has_failed(tmp_path, spec, run, name, pq):
     (tmp_path / "bad.wav").write_bytes(b"no sound")
     result = run(tmp_path / "bad.wav", "--model", spec.name, "--out", tmp_path / name, "--workers", 0)
     one_line(result, 1, "none of the 1 files could be embedded", "bad.wav, corrupt: ", "failed.csv")
@@ -199,7 +191,7 @@ def test_options_reach_the_model(sounds, spec, tmp_path, run):
     np.testing.assert_allclose(np.load(tmp_path / "out/6.wav.scene.npy"), wanted, atol=1e-6)
 
 
-def test_a_dry_run_says_what_would_be_done_and_does_nothing(sounds, spec, tmp_path, run):
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(sounds, spec, tmp_path, run, pq):
     code, out, _ = run(sounds, "--model", spec.name, "--out", tmp_path / "x.parquet", "--dry-run")
     assert code == 0
     assert "14 clips" in out

@@ -15,9 +15,6 @@ from hear_m2d.audio import read_audio
 from hear_m2d.embed.inputs import collect_inputs
 from hear_m2d.embed.run import embed_files
 
-pq = pytest.importorskip("pyarrow.parquet")
-
-
 CHILD = """
 import os, resource, sys
 sys.stdout = sys.stderr = open(log, "w")
@@ -84,6 +81,7 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_embeddings(
     """A process with small batches and parts is killed a little later each time, until one gets through."""
     for index in range(30):
         soundfile.write(sounds / f"more{index:02d}.wav", read_audio(sounds / "a/6.wav", 16000), 16000)
+    pq = kind == "parquet" and pytest.importorskip("pyarrow.parquet")
     out = tmp_path / ("out" if kind == "npy" else "out.parquet")
     first = (
         "hear_m2d.embed.embedder._BATCH_S = {'cpu': 3.0, 'cuda': 3.0}\n"
@@ -139,6 +137,7 @@ def test_a_full_disk_is_reported_and_the_same_command_continues(
     sounds, spec, tmp_path, kind, child, contents
 ):
     """A limit on the size of files stands for the disk: the system refuses the same write."""
+    pq = kind == "parquet" and pytest.importorskip("pyarrow.parquet")
     out = tmp_path / ("out" if kind == "npy" else "out.parquet")
     command = [sounds, "--model", spec.name, "--out", out, "--what", "both", "--workers", 0]
     limit = 40_000 if kind == "npy" else 100_000  # some clips' timestamps fit, the longest do not

@@ -1,7 +1,6 @@
 """`hear_m2d.embed.run`: the same embeddings, whatever they are written to and whoever decodes."""
 
 import json
-import os
 
 import numpy as np
 import pytest
@@ -14,8 +13,6 @@ from hear_m2d.checkpoint import resolve as weights
 from hear_m2d.embed.embedder import Embedder, ModelSpec
 from hear_m2d.embed.inputs import collect_inputs
 from hear_m2d.embed.run import embed_files
-
-pq = pytest.importorskip("pyarrow.parquet")
 
 
 def test_npy_files_hold_what_the_three_functions_return(sounds, spec, tmp_path):
@@ -41,7 +38,7 @@ def test_npy_files_hold_what_the_three_functions_return(sounds, spec, tmp_path):
     assert summary.audio_s == pytest.approx(seconds)
 
 
-def test_parquet_holds_what_the_npy_files_hold_in_the_order_of_the_names(sounds, spec, tmp_path):
+def test_parquet_holds_what_the_npy_files_hold_in_the_order_of_the_names(sounds, spec, tmp_path, pq):
     inputs = collect_inputs([sounds])
     embed_files(inputs, spec, tmp_path / "npy", workers=0)
     embed_files(inputs, spec, tmp_path / "x.parquet", output_format="parquet", workers=0)
@@ -74,7 +71,7 @@ def test_the_checkpoint_is_read_once(checkpoint_path, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["scene", "timestamps"])
-def test_only_what_is_asked_for_is_written(sounds, checkpoint_path, tmp_path, what):
+def test_only_what_is_asked_for_is_written(sounds, checkpoint_path, tmp_path, what, pq):
     spec = ModelSpec(str(checkpoint_path), what=what, device="cpu")
     embed_files(collect_inputs([sounds / "a"]), spec, tmp_path / "out", workers=0)
     kinds = {path.name.split(".")[-2] for path in (tmp_path / "out").glob("*.npy")}
@@ -154,16 +151,9 @@ def test_starting_again_removes_only_what_a_run_wrote(sounds, spec, tmp_path):
                      "4.flac.scene.npy", "6.wav.scene.npy", "8.ogg.scene.npy"}  # fmt: skip
 
 
-def test_a_folder_that_cannot_be_read_is_listed_as_a_failure(sounds, spec, tmp_path, monkeypatch):
-    scan = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("locked"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+def test_a_folder_that_cannot_be_read_is_listed_as_a_failure(sounds, spec, tmp_path, refuse_folder, pq):
     (sounds / "locked").mkdir()
+    refuse_folder("locked")
     inputs = collect_inputs([sounds])
     for out, report in (("out", "out/failed.csv"), ("x.parquet", "x.parquet.failed.csv")):
         kind = "npy" if out == "out" else "parquet"

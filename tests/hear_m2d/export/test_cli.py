@@ -1,30 +1,22 @@
 """`hear-m2d export`: from a checkpoint to a file that runs, and one line for what cannot be done."""
 
 import importlib.util
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 import hear_m2d
-from hear_m2d import cli
 from hear_m2d.export import write as export
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
+def run(run, monkeypatch, tmp_path):
     """Run the command in this process, in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.delenv("HEAR_M2D_TRACEBACK", raising=False)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-
-    def command(*arguments):
-        with pytest.raises(SystemExit) as caught:
-            cli.main(["export", *map(str, arguments)])
-        out, err = capsys.readouterr()
-        return caught.value.code, out, err
-
-    return command
+    return partial(run, "export")
 
 
 def names(tmp_path):

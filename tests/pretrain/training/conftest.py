@@ -1,11 +1,17 @@
 """The data that several tests of training use: twelve tones, prepared."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
+import torch
 
+from hear_m2d.checkpoint.format import read_tensors
 from hear_m2d.pretrain.data.prepare import prepare
 from hear_m2d.pretrain.data.prepared import LogMelData
+from hear_m2d.pretrain.training.state import STATE_KEY, States
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +26,14 @@ def data(tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared") / "data"
     prepare(folder, out, progress=False)
     return LogMelData(out)
+
+
+@pytest.fixture(scope="session")
+def weights() -> Callable[[Path], dict[str, torch.Tensor]]:
+    """The weights in the last state of a run: ``weights(folder)``, by name."""
+
+    def read(out):
+        states = States(out)
+        return read_tensors(states.path(states.steps()[-1]), STATE_KEY)[0]
+
+    return read

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from hear_m2d.checkpoint.format import read_tensors
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.recipe import OptimizerConfig, Recipe
 from hear_m2d.pretrain.training.distributed import Processes, StopRequest, init_distributed
 from hear_m2d.pretrain.training.loop import train
-from hear_m2d.pretrain.training.state import STATE_KEY, States
+from hear_m2d.pretrain.training.state import States
 
 TINY = Recipe(
     objective="m2d",
@@ -118,11 +117,6 @@ def losses(out):
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def weights(out):
-    states = States(out)
-    return read_tensors(states.path(states.steps()[-1]), STATE_KEY)[0]
-
-
 def free_port():
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -130,7 +124,9 @@ def free_port():
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_any_number_of_processes_gives_the_losses_and_weights_of_one(count, alone, data, jobs, tmp_path):
+def test_any_number_of_processes_gives_the_losses_and_weights_of_one(
+    count, alone, data, jobs, tmp_path, weights
+):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     ended = torchrun(count, script, data.folder, jobs, tmp_path)
@@ -147,7 +143,7 @@ def test_any_number_of_processes_gives_the_losses_and_weights_of_one(count, alon
                 torch.testing.assert_close(shared[key], value, rtol=0, atol=1e-9)
 
 
-def test_parts_of_a_batch_give_the_losses_and_weights_of_the_whole(alone, data, tmp_path):
+def test_parts_of_a_batch_give_the_losses_and_weights_of_the_whole(alone, data, tmp_path, weights):
     train(TINY, data, tmp_path / "parts", device="cpu", log_every=1, micro_batch_size=3)
     np.testing.assert_allclose(losses(tmp_path / "parts"), losses(alone / "m2d-float64"), rtol=0, atol=1e-9)
     whole, parts = weights(alone / "m2d-float64"), weights(tmp_path / "parts")
@@ -242,13 +238,13 @@ def test_an_error_before_the_first_step_is_reported_once(start):
     codes, errors = end(start("never", "--batch-size", 3))
     assert sorted(codes) == [1, 2]
     assert len(errors) == 1
-    assert "batch_size = 3 clips cannot be shared evenly by 2 processes" in errors[0]
+    assert "batch_size = 3 clips cannot be divided evenly among 2 processes" in errors[0]
 
 
 def test_processes_share_a_batch_without_gap_or_overlap():
     parts = [Processes(rank=rank, count=4).share(8) for rank in range(4)]
     assert [n for part in parts for n in range(8)[part]] == list(range(8))
-    with pytest.raises(ValueError, match="batch_size = 6 clips cannot be shared evenly by 4 processes"):
+    with pytest.raises(ValueError, match="batch_size = 6 clips cannot be divided evenly among 4 processes"):
         Processes(rank=0, count=4).share(6)
 
 
@@ -302,7 +298,9 @@ def test_sigterm_interrupts_a_probe_and_the_run_is_asked_to_stop():
         ("ACCELERATE_MIXED_PRECISION", "bf16"),
     ],
 )
-def test_accelerates_environment_does_not_reach_the_arithmetic(monkeypatch, name, value, data, tmp_path):
+def test_accelerates_environment_does_not_reach_the_arithmetic(
+    monkeypatch, name, value, data, tmp_path, weights
+):
     recipe = dataclasses.replace(TINY, steps=3)
     train(recipe, data, tmp_path / "plain", device="cpu", log_every=1)
     monkeypatch.setenv(name, value)

@@ -11,8 +11,6 @@ import soundfile
 import torch
 
 import hear_m2d
-from hear_m2d.checkpoint.format import read_tensors
-from hear_m2d.cli import main
 from hear_m2d.evaluation.linear.probes import embed_task, probe, read_labeled
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.pretrain.data.prepare import prepare
@@ -22,7 +20,6 @@ from hear_m2d.pretrain.recipe import OptimizerConfig, Recipe
 from hear_m2d.pretrain.training.loop import train
 from hear_m2d.pretrain.training.probes import Probes, ProbeSettings
 from hear_m2d.pretrain.training.run_folder import RunFolder
-from hear_m2d.pretrain.training.state import STATE_KEY, States
 
 pytest.importorskip("sklearn")
 
@@ -79,13 +76,8 @@ def scores(out):
     return [{name: value for name, value in line.items() if name != "probe_s"} for line in log(out)[1]]
 
 
-def weights(out):
-    states = States(out)
-    return read_tensors(states.path(states.steps()[-1]), STATE_KEY)[0]
-
-
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_run_with_probes_is_the_run_without_them_bit_for_bit(objective, data, settings, tmp_path):
+def test_a_run_with_probes_is_the_run_without_them_bit_for_bit(objective, data, settings, tmp_path, weights):
     recipe = OBJECTIVES[objective]
     before = torch.get_rng_state()
     train(recipe, data, tmp_path / "with", device="cpu", log_every=1, probes=settings)
@@ -227,16 +219,15 @@ def test_two_sets_of_one_name_are_refused(settings):
         (["--track", "wand"], "Did you mean wandb"),
     ],
 )
-def test_a_bad_probe_or_tracker_is_refused_before_audio_is_prepared(words, says, folder, tmp_path, capsys):
+def test_a_bad_probe_or_tracker_is_refused_before_audio_is_prepared(words, says, folder, tmp_path, run):
     command = ["pretrain", "--recipe", "demo_m2d", "--data", str(folder), "--out", str(tmp_path / "run")]
-    with pytest.raises(SystemExit) as exit_:
-        main([*command, "--steps", "1", *words])
-    assert exit_.value.code == 2
-    assert says in capsys.readouterr().err
+    code, _, err = run(*command, "--steps", "1", *words)
+    assert code == 2
+    assert says in err
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_probes_and_logs_to_tensorboard(folder, tmp_path, capsys):
+def test_the_command_probes_and_logs_to_tensorboard(folder, tmp_path, run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recipe = tmp_path / "tiny.toml"
@@ -247,9 +238,7 @@ def test_the_command_probes_and_logs_to_tensorboard(folder, tmp_path, capsys):
     recipe.write_text("\n".join(["epochs = 2", *lines]))
     command = ["pretrain", "--recipe", str(recipe), "--data", str(folder), "--out", str(tmp_path / "run")]
     options = ["--probe", str(folder / "tones.csv"), "--probe-every", "1", "--device", "cpu"]
-    with pytest.raises(SystemExit) as exit_:
-        main([*command, *options])
-    assert not exit_.value.code
+    assert run(*command, *options)[0] == 0
     assert [line["step"] for line in scores(tmp_path / "run")] == [0, 3, 6]
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()

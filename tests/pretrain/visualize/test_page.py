@@ -11,7 +11,6 @@ import soundfile
 import torch
 
 from hear_m2d.checkpoint.format import save_checkpoint
-from hear_m2d.cli import main
 from hear_m2d.model.encoder import EncoderConfig
 from hear_m2d.model.frontend import FrontendConfig
 from hear_m2d.pretrain.objectives.build import build_objective, hear_model
@@ -75,13 +74,11 @@ def sounds(tmp_path):
 
 
 @pytest.fixture
-def run(capsys):
-    def call(*args):
-        with pytest.raises(SystemExit) as stop:
-            main(["visualize", *map(str, args)])
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return stop.value.code, captured.out, captured.err
+def draw(run):
+    def call(*words):
+        code, out, err = run("visualize", *words)
+        assert "Traceback" not in err
+        return code, out, err
 
     return call
 
@@ -106,10 +103,10 @@ def without_data(page):
     return re.sub(r"data:[^\"]*", "", page.read_text())
 
 
-def test_one_page_holds_pictures_and_sounds_and_fetches_nothing(run, make_run, sounds, tmp_path):
+def test_one_page_holds_pictures_and_sounds_and_fetches_nothing(draw, make_run, sounds, tmp_path):
     pytest.importorskip("torchaudio", reason="the sounds need it")
     out = tmp_path / "out"
-    code, printed, _ = run(make_run(), sounds / "tone0.wav", sounds / "tone1.wav", "--out", out)
+    code, printed, _ = draw(make_run(), sounds / "tone0.wav", sounds / "tone1.wav", "--out", out)
     assert code == 0
     assert printed == f"wrote {out / 'index.html'}: 2 of 2 files\n"
     made = sorted(path.name for path in (out / "tone0").iterdir())
@@ -133,7 +130,7 @@ def test_one_page_holds_pictures_and_sounds_and_fetches_nothing(run, make_run, s
 
 
 @pytest.mark.parametrize("objective", ["msm_mae", "m2d"])
-def test_a_run_of_the_command_pretrain_is_drawn(run, sounds, tmp_path, objective):
+def test_a_run_of_the_command_pretrain_is_drawn(draw, sounds, tmp_path, objective, run):
     chosen = tmp_path / "mine.toml"
     fields = recipe(objective).to_json()
     text = f'objective = "{objective}"\nsteps = 2\nbatch_size = {fields["batch_size"]}\n'
@@ -142,19 +139,17 @@ def test_a_run_of_the_command_pretrain_is_drawn(run, sounds, tmp_path, objective
         text += "\n".join([f"[{table}]", *lines, ""])
     chosen.write_text(text)
     words = ["--recipe", chosen, "--data", sounds, "--out", tmp_path / "run", "--log-every", 1]
-    with pytest.raises(SystemExit) as stop:
-        main(["pretrain", *map(str, words)])
-    assert stop.value.code == 0
+    assert run("pretrain", *words)[0] == 0
     out = tmp_path / "out"
-    assert run(tmp_path / "run", sounds, "--out", out, *ONE)[0] == 0
+    assert draw(tmp_path / "run", sounds, "--out", out, *ONE)[0] == 0
     assert "Trained 2 steps of 4 clips, from 2 clips" in sentences(out / "index.html")
     assert len(list(out.rglob("reconstruction.png"))) == (2 if objective == "msm_mae" else 0)
 
 
-def test_the_sounds_are_those_of_the_part_drawn(run, make_run, sounds, tmp_path):
+def test_the_sounds_are_those_of_the_part_drawn(draw, make_run, sounds, tmp_path):
     pytest.importorskip("torchaudio", reason="the sounds need it")
     out = tmp_path / "out"
-    code, _, _ = run(make_run(), sounds / "tone0.wav", "--out", out, "--start", "0.25", *ONE)
+    code, _, _ = draw(make_run(), sounds / "tone0.wav", "--out", out, "--start", "0.25", *ONE)
     assert code == 0
     heard, rate = soundfile.read(out / "tone0" / "original.wav")
     given, _ = soundfile.read(sounds / "tone0.wav")
@@ -166,10 +161,10 @@ def test_the_sounds_are_those_of_the_part_drawn(run, make_run, sounds, tmp_path)
     assert "0.25 to 0.89 s of 1.00 s" in sentences(out / "index.html")
 
 
-def test_the_same_command_writes_the_same_pictures(run, make_run, sounds, tmp_path):
+def test_the_same_command_writes_the_same_pictures(draw, make_run, sounds, tmp_path):
     folder = make_run()
     for name in "ab":
-        assert run(folder, sounds / "tone0.wav", "--out", tmp_path / name, *ONE)[0] == 0
+        assert draw(folder, sounds / "tone0.wav", "--out", tmp_path / name, *ONE)[0] == 0
     for name in ("reconstruction.png", "attention-1.png"):
         assert (tmp_path / "a" / "tone0" / name).read_bytes() == (
             tmp_path / "b" / "tone0" / name
@@ -178,13 +173,13 @@ def test_the_same_command_writes_the_same_pictures(run, make_run, sounds, tmp_pa
 
 @pytest.mark.parametrize("what", ["run", "checkpoint"])
 def test_an_m2d_has_attention_and_the_page_says_why_there_is_no_reconstruction(
-    run, make_run, sounds, tmp_path, what
+    draw, make_run, sounds, tmp_path, what
 ):
     folder = make_run("m2d")
     source = folder if what == "run" else folder.rename(tmp_path / "x") / "checkpoint.safetensors"
     if what == "checkpoint":
         (tmp_path / "x" / "run.json").unlink()
-    code, _, _ = run(source, sounds / "tone0.wav", "--out", tmp_path / "out", *ONE)
+    code, _, _ = draw(source, sounds / "tone0.wav", "--out", tmp_path / "out", *ONE)
     assert code == 0
     assert {path.suffix for path in (tmp_path / "out" / "tone0").iterdir()} == {".png"}
     assert "M2D predicts features of masked patches, not their spectrogram" in sentences(
@@ -193,42 +188,42 @@ def test_an_m2d_has_attention_and_the_page_says_why_there_is_no_reconstruction(
 
 
 def test_an_encoder_alone_has_no_reconstruction_and_the_page_says_where_there_is_one(
-    run, make_run, sounds, tmp_path
+    draw, make_run, sounds, tmp_path
 ):
     alone = (make_run() / "checkpoint.safetensors").rename(tmp_path / "alone.safetensors")
-    code, _, _ = run(alone, sounds / "tone0.wav", "--out", tmp_path / "out", *ONE)
+    code, _, _ = draw(alone, sounds / "tone0.wav", "--out", tmp_path / "out", *ONE)
     assert code == 0
     assert "the decoder is in the run's folder: give that" in sentences(tmp_path / "out" / "index.html")
     assert not (tmp_path / "out" / "tone0" / "reconstruction.png").exists()
 
 
-def test_a_checkpoint_in_its_run_is_drawn_as_the_run(run, make_run, sounds, tmp_path):
+def test_a_checkpoint_in_its_run_is_drawn_as_the_run(draw, make_run, sounds, tmp_path):
     path = make_run() / "checkpoint.safetensors"
-    assert run(path, sounds / "tone0.wav", "--out", tmp_path / "out", *ONE)[0] == 0
+    assert draw(path, sounds / "tone0.wav", "--out", tmp_path / "out", *ONE)[0] == 0
     assert (tmp_path / "out" / "tone0" / "reconstruction.png").exists()
 
 
 @pytest.mark.parametrize("objective", ["msm_mae", "m2d"])
-def test_a_run_that_still_trains_is_drawn_as_last_saved(run, make_run, sounds, tmp_path, objective):
+def test_a_run_that_still_trains_is_drawn_as_last_saved(draw, make_run, sounds, tmp_path, objective):
     folder = make_run(objective, finished=False)
-    code, _, _ = run(folder, sounds / "tone0.wav", "--out", tmp_path / "out", *ONE)
+    code, _, _ = draw(folder, sounds / "tone0.wav", "--out", tmp_path / "out", *ONE)
     assert code == 0
     assert "Trained 5 of 7 steps so far" in sentences(tmp_path / "out" / "index.html")
     assert (tmp_path / "out" / "tone0" / "reconstruction.png").exists() == (objective == "msm_mae")
 
 
-def test_files_that_cannot_be_drawn_are_named_and_the_others_go_on(run, make_run, sounds, tmp_path):
+def test_files_that_cannot_be_drawn_are_named_and_the_others_go_on(draw, make_run, sounds, tmp_path):
     (sounds / "broken.wav").write_bytes(b"RIFF not really")
     out = tmp_path / "out"
     audio = [sounds / name for name in ("broken.wav", "tone0.wav", "none.wav")]
-    code, printed, error = run(make_run(), *audio, "--out", out, *ONE)
+    code, printed, error = draw(make_run(), *audio, "--out", out, *ONE)
     assert code == 0
     assert "1 of 3 files" in printed
     assert error.count("left out:") == 2
     words = sentences(out / "index.html")
     assert "Left out: broken.wav is corrupt" in words
     assert "none.wav" in words
-    code, _, error = run(make_run("m2d"), sounds / "broken.wav", "--out", tmp_path / "two")
+    code, _, error = draw(make_run("m2d"), sounds / "broken.wav", "--out", tmp_path / "two")
     assert code == 2
     assert "no file could be drawn" in error
     assert "broken.wav" in error
@@ -247,19 +242,19 @@ def test_files_that_cannot_be_drawn_are_named_and_the_others_go_on(run, make_run
         (["--start", "1.5"], "lasts 1.00 s"),
     ],
 )
-def test_layers_and_queries_outside_the_window_are_refused(run, make_run, sounds, tmp_path, options, says):
-    code, _, error = run(make_run(), sounds / "tone0.wav", "--out", tmp_path / "out", *options)
+def test_layers_and_queries_outside_the_window_are_refused(draw, make_run, sounds, tmp_path, options, says):
+    code, _, error = draw(make_run(), sounds / "tone0.wav", "--out", tmp_path / "out", *options)
     assert code == 2
     assert says in error
     assert not (tmp_path / "out").exists()
 
 
-def test_layers_and_queries_are_those_asked_for(run, make_run, sounds, tmp_path):
+def test_layers_and_queries_are_those_asked_for(draw, make_run, sounds, tmp_path):
     folder = make_run()
 
     def size(name, *options):
         wanted = ("--query", "0.1,440Hz", "--query", "class", *options)
-        assert run(folder, sounds / "tone0.wav", "--out", tmp_path / name, *wanted)[0] == 0
+        assert draw(folder, sounds / "tone0.wav", "--out", tmp_path / name, *wanted)[0] == 0
         assert len(list((tmp_path / name / "tone0").glob("attention-*.png"))) == 2
         return matplotlib.image.imread(tmp_path / name / "tone0" / "attention-1.png").shape
 
@@ -270,26 +265,26 @@ def test_layers_and_queries_are_those_asked_for(run, make_run, sounds, tmp_path)
     assert "0.00 to 0.16 s, 50 Hz to 673 Hz" in sentences(tmp_path / "a" / "index.html")
 
 
-def test_a_foreign_folder_is_refused_and_an_own_one_is_drawn_again(run, make_run, sounds, tmp_path):
+def test_a_foreign_folder_is_refused_and_an_own_one_is_drawn_again(draw, make_run, sounds, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / "index.html").write_text("<h1>my home page</h1>")
     folder = make_run()
-    code, _, error = run(folder, sounds / "tone0.wav", "--out", out)
+    code, _, error = draw(folder, sounds / "tone0.wav", "--out", out)
     assert code == 2
     assert "something else (index.html)" in error
     (out / "index.html").unlink()
-    assert run(folder, sounds / "tone0.wav", "--out", out, *ONE, *ONE[-2:])[0] == 0
+    assert draw(folder, sounds / "tone0.wav", "--out", out, *ONE, *ONE[-2:])[0] == 0
     (out / "tone0" / "notes.wav").write_bytes(b"mine")
-    assert run(folder, sounds / "tone0.wav", "--out", out, *ONE)[0] == 0
+    assert draw(folder, sounds / "tone0.wav", "--out", out, *ONE)[0] == 0
     assert [path.name for path in sorted((out / "tone0").glob("attention*"))] == ["attention-1.png"]
     assert (out / "tone0" / "notes.wav").read_bytes() == b"mine"
-    code, _, error = run(folder, sounds / "tone0.wav", "--out", sounds / "tone1.wav")
+    code, _, error = draw(folder, sounds / "tone0.wav", "--out", sounds / "tone1.wav")
     assert code == 2
     assert "is a file" in error
 
 
-def test_names_cannot_collide_leave_the_folder_or_become_markup(run, make_run, sounds, tmp_path):
+def test_names_cannot_collide_leave_the_folder_or_become_markup(draw, make_run, sounds, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     names = ["tone0.wav", "Tone0.flac", "tone0-2.wav", "<b>&.wav", "..wav", "index.html.wav"]
@@ -298,7 +293,7 @@ def test_names_cannot_collide_leave_the_folder_or_become_markup(run, make_run, s
         soundfile.write(other / name, samples, 16000, format="WAV")
     out = tmp_path / "out"
     audio = [sounds / "tone0.wav", *(other / name for name in names)]
-    assert run(make_run(), *audio, "--out", out, *ONE)[0] == 0
+    assert draw(make_run(), *audio, "--out", out, *ONE)[0] == 0
     folders = sorted(path.parent.name for path in out.rglob("reconstruction.png"))
     assert len({name.casefold() for name in folders}) == 7
     assert sum(path.is_dir() for path in out.iterdir()) == 7
@@ -307,16 +302,16 @@ def test_names_cannot_collide_leave_the_folder_or_become_markup(run, make_run, s
     assert "&lt;b&gt;&amp;.wav" in page
 
 
-def test_a_clip_shorter_than_a_patch_is_drawn(run, make_run, tmp_path):
+def test_a_clip_shorter_than_a_patch_is_drawn(draw, make_run, tmp_path):
     soundfile.write(tmp_path / "click.wav", np.full(30, 0.1), 16000)
     out = tmp_path / "out"
-    assert run(make_run(), tmp_path / "click.wav", "--out", out, *ONE[:-2])[0] == 0
+    assert draw(make_run(), tmp_path / "click.wav", "--out", out, *ONE[:-2])[0] == 0
     assert (out / "click" / "reconstruction.png").exists()
 
 
-def test_silence_is_drawn(run, make_run, tmp_path):
+def test_silence_is_drawn(draw, make_run, tmp_path):
     soundfile.write(tmp_path / "silence.wav", np.zeros(16000), 16000)
-    assert run(make_run(), tmp_path / "silence.wav", "--out", tmp_path / "out", *ONE[:-2])[0] == 0
+    assert draw(make_run(), tmp_path / "silence.wav", "--out", tmp_path / "out", *ONE[:-2])[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -331,17 +326,17 @@ def test_silence_is_drawn(run, make_run, tmp_path):
         ),
     ],
 )
-def test_a_folder_that_is_not_a_run_is_refused_in_a_sentence(run, sounds, tmp_path, prepare, says):
+def test_a_folder_that_is_not_a_run_is_refused_in_a_sentence(draw, sounds, tmp_path, prepare, says):
     folder = tmp_path / "thing"
     folder.mkdir()
     prepare(folder)
-    code, _, error = run(folder, sounds / "tone0.wav", "--out", tmp_path / "out")
+    code, _, error = draw(folder, sounds / "tone0.wav", "--out", tmp_path / "out")
     assert code == 2
     assert says in error
 
 
-def test_a_run_that_saved_nothing_yet_and_one_whose_parts_differ_say_so(run, make_run, sounds, tmp_path):
-    code, _, error = run(
+def test_a_run_that_saved_nothing_yet_and_one_whose_parts_differ_say_so(draw, make_run, sounds, tmp_path):
+    code, _, error = draw(
         make_run("m2d", finished=False, saved=False), sounds / "tone0.wav", "--out", tmp_path / "out"
     )
     assert code == 2
@@ -350,27 +345,27 @@ def test_a_run_that_saved_nothing_yet_and_one_whose_parts_differ_say_so(run, mak
     record = json.loads((folder / "run.json").read_text())
     record["recipe"]["decoder"]["width"] = 64
     (folder / "run.json").write_text(json.dumps(record))
-    code, _, error = run(folder, sounds / "tone0.wav", "--out", tmp_path / "out")
+    code, _, error = draw(folder, sounds / "tone0.wav", "--out", tmp_path / "out")
     assert code == 2
     assert "of another network" in error
 
 
-def test_missing_audio_is_refused(run, make_run, tmp_path):
+def test_missing_audio_is_refused(draw, make_run, tmp_path):
     (tmp_path / "empty").mkdir()
-    code, _, error = run(make_run(), tmp_path / "empty", "--out", tmp_path / "out")
+    code, _, error = draw(make_run(), tmp_path / "empty", "--out", tmp_path / "out")
     assert code == 2
     assert "empty" in error
-    code, _, error = run(tmp_path / "run_msm_mae", "--out", tmp_path / "out")
+    code, _, error = draw(tmp_path / "run_msm_mae", "--out", tmp_path / "out")
     assert code == 2
     assert "AUDIO" in error
 
 
-def test_a_network_without_class_token_is_drawn(run, sounds, tmp_path):
+def test_a_network_without_class_token_is_drawn(draw, sounds, tmp_path):
     chosen = replace_fields(recipe("m2d"), {"encoder.class_token": False})
     network = build_objective(chosen)
     save_checkpoint(tmp_path / "a.safetensors", hear_model(network, chosen, mean=-9.0, std=4.0, training={}))
     out = tmp_path / "out"
-    assert run(tmp_path / "a.safetensors", sounds / "tone0.wav", "--out", out, *ONE[:-2])[0] == 0
+    assert draw(tmp_path / "a.safetensors", sounds / "tone0.wav", "--out", out, *ONE[:-2])[0] == 0
     assert len(list((out / "tone0").glob("attention-*.png"))) == 3
     assert "does not say how it was trained" in sentences(out / "index.html")
 

@@ -281,17 +281,10 @@ def test_a_pipe_is_refused_or_skipped_and_never_waited_for(tmp_path):
     assert (summary.clips, sum(summary.skipped.values())) == (1, 1)
 
 
-def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path, refuse_folder):
     (tmp_path / "audio" / "closed").mkdir(parents=True)
     (tmp_path / "audio" / "0.wav").write_bytes(sound(0))
-    listed = os.scandir
-
-    def refused(folder):
-        if str(folder).endswith("closed"):  # root may read every folder
-            raise PermissionError(13, "Permission denied", folder)
-        return listed(folder)
-
-    monkeypatch.setattr(os, "scandir", refused)
+    refuse_folder("closed")
     assert open_source(tmp_path / "audio").problems == (("closed/", "unreadable", "Permission denied"),)
 
 
