@@ -47,7 +47,7 @@ TIMBRES: dict[str, Timbre] = {
 }
 HELD = tuple(name for name, timbre in TIMBRES.items() if not timbre.decay_s)
 HITS = ("kick", "snare", "hat", "block", "metal")
-NOISES = ("coloured", "modulated", "crackle", "rain", "wind", "hum")
+NOISES = ("colored", "modulated", "crackle", "rain", "wind", "hum")
 VOWELS: dict[str, tuple[float, float, float]] = {  # the first three formants in Hz
     "a": (730, 1090, 2440),
     "e": (530, 1840, 2480),
