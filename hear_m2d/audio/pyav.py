@@ -40,7 +40,7 @@ def decode(source: str | os.PathLike[str] | bytes, kind: Format) -> tuple[list[P
     """
     if importlib.util.find_spec("av") is None:
         raise DecodeError(
-            "not supported", f"libsndfile cannot read all of this {kind.name}; PyAV can. Type: {INSTALL}"
+            "not supported", f"libsndfile cannot read all of this {kind.name}; PyAV may. Type: {INSTALL}"
         )
     request: dict[str, Any] = {"demuxer": kind.demuxer, "states_length": kind.states_length}
     if isinstance(source, bytes):

@@ -43,12 +43,8 @@ def server(tmp_path, serve):
     return serve(server).server_port, str(certificate), asked
 
 
-@pytest.mark.parametrize(
-    ("code", "variable"), [(FETCH, "REQUESTS_CA_BUNDLE"), (HUB, "SSL_CERT_FILE")], ids=["url", "hub"]
-)
-def test_a_server_with_a_certificate_of_ones_own_is_reached(server, tmp_path, code, variable):
-    if code is HUB:
-        pytest.importorskip("huggingface_hub")
+@pytest.mark.parametrize("code", [FETCH, HUB], ids=["url", "hub"])
+def test_a_server_with_a_certificate_of_ones_own_is_reached(server, tmp_path, code):
     port, certificate, asked = server
     others = {k: v for k, v in os.environ.items() if k not in VARIABLES}
     mine = {"NO_PROXY": "localhost", "no_proxy": "localhost", "HF_HOME": str(tmp_path),
@@ -62,6 +58,7 @@ def test_a_server_with_a_certificate_of_ones_own_is_reached(server, tmp_path, co
     if code is FETCH:
         assert "certificate verify failed" in errors({})
         assert not asked
-    errors({variable: certificate})
+    # huggingface_hub reads the first of them, before its version 1 the second, as other downloads do.
+    errors({"SSL_CERT_FILE": certificate, "REQUESTS_CA_BUNDLE": certificate})
     assert asked
     assert any("x.safetensors" in path or "owner/repo" in path for path in asked)

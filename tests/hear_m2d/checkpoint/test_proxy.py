@@ -32,8 +32,6 @@ def proxy(serve):
     ("code", "host"), [(FETCH, "example.invalid:443"), (HUB, "huggingface.co:443")], ids=["url", "hub"]
 )
 def test_a_download_goes_through_the_proxy_of_the_environment(proxy, tmp_path, code, host):
-    if code is HUB:
-        pytest.importorskip("huggingface_hub")
     address, asked = proxy
     names = ("HTTP_PROXY", "HTTPS_PROXY")
     mine = dict.fromkeys([*names, *map(str.lower, names)], address) | {
