@@ -102,7 +102,7 @@ def _check_task(task: Path, rate: int | None, jobs: int | None) -> list[Finding]
     findings += check_labels(task, metadata, splits)
     rates = [rate] if rate is not None else rate_folders(task)
     if not rates:
-        findings.append(error("rate", METADATA, "the task has no audio at any rate"))
+        findings.append(error("rate", METADATA, "the task has no audio at any rate: download it again"))
     for each in rates:
         findings += check_audio(task, metadata, splits, each, jobs=jobs)
     return findings

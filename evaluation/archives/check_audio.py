@@ -30,8 +30,9 @@ def check_audio(
     """Check the files that the splits list, and their headers, at one rate in Hz."""
     folder = task / str(rate)
     if not folder.is_dir():
-        rates = ", ".join(map(str, rate_folders(task))) or "none"
-        message = f"there is no audio at {rate} Hz; rates that are there: {rates}"
+        if not (rates := rate_folders(task)):
+            return [error("rate", str(rate), "the task has no audio at any rate: download it again")]
+        message = f"there is no audio at {rate} Hz; rates that are there: {', '.join(map(str, rates))}"
         return [error("rate", str(rate), f"{message}. Type: hear-m2d tasks resample {task} --rate {rate}")]
     files = compare_files(folder, splits, rate)
     findings = [error("missing file", f"{rate}/{name}", "the file is not there") for name in files.missing]

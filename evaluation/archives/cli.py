@@ -85,7 +85,11 @@ def resample(folder: Path, rate: int, names: tuple[str, ...], jobs: int | None) 
 
 @tasks.command(cls=PartCommand, needs=("pandas",), install=INSTALL)
 @click.argument("folder", metavar="DIR", type=DIR)
-@click.option("--rate", type=int, help="The model's sample rate, in Hz; default: all rates that are there.")
+@click.option(
+    "--rate",
+    type=click.IntRange(min=1),
+    help="The model's sample rate, in Hz; default: all rates that are there.",
+)
 @TASK
 @JOBS
 @click.option("--all", "show_all", is_flag=True, help="Print every finding, not five of a kind.")

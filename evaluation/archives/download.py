@@ -50,6 +50,7 @@ def download_tasks(
         WorkFailedError: A task could not be downloaded; the others were.
     """
     tasks = select_tasks(names)
+    _check_folder(folder)
     wanted = [task for task in tasks if not _is_there(folder / task.directory, rate)]
     archives = locate_archives(wanted, base_url) if wanted else {}
     with _work_folder(folder) as work:
@@ -89,6 +90,7 @@ def import_archives(source: Path, folder: Path, names: Sequence[str] = ()) -> li
     """
     if not source.exists():
         raise InputError(f"there is no {source}")
+    _check_folder(folder)
     archives = _local_archives(source, names)
     done: list[Path] = []
     with _work_folder(folder) as work:
@@ -116,6 +118,11 @@ def check_space(archives: dict[Task, RemoteFile], folder: Path) -> None:
     unpacked = sum(task.audio_gb for task in archives) * 1e9
     largest = max((file.size or task.audio_gb * 1e9 for task, file in archives.items()), default=0.0)
     _check_free(folder, unpacked + largest, "the unpacked tasks and the largest archive")
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder for the tasks")
 
 
 def _check_free(folder: Path, needed: float, what: str) -> None:

@@ -168,8 +168,10 @@ def check_rate(tasks: Iterable[TaskFolder], rate: int) -> None:
     lacking = [task for task in tasks if rate not in rate_folders(task.path)]
     if not lacking:
         return
+    if without := [str(task.path) for task in lacking if not rate_folders(task.path)]:
+        raise InputError(f"no audio at any rate is in {', '.join(without)}: download it again")
     rates = "; ".join(
-        f"{task.name} has {' and '.join(f'{rate} Hz' for rate in rate_folders(task.path)) or 'no audio'}"
+        f"{task.name} has {' and '.join(f'{rate} Hz' for rate in rate_folders(task.path))}"
         for task in lacking
     )
     folder = shlex.quote(str(lacking[0].path.parent))

@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from hear_m2d.evaluation.linear.cli import DEVICE, SPLIT_CSV, parse_seeds, read_set
+from hear_m2d.evaluation.linear.cli import (
+    DEVICE,
+    SPLIT_CSV,
+    check_parent,
+    check_split_csvs,
+    parse_seeds,
+    read_set,
+)
 from hear_m2d.utils.commands import PartCommand
 from hear_m2d.utils.errors import InputError, unknown_name
 
@@ -67,6 +74,8 @@ def finetune(
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("finetune is one process: start one command for each seed or fold (--seeds, --fold)")
+    check_split_csvs(split_csvs, [task])
+    check_parent(out, "--out")
     place = pick_device(device)
     labeled = read_set(task, split_csvs, hear_m2d.load_model(model).sample_rate)
     labeled = labeled.limited(clips) if clips else labeled

@@ -16,7 +16,7 @@ from hear_m2d.utils.errors import InputError, unknown_name
 RECIPES = Path(__file__).with_name("recipes")
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))
 class FinetuneRecipe:
     """How a classifier is fine-tuned. The defaults are those of the published code.
 
@@ -98,7 +98,8 @@ def read_recipe(name: str, settings: Sequence[str] = ()) -> FinetuneRecipe:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
-    return make_recipe({**values, **parse_settings(settings)}, str(path))
+    make_recipe(values, str(path))
+    return make_recipe({**values, **parse_settings(settings)}, "--set")
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, Any]:

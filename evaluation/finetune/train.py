@@ -37,7 +37,7 @@ from hear_m2d.evaluation.linear.probes import rows_of, score, targets
 from hear_m2d.pretrain.training.distributed import Processes, StoppedError, StopRequest
 from hear_m2d.pretrain.training.state import States
 from hear_m2d.pretrain.training.step import make_accelerator
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import InputError, WorkFailedError
 from hear_m2d.utils.files import (
     atomic_write_text,
     claim_folder,
@@ -149,12 +149,17 @@ def finetune_run(
     stop = StopRequest(Processes())
     with lock_folder(out), stop.heard():
         remove_leftovers(out)
+        is_new = not (out / "run.json").exists()
         claim_folder(out, "run.json", record)
         if (out / "result.json").exists():
             return read_json(out / "result.json")
-        return _Run(out, labeled, splits, recipe, seed, model_path, device).train(
-            stop, tick or (lambda count: None)
-        )
+        try:
+            run = _Run(out, labeled, splits, recipe, seed, model_path, device)
+        except InputError:
+            if is_new:  # a refused recipe does not hold the folder against the corrected one
+                (out / "run.json").unlink()
+            raise
+        return run.train(stop, tick or (lambda count: None))
 
 
 class _Run:

@@ -23,6 +23,8 @@ ATTRIBUTES = ("sample_rate", "scene_embedding_size", "timestamp_embedding_size")
 
 def import_module(name: str) -> ModuleType:
     """Import a module with the HEAR API, which may also be a file in the working directory."""
+    if not name or name.startswith(".") or "/" in name:
+        raise InputError(f"{name!r} is not the name of a module, such as hearbaseline.naive")
     if (folder := str(Path.cwd())) not in sys.path:
         sys.path.append(folder)  # after everything installed
     return importlib.import_module(name)

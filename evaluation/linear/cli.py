@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hear_m2d.utils.commands import MODEL_OPTIONS, PartCommand, aligned
+from hear_m2d.utils.commands import MODEL_OPTIONS, FiniteRange, PartCommand, aligned
 from hear_m2d.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,11 +131,28 @@ SPLIT_CSV = click.option(
 
 
 def parse_seeds(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
-    """Read integers separated by commas."""
+    """Read different integers separated by commas."""
     try:
-        return tuple(int(part) for part in value.split(","))
+        seeds = tuple(int(part) for part in value.split(","))
     except ValueError as error:
         raise click.BadParameter(f"{value!r} must be integers separated by commas", ctx, param) from error
+    if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+        raise click.BadParameter(f"{value!r} must be different integers from 0 to {2**32 - 1}", ctx, param)
+    return seeds
+
+
+def check_split_csvs(split_csvs: Mapping[str, str], tasks: Sequence[str]) -> None:
+    """Raise an InputError for a ``--split-csv`` of a data set that is not among the tasks."""
+    for name in split_csvs:
+        if not any(task.startswith(f"{name}=") for task in tasks):
+            raise InputError(f"--split-csv {name}: no data set {name}=ROOT is given")
+
+
+def check_parent(path: Path | None, option: str) -> None:
+    """Raise an InputError if a path, which an option gives, would be below a file."""
+    for parent in path.parents if path else ():
+        if parent.is_file():
+            raise InputError(f"{parent} is a file: give {option} another place")
 
 
 def read_set(task: str, split_csvs: dict[str, str], sample_rate: int) -> LabeledSet:
@@ -157,12 +174,20 @@ def read_set(task: str, split_csvs: dict[str, str], sample_rate: int) -> Labeled
 
 @click.command(cls=PartCommand, needs=("sklearn", "scipy"), install=INSTALL)
 @click.argument("tasks", nargs=-1, required=True)
-@click.option("--model", help="What the module's load_model takes; of hear_m2d also a name or an address.")
+@click.option(
+    "--model",
+    help="What the module's load_model takes; of hear_m2d also a name or an address.  [default: the module's "
+    "own]",
+)
 @click.option("--module", default="hear_m2d", show_default=True, help="Another module with the HEAR API.")
 @MODEL_OPTIONS
 @SPLIT_CSV
-@click.option("--unit", type=click.FloatRange(min=0.01), help="Seconds to cut or pad clips of a CSV to.")
-@click.option("--learning-rate", type=float, help="[default: 3e-5 for M2D, 3e-4 for any other model]")
+@click.option("--unit", type=FiniteRange(min=0.01, max=3600), help="Seconds to cut or pad clips of a CSV to.")
+@click.option(
+    "--learning-rate",
+    type=FiniteRange(min=0, min_open=True),
+    help="[default: 3e-5 for M2D, 3e-4 for any other model]",
+)
 @click.option("--seeds", default="42,43,44", show_default=True, callback=parse_seeds, help="One run each.")
 @CLIPS
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the results as JSON.")
@@ -196,6 +221,9 @@ def linear(
     from hear_m2d.evaluation.linear.run import report_dry_run, run_linear
     from hear_m2d.utils.device import pick_device
 
+    check_split_csvs(split_csvs, tasks)
+    check_parent(out, "--out")
+    check_parent(cache, "--cache")
     chosen = pick_device(device)
     embedder, default_rate = load_embedder(model, module, options, chosen)
     sets = []

@@ -223,6 +223,8 @@ def _vocabulary(path: Path) -> tuple[str, ...]:
             rows = [(int(row["idx"]), normalized(row["label"])) for row in csv.DictReader(file)]
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{path} is not a vocabulary with the columns idx and label: {error!r}") from error
+    if not rows:
+        raise InputError(f"{path} lists no label: it must have the columns idx and label")
     return tuple(label for _, label in sorted(rows))
 
 

@@ -7,7 +7,6 @@ CREMA-D, VoxForge, GTZAN and Surge do not: the papers drew or chose splits, whic
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 from hear_m2d.audio import find_audio
 from hear_m2d.evaluation.linear.datasets import Clip, LabeledSet, checked, normalized, split_set
 from hear_m2d.utils.errors import InputError, unknown_name
+from hear_m2d.utils.files import read_json
 from hear_m2d.utils.listing import read_list
 
 OWN_SPLIT = (
@@ -91,32 +91,44 @@ def _table(root: Path, *names: str) -> Path:
     raise InputError(f"{root} has no {names[0]}: give the folder as the data set is distributed")
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
+    """Read a CSV file that has a value in each row of some columns."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
     except (csv.Error, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not a CSV file: {error}") from error
+    for number, row in enumerate(rows, 2):
+        if lacking := [column for column in columns if not row.get(column)]:
+            raise InputError(f"{path}, line {number}: nothing is in the column {lacking[0]}")
+    return rows
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty, with single spaces."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file: {error}") from error
+    return [" ".join(line.split()) for line in lines if line.strip()]
 
 
 def _esc50(root: Path) -> Iterable[Clip]:
-    for row in _rows(_table(root, "meta/esc50.csv")):
+    for row in _rows(_table(root, "meta/esc50.csv"), "filename", "fold", "category"):
         name = row["filename"]
         yield Clip(name, root / "audio" / name, (normalized(row["category"]),), f"fold{row['fold']}")
 
 
 def _us8k(root: Path) -> Iterable[Clip]:
-    for row in _rows(_table(root, "metadata/UrbanSound8K.csv")):
+    table = _table(root, "metadata/UrbanSound8K.csv")
+    for row in _rows(table, "slice_file_name", "fold", "class"):
         fold, name = f"fold{row['fold']}", row["slice_file_name"]
-        yield Clip(
-            name, root / "audio" / fold / name, (normalized(row["class"]),), f"fold{int(row['fold']):02d}"
-        )
+        path = root / "audio" / fold / name
+        yield Clip(name, path, (normalized(row["class"]),), f"fold{row['fold']:0>2}")
 
 
 def _spcv2(root: Path) -> Iterable[Clip]:
-    valid, test = (
-        set(_table(root, name).read_text().split()) for name in ("validation_list.txt", "testing_list.txt")
-    )
+    valid, test = (set(_lines(_table(root, name))) for name in ("validation_list.txt", "testing_list.txt"))
     for folder in sorted(root.iterdir()):
         if folder.is_dir() and folder.name[:1].islower():  # not _background_noise_
             for path in sorted(folder.glob("*.wav")):
@@ -133,23 +145,22 @@ def _vc1(root: Path) -> Iterable[Clip]:
     for folder in folders:
         speakers |= {path.name: path for path in folder.glob("id*") if path.is_dir()}
     splits = {"1": "train", "2": "valid", "3": "test"}
-    for line in (
-        _table(root, "iden_split.txt", "meta/iden_split.txt", "wav/iden_split.txt").read_text().splitlines()
-    ):
-        if not line.strip():
-            continue
-        number, name = line.split()
+    table = _table(root, "iden_split.txt", "meta/iden_split.txt", "wav/iden_split.txt")
+    for line in _lines(table):
+        number, _, name = line.partition(" ")
         speaker, _, rest = name.partition("/")
         if number not in splits:
-            raise InputError(f"iden_split.txt gives {name} the split {number}; it must be 1, 2 or 3")
+            raise InputError(f"{table} gives {name} the split {number}; it must be 1, 2 or 3")
         yield Clip(name, speakers.get(speaker, root / speaker) / rest, (speaker,), splits[number])
 
 
 def _nsynth(root: Path) -> Iterable[Clip]:
     for split in ("train", "valid", "test"):
         folder = root / f"nsynth-{split}"
-        notes = json.loads(_table(folder, "examples.json").read_text())
-        for name, note in notes.items():
+        table = _table(folder, "examples.json")
+        for name, note in read_json(table).items():
+            if not isinstance(note, dict) or "instrument_family_str" not in note:
+                raise InputError(f"{table}: {name} has no instrument_family_str")
             path = folder / "audio" / f"{name}.wav"
             yield Clip(f"{split}/{name}", path, (normalized(str(note["instrument_family_str"])),), split)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,15 @@ class PartCommand(click.Command):
                 ctx=ctx,
             )
         return super().invoke(ctx)
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; not ``nan``, which is in every range of click's, and not ``inf``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the number, or end with a message."""
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{number} is not a finite number.", param, ctx)
 
 
 def json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,12 @@ def test_a_missing_rate_names_the_rates_there_and_a_command(tasks: Path) -> None
         InputError, match=r"at 32000 Hz.*tones-v1\.0-full has 16000 Hz\. Type: .*tasks --rate 32000"
     ):
         check_rate(found, 32000)
+
+
+def test_a_task_without_audio_is_to_be_downloaded_not_resampled(tasks: Path) -> None:
+    shutil.rmtree(tasks / "tones-v1.0-full/16000")
+    with pytest.raises(InputError, match=r"no audio at any rate is in .*tones-v1\.0-full: download it again"):
+        check_rate(find_tasks(tasks), 16000)
 
 
 def test_the_digest_sees_labels_and_audio(tasks: Path) -> None:

@@ -40,6 +40,7 @@ def test_fields_are_set_by_hand_and_read_from_a_file(tmp_path):
         ("esc50", ["epoch=3"], r"unknown field 'epoch'.* Did you mean epochs"),
         ("esc50", ["epochs"], "must be FIELD=VALUE"),
         ("esc50", ["epochs=0"], "epochs is 0"),
+        ("esc50", ["learning_rate=inf"], "--set: learning_rate is inf"),
         ("esc50", ["epochs=2.5"], "epochs is 2.5"),
         ("esc50", ["optimizer=adam"], "optimizer is 'adam'.*'sgd', 'lars' or 'adamw'"),
         ("esc50", ["patch_drop=1.0"], "patch_drop is 1.0"),

@@ -25,6 +25,7 @@ from hear_m2d.evaluation.finetune.train import (
 )
 from hear_m2d.evaluation.linear.datasets import read_labeled
 from hear_m2d.evaluation.linear.protocol import classifier_loss
+from hear_m2d.utils.errors import InputError
 
 pytest.importorskip("accelerate")
 SMALL = [
@@ -256,3 +257,12 @@ def test_bad_input_is_one_line_and_exit_code_2(command, tiny_tasks, our_checkpoi
         code, out, err = command(*words, "--out", tmp_path / "out")
         assert (code, out) == (2, ""), err
         assert says in err.strip().splitlines()[-1]
+
+
+def test_a_refused_recipe_leaves_the_folder_to_the_corrected_one(labeled, our_checkpoint, tmp_path):
+    (splits,) = run_splits(labeled)
+    common = {"seed": 43, "model_path": str(our_checkpoint), "device": torch.device("cpu")}
+    refused = read_recipe("default", [*SMALL, "input_frames=1"])
+    with pytest.raises(InputError, match="do not tile an input of 80x1"):
+        finetune_run(tmp_path / "out", labeled, splits, refused, **common)
+    finetune_run(tmp_path / "out", labeled, splits, read_recipe("default", [*SMALL, "epochs=1"]), **common)

@@ -78,6 +78,13 @@ def test_bad_input_is_one_line_and_exit_code_2(run, tiny_tasks, tmp_path):
         ((tmp_path / "nowhere",), "there is no"),
         (("esc5=nowhere",), "Did you mean esc50"),
         ((task, "--seeds", "4x"), "must be integers"),
+        ((task, "--seeds", "42,42"), "must be different integers"),
+        ((task, "--seeds", str(2**32)), "must be different integers"),
+        ((task, "--learning-rate", "nan"), "is not a finite number"),
+        ((task, "--unit", "nan"), "is not a finite number"),
+        ((task, "--out", task / "train.json" / "out.json"), "train.json is a file: give --out another place"),
+        ((task, "--cache", task / "train.json" / "x"), "train.json is a file: give --cache another place"),
+        ((task, "--split-csv", "gtzan=split.csv"), "no data set gtzan=ROOT is given"),
         ((task, "--module", "no_such_module"), "cannot be imported"),
         ((f"gtzan={tmp_path}",), "needs --split-csv gtzan=FILE"),
     ):

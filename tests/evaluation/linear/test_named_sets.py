@@ -8,6 +8,7 @@ import pytest
 import soundfile
 
 from hear_m2d.evaluation.linear.named_sets import SETS, read_named
+from hear_m2d.utils.errors import InputError
 
 
 def sound(path):
@@ -146,3 +147,27 @@ def test_what_is_wrong_is_said_in_a_sentence(tmp_path):
     (tmp_path / "audio/1-100032-A-0.wav").unlink()
     with pytest.raises(FileNotFoundError, match="1 files that do not exist"):
         read_named("esc50", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content", "message"),
+    [
+        (
+            "esc50",
+            "meta/esc50.csv",
+            b"filename,category\n0.wav,dog\n",
+            "line 2: nothing is in the column fold",
+        ),
+        ("us8k", "metadata/UrbanSound8K.csv", b"slice_file_name,fold\n0.wav,x\n", "in the column class"),
+        ("vc1", "iden_split.txt", b"9 id1/a/0.wav\n", "gives id1/a/0.wav the split 9"),
+        ("vc1", "iden_split.txt", b"\xff\xfe\x00", "is not a text file"),
+        ("nsynth", "nsynth-train/examples.json", b"{bad", "is damaged"),
+        ("nsynth", "nsynth-train/examples.json", b'{"a": {}}', "a has no instrument_family_str"),
+    ],
+)
+def test_a_damaged_file_of_a_data_set_is_named(name, file, content, message, tmp_path):
+    (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(InputError, match=message) as error:
+        read_named(name, tmp_path)
+    assert str(tmp_path / file) in str(error.value)
