@@ -42,7 +42,10 @@ MSM_MAE_DEFAULTS: dict[str, Any] = {
     "norm_pix_loss": False,
     "decoder": {"width": 384, "depth": 4, "heads": 6},
 }
-M2D_ONLY = ("loss", "target_init", "target_input", "momentum_start", "momentum_end", "offline")
+M2D_ONLY = (
+    *("loss", "target_init", "target_input", "batch_norm_target", "momentum_start", "momentum_end"),
+    "offline",
+)
 # Version 0.1 had no tables: where its fields are now.
 FLAT_NAMES = {
     **{name: f"encoder.{name}" for name in ("width", "depth", "heads", "class_token", "patch_size")},

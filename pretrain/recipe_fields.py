@@ -88,6 +88,8 @@ class Recipe:
     # M2D's target starts at random (as published), or as a copy of the online network.
     target_init: Literal["random", "online"] = "random"
     target_input: Literal["masked", "all"] = "masked"  # the patches that M2D's target sees
+    # Standardize each feature of M2D's target over all masked tokens of the step (not in the paper).
+    batch_norm_target: bool = False
     momentum_start: Momentum = 0.99995  # M2D: momentum decay at the first step
     momentum_end: Momentum = 0.99999  # M2D: momentum decay at the last step; linear in between
     # Share of noise that is mixed into the network's input, in the power domain.

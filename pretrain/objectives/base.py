@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from hear_m2d.model.encoder import SpectrogramEncoder
@@ -34,6 +35,7 @@ class Objective(nn.Module):
 
     encoder: SpectrogramEncoder
     decoder: Decoder
+    needs_whole_batch = False  # whether the loss of a clip depends on the other clips of its step
 
     @property
     def offline_shape(self) -> tuple[int, ...] | None:
@@ -55,6 +57,24 @@ class Objective(nn.Module):
 def standardize_tokens(x: Tensor) -> Tensor:
     """Standardize over the last axis, unbiased variance plus 1e-6, as published (``norm_pix_loss``)."""
     return (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-6)
+
+
+def standardize_features(x: Tensor) -> Tensor:
+    """Standardize each feature over the clips and tokens of all processes; variance plus 1e-6.
+
+    Args:
+        x: (batch, tokens, features), as many of each on every process, without a gradient.
+    """
+    mean = _over_processes(x.mean((0, 1)))
+    variance = _over_processes((x - mean).square().mean((0, 1)))
+    return (x - mean) / torch.sqrt(variance + 1e-6)
+
+
+def _over_processes(mean: Tensor) -> Tensor:
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(mean)
+        mean /= dist.get_world_size()
+    return mean
 
 
 def at_least_float32(x: Tensor) -> Tensor:

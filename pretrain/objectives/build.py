@@ -38,6 +38,7 @@ def build_objective(recipe: Recipe) -> Objective:
             "loss": recipe.loss,
             "target_init": recipe.target_init,
             "target_input": recipe.target_input,
+            "batch_norm_target": recipe.batch_norm_target,
         }
         if not recipe.offline.source:
             return M2D(*sizes, **common)

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from hear_m2d.model.encoder import EncoderConfig, SpectrogramEncoder, initialize, transformer_blocks
-from hear_m2d.pretrain.objectives.base import Objective, ObjectiveOutput, at_least_float32, standardize_tokens
+from hear_m2d.pretrain.objectives.base import (
+    Objective,
+    ObjectiveOutput,
+    at_least_float32,
+    standardize_features,
+    standardize_tokens,
+)
 from hear_m2d.pretrain.objectives.decoder import Decoder, DecoderConfig
 from hear_m2d.pretrain.objectives.masking import Mask, random_mask, take
 
@@ -50,6 +56,8 @@ class M2D(Objective):
         loss: ``cosine``: 2 - 2 cos, or ``mse``.
         target_init: ``random``: an independent draw, as published; ``online``: a copy of the online network.
         target_input: What the target encoder sees: the ``masked`` patches (M2D), or ``all`` (data2vec-like).
+        batch_norm_target: First standardize each feature of the target over all masked tokens of a step. This
+            is not in the paper: it removes what all tokens have in common (docs/experiments.md).
     """
 
     def __init__(
@@ -62,6 +70,7 @@ class M2D(Objective):
         loss: str = "cosine",
         target_init: str = "random",
         target_input: str = "masked",
+        batch_norm_target: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = SpectrogramEncoder(encoder)
@@ -74,6 +83,7 @@ class M2D(Objective):
         self.norm_pix_loss = norm_pix_loss
         self.loss = loss
         self.target_input = target_input
+        self.needs_whole_batch = batch_norm_target
 
     def forward(self, x: Tensor, noise: Tensor, target: Tensor | None = None) -> ObjectiveOutput:
         """Run one step.
@@ -87,7 +97,7 @@ class M2D(Objective):
         # 7. The target encoder sees only the masked patches.
         seen = self.targets(tokens.detach(), mask)  # (batch, masked, width)
         # 8. and 9. Standardize each target token, compare directions.
-        loss = self.compare(predicted, seen)
+        loss = self.compare(predicted, self.batch_normed(seen))
         return ObjectiveOutput(loss=loss, predicted=predicted, target=seen, latent=z, meters={})
 
     def online(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Mask, Tensor, Tensor]:
@@ -114,6 +124,10 @@ class M2D(Objective):
         t = self.target(self.encoder.with_class_token(seen))
         t = t[:, -seen.shape[1] :]  # without the class token
         return t if self.target_input == "masked" else take(t, mask.masked)
+
+    def batch_normed(self, target: Tensor) -> Tensor:
+        """Return the target as it is, or, with ``batch_norm_target``, standardized over all tokens."""
+        return standardize_features(at_least_float32(target)) if self.needs_whole_batch else target
 
     def compare(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss over masked tokens, in float32."""

@@ -97,7 +97,7 @@ class M2DX(M2D):
         # M2D, steps 1 to 9.
         tokens, mask, z, predicted = self.online(x, noise)
         seen = self.targets(tokens.detach(), mask)  # (batch, masked, width)
-        online = self.compare(predicted, seen)
+        online = self.compare(predicted, self.batch_normed(seen))
         # 10. The student's features of each column: encoder outputs at visible patches, predictions at
         # masked ones.
         columns = self.student_columns(z, predicted, mask)  # (batch, columns, rows * width)

@@ -23,7 +23,7 @@ from hear_m2d.pretrain.recipe import Recipe
 from hear_m2d.pretrain.training.estimate import fitting_clips
 from hear_m2d.pretrain.training.metrics import clip_means, latent_meters, rankme, token_meters
 from hear_m2d.pretrain.training.schedules import decay_groups
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import InputError, WorkFailedError
 
 COMPILED_VARIANTS = 64  # one for each network and number of clips; torch's default of 8 falls back to eager
 
@@ -89,6 +89,7 @@ class Trainer:
             with_metrics: Add the meters of the encoder's output and of the target's tokens.
 
         Raises:
+            InputError: The batch must be cut into parts, and the objective's loss is that of a whole batch.
             WorkFailedError: The device has too little memory.
         """
         try:
@@ -110,6 +111,11 @@ class Trainer:
         self._optimizer.zero_grad()
         clips = len(batch["x"])
         count = -(-clips // part_size(clips, self.micro_batch_size))
+        if count > 1 and self.objective.needs_whole_batch:
+            raise InputError(
+                f"batch_norm_target = true needs the {clips} clips of a step in one forward pass, not in "
+                f"{count}: give --micro-batch-size {clips}, or a smaller --batch-size"
+            )
         split = {name: tensor.tensor_split(count) for name, tensor in batch.items()}
         parts = [{name: split[name][index] for name in split} for index in range(count)]
         losses, meters, means = [], [], []

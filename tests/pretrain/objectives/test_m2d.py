@@ -133,6 +133,26 @@ def test_target_that_sees_all_patches_depends_on_visible_ones():
     assert not torch.allclose(before, after)
 
 
+def test_what_all_target_tokens_have_in_common_does_not_change_a_batch_normed_loss():
+    objective, plain = tiny(batch_norm_target=True), tiny()
+    target = torch.randn(2, 14, 32)
+    common = 5 * torch.randn(32)
+
+    predicted = target.clone()
+
+    def loss(objective, target):
+        return objective.compare(predicted, objective.batch_normed(target)).item()
+
+    assert loss(objective, target + common) == pytest.approx(loss(objective, target), abs=1e-5)
+    assert loss(plain, target + common) != pytest.approx(loss(plain, target), abs=1e-2)
+
+
+def test_a_batch_normed_target_has_mean_0_and_deviation_1_in_each_feature():
+    target = tiny(batch_norm_target=True).batch_normed(3 + 2 * torch.randn(4, 14, 32))
+    torch.testing.assert_close(target.mean((0, 1)), torch.zeros(32), rtol=0, atol=1e-5)
+    torch.testing.assert_close(target.std((0, 1), correction=0), torch.ones(32), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("init", "same"), [("random", False), ("online", True)])
 def test_target_starts_as_asked(init, same):
     objective = tiny(target_init=init)

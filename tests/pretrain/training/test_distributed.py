@@ -35,6 +35,7 @@ TINY = Recipe(
 MSM_MAE = dataclasses.replace(TINY, objective="msm_mae", norm_pix_loss=False, mask_ratio=0.75)
 RECIPES = {
     "m2d-float64": TINY,
+    "m2d-float64-batch_norm": dataclasses.replace(TINY, batch_norm_target=True),
     "m2d-float32": dataclasses.replace(TINY, precision="float32"),
     "msm_mae-float64": MSM_MAE,
     "msm_mae-float32": dataclasses.replace(MSM_MAE, precision="float32"),

@@ -11,7 +11,7 @@ from hear_m2d.pretrain.objectives.build import build_objective
 from hear_m2d.pretrain.objectives.decoder import DecoderConfig
 from hear_m2d.pretrain.recipe import OptimizerConfig, Recipe, replace_fields
 from hear_m2d.pretrain.training.step import Trainer, compile_blocks, part_size
-from hear_m2d.utils.errors import WorkFailedError
+from hear_m2d.utils.errors import InputError, WorkFailedError
 
 TINY = Recipe(
     objective="m2d",
@@ -58,6 +58,13 @@ def test_a_batch_in_parts_has_the_loss_and_gradients_of_the_whole(batch, micro_b
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, rtol=0, atol=1e-12)
+
+
+def test_a_loss_of_the_whole_batch_is_not_computed_in_parts(batch):
+    recipe = dataclasses.replace(TINY, batch_norm_target=True)
+    assert trainer(recipe).step(batch, rate=0.0).loss.isfinite()
+    with pytest.raises(InputError, match=r"the 6 clips .* not in 2: give --micro-batch-size 6"):
+        trainer(recipe, micro_batch_size=4).step(batch, rate=0.0)
 
 
 def test_the_gradient_is_clipped_to_the_recipes_norm(batch):
