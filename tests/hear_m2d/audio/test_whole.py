@@ -179,7 +179,9 @@ def test_an_mp3_with_a_hole_or_an_end_of_zeros_is_corrupt():
     middle = next(i for i in range(len(data) // 2, len(data)) if data[i : i + 2] == data[:2])
     hole = data[:middle] + bytes(5000) + data[data.index(data[:2], middle + 5000) :]
     for content in (hole, data[:middle] + bytes(9999)):
-        with pytest.raises(AudioError, match="is corrupt: " if find_spec("av") else "is not supported: "):
+        with pytest.raises(
+            AudioError, match="is corrupt: " if find_spec("av") else "is (corrupt|not supported): "
+        ):
             read_audio("x.mp3", 44100, content=content)
 
 

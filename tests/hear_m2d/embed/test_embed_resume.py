@@ -18,7 +18,7 @@ from hear_m2d.embed.run import embed_files
 CHILD = """
 import os, resource, sys
 sys.stdout = sys.stderr = open(log, "w")
-import hear_m2d.embed.embedder, hear_m2d.embed.parquet
+import hear_m2d.embed.embedder
 exec(first)
 from hear_m2d.cli import main
 main(arguments)
@@ -85,10 +85,12 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_embeddings(
     out = tmp_path / ("out" if kind == "npy" else "out.parquet")
     first = (
         "hear_m2d.embed.embedder._BATCH_S = {'cpu': 3.0, 'cuda': 3.0}\n"
-        "hear_m2d.embed.parquet._SHARD_CLIPS = (4, 4)\n"
         "embed = hear_m2d.embed.embedder.Embedder.embed\n"
         "hear_m2d.embed.embedder.Embedder.embed = lambda *a: (pipe.send_bytes(b'batch'), embed(*a))[1]\n"
     )
+    if kind == "parquet":
+        first += "import hear_m2d.embed.parquet\nhear_m2d.embed.parquet._SHARD_CLIPS = (4, 4)\n"
+        monkeypatch.setattr("hear_m2d.embed.parquet._SHARD_CLIPS", (4, 4))
     command = [
         sounds,
         "--model",
@@ -118,7 +120,6 @@ def test_killed_at_any_moment_the_same_command_ends_with_the_same_embeddings(
     assert kills >= 3, process.log.read_text()
     assert process.exitcode == 0, process.log.read_text()
     monkeypatch.setattr("hear_m2d.embed.embedder._BATCH_S", {"cpu": 3.0, "cuda": 3.0})
-    monkeypatch.setattr("hear_m2d.embed.parquet._SHARD_CLIPS", (4, 4))
     reference = tmp_path / ("whole" if kind == "npy" else "whole.parquet")
     embed_files(collect_inputs([sounds]), spec, reference, output_format=kind, workers=0)
     if kind == "npy":
