@@ -18,12 +18,15 @@ from hear_m2d.model.frontend import LOG_EPS, LogMelSpectrogram
 from hear_m2d.model.hear_model import HearModel
 
 _check: Any = torch._check  # a guarantee for the tracer; torch leaves it untyped
+# Frames of the longest audio, almost 6 hours: torch 2.10 must know that no convolution has 2**31 values.
+MAX_FRAMES = 2**21
 
 
 def size_from(value: Tensor, *, least: int = 1) -> int:
     """Convert a number of the graph to a size, with a minimum."""
     number = cast(int, value.item())
     _check(number >= least)
+    _check(number <= MAX_FRAMES)
     return number
 
 
