@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from hear_m2d.evaluation.archives.catalog import BASE_URL
 from hear_m2d.evaluation.hear.requirements import INSTALL_EVALUATE, INSTALL_HEARVALIDATOR
-from hear_m2d.utils.commands import MODEL_OPTIONS, PartCommand
+from hear_m2d.utils.commands import MODEL_OPTIONS, PartCommand, check_parent
 from hear_m2d.utils.errors import WorkFailedError
 
 INSTALL_REPORT = "python -m pip install 'hear-m2d[report]'"
@@ -29,6 +29,7 @@ MODULE = click.option(
     show_default=True,
     help="Another module with the HEAR API.",
 )
+FILE = click.Path(path_type=Path, dir_okay=False)
 DEVICE = click.option("--device", help="cpu, cuda or cuda:N; without it, the GPU where there is one.")
 
 
@@ -79,14 +80,14 @@ def validate(model: str | None, module: str, options: dict[str, Any], device: st
 @click.option("--jobs", type=int, help="How many tasks run at once; default: one per GPU, or one.")
 @click.option("--ray", metavar="ADDRESS", help="Run the tasks on a Ray cluster: auto, local or HOST:PORT.")
 @click.option("--download", "fetch", is_flag=True, help="Download and resample tasks that are missing.")
-@click.option("--base-url", default=BASE_URL, show_default=True, help="Where --download finds the archives.")
+@click.option("--base-url", show_default=BASE_URL, help="Where --download finds the archives.")
 @click.option("--dry-run", is_flag=True, help="Check everything, print what would be done, and stop.")
 def evaluate(
     tasks_dir: Path,
     out: Path,
     tasks: tuple[str, ...],
     fetch: bool,
-    base_url: str,
+    base_url: str | None,
     dry_run: bool,
     **settings: Any,
 ) -> None:
@@ -101,9 +102,10 @@ def evaluate(
     from hear_m2d.evaluation.hear.results import table
     from hear_m2d.evaluation.hear.settings import Evaluation
 
-    wanted = Evaluation(
-        tasks_dir=tasks_dir, out=out, tasks=tasks, download=base_url if fetch else None, **settings
-    )
+    if base_url is not None and not fetch:
+        raise click.UsageError("--base-url says where to download from: give --download too")
+    archives = (base_url or BASE_URL) if fetch else None
+    wanted = Evaluation(tasks_dir=tasks_dir, out=out, tasks=tasks, download=archives, **settings)
     plan = make_plan(wanted, progress=print_line, dry_run=dry_run)
     if dry_run:
         click.echo(plan_table(plan))
@@ -160,9 +162,9 @@ class TaskTable:
 
 @click.command(cls=PartCommand, needs=("jinja2", "plotly"), install=INSTALL_REPORT)
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the page, one HTML file.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the tables as Markdown.")
-@click.option("--csv", type=click.Path(path_type=Path), help="Write one line for each task of each run.")
+@click.option("--out", type=FILE, help="Write the page, one HTML file.")
+@click.option("--markdown", type=FILE, help="Write the tables as Markdown.")
+@click.option("--csv", type=FILE, help="Write one line for each task of each run.")
 def report(runs: tuple[str, ...], out: Path | None, markdown: Path | None, csv: Path | None) -> None:
     """Put runs of `evaluate` beside the HEAR 2021 leaderboard.
 
@@ -171,6 +173,8 @@ def report(runs: tuple[str, ...], out: Path | None, markdown: Path | None, csv: 
     """
     from hear_m2d.evaluation.report.report import write_report
 
+    for option, path in (("--out", out), ("--markdown", markdown), ("--csv", csv)):
+        check_parent(path, option)
     document = write_report(runs, html=out, md=markdown, table=csv)
     written = [str(path) for path in (out, markdown, csv) if path is not None]
     click.echo(f"written: {', '.join(written)}" if written else document)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hear_m2d.utils.commands import PartCommand
+from hear_m2d.utils.commands import FiniteRange, PartCommand
 
 if TYPE_CHECKING:
     from hear_m2d.pretrain.recipe import Recipe
@@ -39,7 +39,7 @@ def _part(context: click.Context, parameter: click.Parameter, value: str | None)
     "--sample-rate", type=click.IntRange(1000, 192000), default=16000, help="Of the log-mel, hertz."
 )
 @click.option(
-    "--max-clip-s", type=click.FloatRange(min=1), default=30.0, help="Longer files are cut into equal pieces."
+    "--max-clip-s", type=FiniteRange(min=1), default=30.0, help="Longer files are cut into equal pieces."
 )
 @click.option("--workers", type=COUNT, show_default="one for each processor", help="Processes.")
 @click.option(
@@ -113,7 +113,7 @@ def prepare(
 )
 @click.option("--noise", "noise_dir", type=FOLDER, help="To be mixed in: a prepared folder, or one of audio.")
 @click.option("--features", type=FOLDER, help="M2D-S: a folder with NAME.npy for each file of the data.")
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Train about this long here.")
+@click.option("--minutes", type=FiniteRange(min=0, min_open=True), help="Train about this long here.")
 @click.option("--steps", type=NUMBER, help="Train this many steps; 0 writes the untrained network.")
 @click.option("--epochs", type=COUNT, help="Train this many epochs, of clips // batch size steps.")
 @click.option("--batch-size", type=COUNT, help="Clips per step.")

@@ -37,11 +37,11 @@ def list_tasks(folder: Path | None) -> None:
 @tasks.command(cls=PartCommand, needs=("requests",), install=INSTALL)
 @click.argument("names", metavar="[NAME]...", nargs=-1)
 @click.option("--to", "folder", metavar="DIR", type=DIR, required=True, help="Folder for the task folders.")
-@click.option("--base-url", default=BASE_URL, show_default=True, help="A record, or a folder of archives.")
+@click.option("--base-url", show_default=BASE_URL, help="A record, or a folder of archives.")
 @click.option("--from", "source", metavar="PATH", type=DIR, help="Unpack an archive, or a folder of them.")
 @click.option("--keep-archives", is_flag=True, help="Keep the downloaded archives, in DIR/.download.")
 def download(
-    names: tuple[str, ...], folder: Path, base_url: str, source: Path | None, keep_archives: bool
+    names: tuple[str, ...], folder: Path, base_url: str | None, source: Path | None, keep_archives: bool
 ) -> None:
     """Download and unpack tasks: their directory's or the leaderboard's NAME, `small`, or `all`.
 
@@ -50,10 +50,12 @@ def download(
     """
     from hear_m2d.evaluation.archives.download import download_tasks, import_archives
 
+    if source is not None and (base_url is not None or keep_archives):
+        raise click.UsageError("--from downloads nothing: leave out --base-url and --keep-archives")
     if source is not None:
         done = import_archives(source, folder, names)
     elif names:
-        done = download_tasks(names, folder, base_url=base_url, keep=keep_archives)
+        done = download_tasks(names, folder, base_url=base_url or BASE_URL, keep=keep_archives)
     else:
         raise InputError("give the NAME of a task, `small` or `all`; hear-m2d tasks list has the names")
     for task in done:

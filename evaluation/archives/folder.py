@@ -116,9 +116,7 @@ def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[TaskFolder]:
     Raises:
         InputError: The folder is a task itself, or tasks are broken: all are named at once.
     """
-    if (tasks_dir / METADATA).is_file():
-        parent, name = tasks_dir.absolute().parent, tasks_dir.absolute().name
-        raise InputError(f"{tasks_dir} is a task itself: give its folder, {parent}, and --task {name}")
+    check_no_task(tasks_dir)
     tasks, broken = [], []
     for path in task_folders(tasks_dir, names):
         try:
@@ -128,6 +126,13 @@ def find_tasks(tasks_dir: Path, names: Sequence[str] = ()) -> list[TaskFolder]:
     if broken:
         raise InputError("; ".join(broken))
     return tasks
+
+
+def check_no_task(tasks_dir: Path) -> None:
+    """Raise an InputError if a folder, whose sub-folders are to be tasks, is a task itself."""
+    if (tasks_dir / METADATA).is_file():
+        parent, name = tasks_dir.absolute().parent, tasks_dir.absolute().name
+        raise InputError(f"{tasks_dir} is a task itself: give its folder, {parent}, and --task {name}")
 
 
 def read_task(path: Path) -> TaskFolder:

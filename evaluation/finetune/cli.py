@@ -11,12 +11,11 @@ import click
 from hear_m2d.evaluation.linear.cli import (
     DEVICE,
     SPLIT_CSV,
-    check_parent,
     check_split_csvs,
     parse_seeds,
     read_set,
 )
-from hear_m2d.utils.commands import PartCommand
+from hear_m2d.utils.commands import PartCommand, check_parent
 from hear_m2d.utils.errors import InputError, unknown_name
 
 INSTALL = "pip install 'hear-m2d[evaluation,pretrain]'"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hear_m2d.evaluation.archives.folder import (
     METADATA,
     TaskFolder,
+    check_no_task,
     check_rate,
     complete_rates,
     find_tasks,
@@ -25,7 +26,7 @@ from hear_m2d.evaluation.hear.record import RunRecord, describe
 from hear_m2d.evaluation.hear.requirements import check_installed
 from hear_m2d.evaluation.hear.results import grid_mark, is_embedded, is_finished, read_finished
 from hear_m2d.evaluation.hear.settings import Evaluation, job_environments
-from hear_m2d.evaluation.hear.suite import Job, run_worker
+from hear_m2d.evaluation.hear.suite import Job, check_ray, run_worker
 from hear_m2d.evaluation.hear.worker import remove_logs
 from hear_m2d.utils.commands import aligned
 from hear_m2d.utils.errors import InputError, WorkFailedError
@@ -85,6 +86,10 @@ def make_plan(settings: Evaluation, *, progress: Progress = log_progress, dry_ru
     """
     for tool in (EMBEDDINGS, PREDICTIONS):
         check_installed(tool)
+    if settings.ray is not None:
+        check_ray(settings.ray)
+    if settings.out.resolve() == settings.tasks_dir.resolve():
+        raise InputError(f"{settings.out} is the folder of the tasks: give another --out")
     official: dict[str, Task | None] = {}
     if settings.download:
         official = _official_tasks(settings)
@@ -181,6 +186,7 @@ def _official_tasks(settings: Evaluation) -> dict[str, Task | None]:
     """Return the folder names of the requested tasks, with their rows of the catalog if they are HEAR's."""
     from hear_m2d.evaluation.archives.catalog import select_tasks, task_of_directory
 
+    check_no_task(settings.tasks_dir)
     if not settings.tasks:
         raise InputError("with --download, name the tasks: --task NAME, --task small or --task all")
     tasks: dict[str, Task | None] = {}

@@ -64,6 +64,8 @@ class RunRecord:
             return
         if not set(known) >= KEYS:
             raise InputError(f"{self.out / RECORD} is damaged: {KEYS - set(known)} is missing. {HINT}")
+        if not isinstance(known["identity"], dict) or not isinstance(known["tasks"], dict):
+            raise InputError(f"{self.out / RECORD} is damaged: identity and tasks must be objects. {HINT}")
         if differing := differences(known["identity"], identity(self.facts)):
             raise InputError(f"{self.out} holds another evaluation: {differing}. {HINT}")
         self.sample_rate, self.digests = known["sample_rate"], known["tasks"]
@@ -101,6 +103,8 @@ class RunRecord:
             isinstance(task, dict) and "task" in task for task in tasks
         ):
             raise InputError(f"{path} is damaged: it must hold a list of tasks. {HINT}")
+        if not isinstance(results.get("model"), dict):
+            raise InputError(f"{path} is damaged: it must describe the model. {HINT}")
         return results
 
     def save(self, entries: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

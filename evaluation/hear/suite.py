@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hear_m2d.utils.errors import MissingPackageError
+from hear_m2d.utils.errors import InputError, MissingPackageError
 
 INSTALL_RAY = "python -m pip install 'hear-m2d[ray]'"
 MAX_TRIES = 3  # how often a task is started whose machine dies
@@ -136,6 +136,14 @@ def run_worker(
         process.stdout.close()
 
 
+def check_ray(address: str) -> None:
+    """Raise an InputError if Ray is not installed, or a text cannot be its address; nothing is connected."""
+    if importlib.util.find_spec("ray") is None:
+        raise MissingPackageError(f"--ray needs Ray. Type: {INSTALL_RAY}")
+    if address not in ("auto", "local") and ":" not in address:
+        raise InputError(f"--ray {address} is not an address: give auto, local or HOST:PORT")
+
+
 def run_jobs_on_ray(
     jobs: Sequence[Job], address: str, *, device: str | None, jobs_per_machine: int
 ) -> Generator[tuple[str, Event], None, None]:
@@ -153,8 +161,7 @@ def run_jobs_on_ray(
     Raises:
         InputError: Ray is not installed, or no cluster answers.
     """
-    if importlib.util.find_spec("ray") is None:
-        raise MissingPackageError(f"--ray needs Ray. Type: {INSTALL_RAY}")
+    check_ray(address)
     from hear_m2d.embed.ray import cluster_at
 
     with cluster_at(address) as ray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hear_m2d.utils.commands import MODEL_OPTIONS, FiniteRange, PartCommand, aligned
+from hear_m2d.utils.commands import MODEL_OPTIONS, FiniteRange, PartCommand, aligned, check_parent
 from hear_m2d.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -146,13 +146,6 @@ def check_split_csvs(split_csvs: Mapping[str, str], tasks: Sequence[str]) -> Non
     for name in split_csvs:
         if not any(task.startswith(f"{name}=") for task in tasks):
             raise InputError(f"--split-csv {name}: no data set {name}=ROOT is given")
-
-
-def check_parent(path: Path | None, option: str) -> None:
-    """Raise an InputError if a path, which an option gives, would be below a file."""
-    for parent in path.parents if path else ():
-        if parent.is_file():
-            raise InputError(f"{parent} is a file: give {option} another place")
 
 
 def read_set(task: str, split_csvs: dict[str, str], sample_rate: int) -> LabeledSet:

@@ -221,6 +221,8 @@ def _vocabulary(path: Path) -> tuple[str, ...]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = [(int(row["idx"]), normalized(row["label"])) for row in csv.DictReader(file)]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file (UTF-8)") from error
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise InputError(f"{path} is not a vocabulary with the columns idx and label: {error!r}") from error
     if not rows:

@@ -14,6 +14,7 @@ from hear_m2d.evaluation.hear.settings import PUBLISHED_GRID
 from hear_m2d.utils.errors import InputError
 
 RESULTS = "results.json"
+HINT = "give the --out folder of `hear-m2d evaluate`"
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,21 @@ def _read_run(argument: str) -> Run:
     if path.is_dir():
         path /= RESULTS
         if not path.is_file():
-            raise InputError(
-                f"{path.parent} holds no {RESULTS}: give the --out folder of `hear-m2d evaluate`"
-            )
+            raise InputError(f"{path.parent} holds no {RESULTS}: {HINT}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not a text file (UTF-8): {HINT}") from error
     except ValueError as error:
         raise InputError(f"{path} is not a {RESULTS} of `hear-m2d evaluate`: {error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, not a JSON object: {HINT}")
     try:
         return _parse(content, name, path)
     except (KeyError, TypeError, AttributeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        reason = f"{error} is missing" if isinstance(error, KeyError) else "a field has a wrong type"
         raise InputError(f"{path} is not a {RESULTS} of `hear-m2d evaluate`: {reason}") from error
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hear_m2d.utils.commands import FiniteRange
 from hear_m2d.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def read_labels(path: Path) -> tuple[str, ...]:
 @click.option(
     "--input-frames", type=int, help="Frames of one window, where they are not a multiple of a patch."
 )
-@click.option("--mean", type=float, help="Mean of the log-mel in training.")
-@click.option("--std", type=float, help="Standard deviation of the log-mel in training.")
+@click.option("--mean", type=FiniteRange(), help="Mean of the log-mel in training.")
+@click.option("--std", type=FiniteRange(), help="Standard deviation of the log-mel in training.")
 @click.option("--labels", type=click.Path(path_type=Path), help="Class names: one a line, or AudioSet's csv.")
 @click.option(
     "--license", "--licence", "licence", default="", help="Terms of the weights, where IN does not say."

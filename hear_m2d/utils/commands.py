@@ -6,9 +6,12 @@ import importlib.util
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
+
+from hear_m2d.utils.errors import InputError
 
 
 class PartCommand(click.Command):
@@ -61,6 +64,13 @@ def json_object(ctx: click.Context, param: click.Parameter, value: str) -> dict[
             f"""{value!r} is not a JSON object such as '{{"layers": [3]}}'""", ctx, param
         )
     return parsed
+
+
+def check_parent(path: Path | None, option: str) -> None:
+    """Raise an InputError if a path, which an option gives, would be below a file."""
+    for parent in path.parents if path else ():
+        if parent.is_file():
+            raise InputError(f"{parent} is a file: give {option} another place")
 
 
 MODEL_OPTIONS = click.option(

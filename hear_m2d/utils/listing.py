@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from hear_m2d.utils.errors import InputError
 
 FILE_COLUMNS = ("file_name", "file", "path")  # the first one in the list is used
 LABEL_COLUMNS = ("label", "labels")
+_NOT_TEXT = "[\0-\x08\x0e-\x1f\ud800-\udfff]"  # control characters, and bytes that are not UTF-8
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ def read_list(path: Path) -> FileList:
     kept in file names (``surrogateescape``).
 
     Raises:
-        InputError: It is not a regular file, not a CSV, or has no column of files.
+        InputError: It is not a regular file, not a text, not a CSV, or has no column of files.
     """
     if path.exists() and not path.is_file():
         raise InputError(f"{path} is not a regular file")
@@ -53,6 +55,8 @@ def read_list(path: Path) -> FileList:
             file_column = next((name for name in FILE_COLUMNS if name in columns), None)
             label_column = next((name for name in LABEL_COLUMNS if name in columns), None)
             if file_column is None:
+                if re.search(_NOT_TEXT, "".join(columns)):
+                    raise InputError(f"{path} is not a text file (UTF-8): give a list of files as CSV")
                 raise InputError(
                     f"{path} must have a column {' or '.join(FILE_COLUMNS)}; it has {', '.join(columns)}"
                 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hear_m2d.pretrain.cli import INSTALL
-from hear_m2d.utils.commands import PartCommand
+from hear_m2d.utils.commands import FiniteRange, PartCommand
 
 
 @click.command(cls=PartCommand, needs=("matplotlib", "accelerate", "jinja2"), install=INSTALL)
@@ -27,7 +27,7 @@ from hear_m2d.utils.commands import PartCommand
 @click.option("--layers", metavar="I,J,…", help="Blocks from 0, -1 the last; or all.  [default: four]")
 @click.option(
     "--start",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=0.0,
     show_default=True,
     help="Seconds into each file at which the window to draw begins.",

@@ -210,6 +210,8 @@ def test_evaluate_ends_with_1_where_a_task_fails(
         (["--jobs", "0"], "the number of jobs must be at least 1"),
         (["--download"], "with --download, name the tasks"),
         (["--download", "--task", "esc5"], "Did you mean ESC-50"),
+        (["--base-url", "http://127.0.0.1"], "give --download too"),
+        (["--ray", "nope", "--dry-run"], "--ray nope is not an address: give auto, local or HOST:PORT"),
         (
             ["--model-options", '{"fault": "load at run time"}'],
             "could not be loaded: RuntimeError: no weights",
@@ -261,6 +263,51 @@ def test_on_a_terminal_each_task_has_a_line(monkeypatch: pytest.MonkeyPatch) -> 
     assert "a     waiting" in screen
     assert "long  embedding" in screen
     assert "a     top1_acc 0.5000" in screen
+
+
+def test_a_dry_run_names_a_folder_that_cannot_be_used(
+    tiny_tasks: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    task = tiny_tasks.scene_multiclass(tmp_path / "tasks", sizes=(4, 4, 4))
+    (tmp_path / "scored").mkdir()
+    (tmp_path / "scored/results.json").write_text("[1]")
+    for args, message in (
+        (["--tasks-dir", str(task)], "is a task itself: give its folder"),
+        (["--tasks-dir", str(task), "--download", "--task", "esc50"], "is a task itself: give its folder"),
+        (["--out", str(tmp_path / "tasks")], "tasks is the folder of the tasks: give another --out"),
+        (["--out", str(task)], "is not empty and has no evaluation.json"),
+        (["--out", str(tmp_path / "scored")], "is not empty and has no evaluation.json, but results.json"),
+    ):
+        assert evaluate_in(tmp_path, "--dry-run", *args) == 2
+        error = capfd.readouterr().err.strip()
+        assert message in error
+        assert "\n" not in error
+
+
+def test_a_dry_run_with_ray_needs_ray(
+    tiny_tasks: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    tiny_tasks.scene_multiclass(tmp_path / "tasks", sizes=(4, 4, 4))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "ray" else real(name))
+    assert evaluate_in(tmp_path, "--dry-run", "--ray", "auto") == 2
+    assert "--ray needs Ray. Type: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--out", "--markdown", "--csv"])
+def test_a_report_below_a_file_is_named_in_one_line(
+    option: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert code_of("report", str(tmp_path), option, str(tmp_path / "file/x.html")) == 2
+    assert capfd.readouterr().err == f"error: {tmp_path / 'file'} is a file: give {option} another place\n"
+    assert code_of("report", str(tmp_path), option, str(tmp_path)) == 2
+    assert "is a directory" in capfd.readouterr().err
 
 
 def test_without_the_official_packages_the_commands_say_what_to_type(

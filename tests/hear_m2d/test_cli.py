@@ -117,6 +117,25 @@ def test_wrong_usage_is_one_line(run, arguments):
     assert_one_line(run(*arguments))
 
 
+COMMANDS = {name: cli.cli.get_command(click.Context(cli.cli), name) for name in cli.COMMANDS}
+FLOATS = [
+    (name, option.opts[0])
+    for name, command in COMMANDS.items()
+    for option in command.params
+    if isinstance(option.type, click.types.FloatParamType)
+]
+
+
+@pytest.mark.parametrize(("command", "option"), FLOATS)
+def test_nan_and_inf_are_not_taken_as_numbers(run, command, option):
+    for value in ("nan", "inf"):
+        assert_one_line(run(command, option, value), f"'{option}': {value} is not ")
+
+
+def test_the_options_that_must_be_finite_are_found():
+    assert {("pretrain", "--minutes"), ("prepare", "--max-clip-s"), ("visualize", "--start")} < set(FLOATS)
+
+
 def test_failed_work_exits_with_1(run, monkeypatch):
     @click.command()
     def fail():

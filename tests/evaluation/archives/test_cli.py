@@ -32,5 +32,8 @@ def test_bad_input_is_one_line(run, tmp_path) -> None:
     assert (code, len(err.splitlines())) == (2, 1)
     assert "Did you mean ESC-50" in err
     assert run("tasks", "download", "--to", tmp_path)[0] == 2
+    for option in (("--base-url", "http://127.0.0.1"), ("--keep-archives",)):
+        code, _, err = run("tasks", "download", "--to", tmp_path, "--from", tmp_path, *option)
+        assert (code, "--from downloads nothing: leave out --base-url" in err) == (2, True)
     assert run("tasks", "check", tmp_path / "nowhere")[0] == 2
     assert run("tasks", "list", tmp_path / "nowhere")[0] == 2

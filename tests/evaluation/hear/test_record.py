@@ -143,7 +143,16 @@ def test_the_folder_of_a_pretraining_run_is_refused(settings: Evaluation) -> Non
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"identity": {}}', '{"identity": 1, "tasks": {}}', "\0"]
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"identity": {}}',
+        '{"identity": 1, "tasks": {}}',
+        '{"identity": [], "sample_rate": 1, "tasks": {}}',
+        "\0",
+    ],
 )
 def test_a_damaged_record_is_refused_by_name(settings: Evaluation, content: str) -> None:
     settings.out.mkdir()
@@ -152,7 +161,9 @@ def test_a_damaged_record_is_refused_by_name(settings: Evaluation, content: str)
         RunRecord.open(settings.out, describe(settings))
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"tasks": [1]}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"tasks": [1]}', '{"tasks": []}', '{"tasks": [], "model": []}']
+)
 def test_damaged_results_are_refused_by_name(settings: Evaluation, content: str) -> None:
     claim(settings)
     (settings.out / "results.json").write_text(content)

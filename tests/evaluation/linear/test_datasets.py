@@ -88,6 +88,13 @@ def test_a_label_that_is_not_in_the_vocabulary_is_named_with_its_file(tiny_tasks
         read_labeled(task, 16000)
 
 
+def test_a_binary_vocabulary_is_not_quoted_in_the_error(tiny_tasks, tmp_path):
+    task = tiny_tasks.scene_multiclass(tmp_path)
+    (task / "labelvocabulary.csv").write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(ValueError, match=r"labelvocabulary\.csv is not a text file \(UTF-8\)$"):
+        read_labeled(task, 16000)
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

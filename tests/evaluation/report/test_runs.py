@@ -64,7 +64,8 @@ def test_a_folder_with_an_equals_sign_is_a_folder(write_run, tmp_path):
     ("text", "words"),
     [
         ("", "not a results.json"),
-        ("[1, 2]", "not a results.json"),
+        ("[1, 2]", "holds a list, not a JSON object: give the --out folder of"),
+        ('{"format": 1, "harness": []}', "a field has a wrong type"),
         ("{}", "'format' is missing"),
         ('{"format": 2}', "has the format 2; this version reads format 1"),
         ('{"format": 1}', "'harness' is missing"),
@@ -78,6 +79,15 @@ def test_a_file_of_something_else_is_refused(tmp_path, text, words):
         read_runs([str(path)])
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_binary_file_as_a_run_is_not_quoted(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(
+        InputError, match=r"results\.json is not a text file \(UTF-8\): give the --out folder"
+    ):
+        read_runs([str(path)])
 
 
 def test_nan_is_refused(write_run):

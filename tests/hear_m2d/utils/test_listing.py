@@ -44,6 +44,23 @@ def test_a_list_without_a_column_of_files_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        b"RIFF\x24\0\0\0WAVEfmt \x10\0",
+        b"\x89PNG\r\n\x1a\n",
+        "file,label\n".encode("utf-16"),
+        b"datei,gr\xf6\xdfe\n",
+    ],
+)
+def test_a_binary_file_as_a_list_is_not_quoted_in_the_error(tmp_path, content):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"a\.csv is not a text file \(UTF-8\): give a list of files as CSV$"
+    ):
+        read_list(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
     ("cell", "labels"),
     [
         (None, []),
