@@ -35,8 +35,9 @@ RECIPE = Recipe(
 )
 
 # A run that ends itself, or meets an error, at a chosen moment. Moments are counted: "log 5" is its fifth
-# line in the log, "file 3" the third operation on a file while states are written: open, write, half of it
-# written, fsync, replace; open, fsync and close of the folder; unlink of an old state.
+# line in the log, "file 3" the third operation on a file while states are written: open; write and half of it
+# written, for the header and for the tensors; fsync, replace; open, fsync and close of the folder; unlink of
+# an old state.
 SCRIPT = """
 import errno, json, os, signal, sys
 from pathlib import Path
@@ -86,7 +87,7 @@ before(Trainer, "step", "step")
 for name in ("open", "fsync", "replace", "unlink", "close"):
     before(os, name, "file", in_run)
 
-fdopen = os.fdopen
+open_path = Path.open
 class Counted:
     def __init__(self, file):
         self.file = file
@@ -103,7 +104,12 @@ class Counted:
         self.file.close()
     def __getattr__(self, name):
         return getattr(self.file, name)
-os.fdopen = lambda *a, **k: Counted(fdopen(*a, **k)) if saving else fdopen(*a, **k)
+def counted_open(*args, **kwargs):
+    if not saving:
+        return open_path(*args, **kwargs)
+    reached("file")
+    return Counted(open_path(*args, **kwargs))
+Path.open = counted_open
 
 save = state.States.save
 def counted_save(self, *args):
@@ -178,7 +184,7 @@ def run_until(start, tmp_path):
     ("moment", "number", "workers"),
     [
         ("log", 7, 2),  # between steps, mid-epoch, with loader processes
-        ("file", 3, 0),  # while the first state is written: half of it is on the disk
+        ("file", 5, 0),  # while the first state is written: half of its tensors are on the disk
         pytest.param("newest", 1, 0),  # at start-up
     ],
 )
