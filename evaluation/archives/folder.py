@@ -106,7 +106,7 @@ def task_folders(folder: Path, names: Sequence[str] = ()) -> list[Path]:
         raise InputError(f"there is no task in {folder}: a task is a folder with {METADATA}.{_below(folder)}")
     for name in names:
         if name not in known:
-            raise InputError(unknown_name(f"task of {folder},", name, known))
+            raise InputError(unknown_name(f"task in {folder}:", name, known))
     return [known[name] for name in dict.fromkeys(names or known)]
 
 

@@ -6,6 +6,7 @@ of one step, which soxr adds to 16-bit output (its seed is fixed here: the same 
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections.abc import Iterable, Sequence
@@ -144,8 +145,8 @@ def _resample_file(source: Path, target: Path, rate: int) -> float:
         raise WorkFailedError(f"{source} cannot be read: {error}") from error
     if not integer:
         audio = np.clip(np.rint(audio * 32768), -32768, 32767).astype(np.int16)
+    content = io.BytesIO()  # soundfile hides the error of a disk that is full
+    soundfile.write(content, soxr.resample(audio, own_rate, rate, quality="HQ"), rate, "PCM_16", format="WAV")
     with atomic_write(target, sync=False) as file:
-        soundfile.write(
-            file, soxr.resample(audio, own_rate, rate, quality="HQ"), rate, "PCM_16", format="WAV"
-        )
+        file.write(content.getbuffer())
     return float(len(audio) / own_rate)

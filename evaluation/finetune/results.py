@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from hear_m2d.evaluation.finetune.recipe import FinetuneRecipe
+from hear_m2d.evaluation.finetune.recipe import FinetuneRecipe, read_recipe, recipe_names
 from hear_m2d.evaluation.linear.datasets import LabeledSet
 from hear_m2d.evaluation.linear.probes import majority_of_set, targets
 from hear_m2d.evaluation.linear.protocol import half_interval
 from hear_m2d.evaluation.linear.published import comparison
 
+SEEDS = [43, 44, 45]  # of the published figures
 ON_TEST = (
     "the best epoch was chosen on the test split, as in the published figures of sets without a validation "
     "split: that score is optimistic; the last epoch's is not"
@@ -47,11 +48,17 @@ def summary(
         ]
         scores[which] = {"score": float(np.mean(means)), "ci95": half_interval(means), "seeds": means}
     selected_on = runs[0]["selected_on"]
+    folds = list(dict.fromkeys(run["fold"] for run in runs))
+    notes = list(labeled.notes)
+    if labeled.splits == "folds" and len(folds) < len(labeled.folds):
+        notes.append(f"{len(folds)} of {len(labeled.folds)} folds: {', '.join(folds)}")
+    published = labeled.published or (recipe if recipe in ("as2m", "as20k") else "")
     return {
         "format": 1,
         "protocol": "finetune",
         "task": labeled.name,
-        "published": labeled.published or (recipe if recipe in ("as2m", "as20k") else ""),
+        "published": published,
+        "changes": [*notes, *_changes(published, recipe, settings, seeds)],
         "metric": labeled.metric,
         **scores,
         "majority": majority_of_set(targets(labeled), labeled),
@@ -60,7 +67,7 @@ def summary(
         "model": {"name": Path(model).stem, "model": model},
         "recipe": {"name": recipe, **settings.to_json()},
         "environment": {"hear_m2d": version("hear-m2d"), "torch": torch.__version__},
-        "notes": [*labeled.notes, *([ON_TEST] if selected_on == "test" else [])],
+        "notes": [*notes, *([ON_TEST] if selected_on == "test" else [])],
         "runs": list(runs),
     }
 
@@ -86,6 +93,25 @@ def report(results: dict[str, Any], *, compare: bool = False) -> list[str]:
         best = results["best"]
         lines.append("fine-tuning, percent (best epoch):")
         lines += comparison(
-            "finetune", results["published"], results["model"]["name"], best["score"], best["ci95"]
+            "finetune",
+            results["published"],
+            results["model"]["name"],
+            best["score"],
+            best["ci95"],
+            changes=results["changes"],
         )
     return lines
+
+
+def _changes(published: str, recipe: str, settings: FinetuneRecipe, seeds: list[int]) -> list[str]:
+    """Return what differs from the published recipe of a data set, in words."""
+    if published not in recipe_names():
+        return []
+    known = read_recipe(published).to_json()
+    fields = [
+        f"{name}={value}"
+        for name, value in settings.to_json().items()
+        if name != "description" and value != known[name]
+    ]
+    changes = [f"recipe {recipe}"] if fields and recipe != published else []
+    return [*changes, *fields, *([f"seeds {', '.join(map(str, seeds))}"] if seeds != SEEDS else [])]

@@ -211,6 +211,7 @@ def linear(
     and surge. One linear layer, seeds 42, 43 and 44 with their 95 % interval, and kNN beside it. The quick
     check is `hear-m2d probe`.
     """
+    from hear_m2d.evaluation.linear.protocol import SEEDS
     from hear_m2d.evaluation.linear.run import report_dry_run, run_linear
     from hear_m2d.utils.device import pick_device
 
@@ -229,6 +230,8 @@ def linear(
     if repeated := {one.name for one in sets if [other.name for other in sets].count(one.name) > 1}:
         raise InputError(f"two tasks are called {sorted(repeated)[0]}: rename one of them")
     rate = learning_rate or default_rate
+    changes = [f"learning rate {rate:g}"] if rate != default_rate else []
+    changes += [f"seeds {', '.join(map(str, seeds))}"] if seeds != SEEDS else []
     if dry_run:
         for line in report_dry_run(sets, embedder, cache=_cache(cache), rate=rate, seeds=seeds):
             click.echo(line)
@@ -244,6 +247,7 @@ def linear(
         device=chosen,
         out=out,
         compare=compare,
+        changes=changes,
     )
     for line in lines:
         click.echo(line)

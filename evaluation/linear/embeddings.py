@@ -23,7 +23,14 @@ from torch import Tensor
 from hear_m2d.audio import read_audio
 from hear_m2d.checkpoint.build import weights_digest
 from hear_m2d.checkpoint.format import read_tensors, write_tensors
-from hear_m2d.evaluation.hear.module import ATTRIBUTES, FUNCTIONS, check_module, import_module, sha256
+from hear_m2d.evaluation.hear.module import (
+    ATTRIBUTES,
+    FUNCTIONS,
+    check_module,
+    import_module,
+    resolve_model,
+    sha256,
+)
 from hear_m2d.evaluation.linear.datasets import Clip, LabeledSet
 from hear_m2d.model.hear_model import HearModel
 from hear_m2d.utils.errors import InputError
@@ -67,16 +74,15 @@ def module_embedder(
 
     Args:
         name: The module.
-        path: What its ``load_model`` gets; None gives it nothing.
+        path: What its ``load_model`` gets, or a name that the module's ``resolve_model`` knows; None gives it
+            nothing.
         options: Keyword arguments of its ``load_model``.
         device: Where to embed.
 
     Raises:
-        InputError: The module cannot be imported, or lacks a part of the API.
-        FileNotFoundError: ``path`` does not exist.
+        InputError: The module cannot be imported, or lacks a part of the API, or ``path`` does not exist.
     """
-    if path is not None and not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    path = None if path is None else resolve_model(name, path)
     try:
         module = import_module(name)
     except ImportError as error:

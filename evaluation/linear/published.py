@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
@@ -57,7 +58,13 @@ def published(protocol: Literal["linear", "finetune"], task: str) -> list[Publis
 
 
 def comparison(
-    protocol: Literal["linear", "finetune"], task: str, name: str, score: float, ci: float | None
+    protocol: Literal["linear", "finetune"],
+    task: str,
+    name: str,
+    score: float,
+    ci: float | None,
+    *,
+    changes: Sequence[str] = (),
 ) -> list[str]:
     """Return the lines of a table: the measured score among the published figures of its data set.
 
@@ -67,11 +74,19 @@ def comparison(
         name: Of the measured model.
         score: Measured, between 0 and 1.
         ci: Half width of its interval, between 0 and 1.
+        changes: What differs from the published data and settings; the measured score is then marked †.
     """
     rows = published(protocol, task)
     if not rows:
         return [NO_FIGURES]
-    own = Published(f"> {name}", task, "", 100 * score, None if ci is None else 100 * ci, "measured here")
+    own = Published(
+        f"> {name}{' †' if changes else ''}",
+        task,
+        "",
+        100 * score,
+        None if ci is None else 100 * ci,
+        "measured here",
+    )
     table = sorted([*rows, own], key=lambda row: -row.score)
     sources = {
         source: f"[{index}]" for index, source in enumerate(dict.fromkeys(row.source for row in rows), 1)
@@ -85,4 +100,5 @@ def comparison(
         )
         for row in table
     ]
-    return [*aligned(lines), *(f"{mark} {source}" for source, mark in sources.items())]
+    remarks = [f"† not comparable: {'; '.join(changes)}"] if changes else []
+    return [*aligned(lines), *remarks, *(f"{mark} {source}" for source, mark in sources.items())]

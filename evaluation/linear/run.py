@@ -37,6 +37,7 @@ def run_linear(
     device: torch.device,
     out: Path | None = None,
     compare: bool = False,
+    changes: Sequence[str] = (),
 ) -> list[str]:
     """Evaluate sets one after another, and return the lines of the report.
 
@@ -50,6 +51,7 @@ def run_linear(
         device: Where the layers are trained.
         out: JSON file, written after each set.
         compare: Add the published figures.
+        changes: Settings that are not the published ones, in words.
     """
     settings = LinearSettings(learning_rate=rate, seeds=tuple(seeds))
     results: dict[str, Any] = {
@@ -102,7 +104,14 @@ def run_linear(
         rows.append((labeled.name, result.metric, *scores, *sizes))
         after += [f"{labeled.name}: {note}" for note in notes]
         if compare:
-            table = comparison("linear", labeled.published, model["name"], result.score, result.ci95)
+            table = comparison(
+                "linear",
+                labeled.published,
+                model["name"],
+                result.score,
+                result.ci95,
+                changes=[*labeled.notes, *changes],
+            )
             after += ["", f"{labeled.name}, linear evaluation, percent:", *table]
     head = (
         f"linear evaluation, rate {rate:g}, seeds {', '.join(map(str, seeds))}, 95 % interval by Student's t"

@@ -307,7 +307,7 @@ def test_hidden_folders_are_not_tasks(scene, tmp_path) -> None:
     (tmp_path / "tasks/.hidden").mkdir()
     (tmp_path / "tasks/.hidden/task_metadata.json").write_text("{}")
     assert check_tasks(tmp_path / "tasks") == []
-    with pytest.raises(InputError, match="unknown task of"):
+    with pytest.raises(InputError, match="unknown task in"):
         check_tasks(tmp_path / "tasks", [".hidden"])
 
 

@@ -1,3 +1,6 @@
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -7,7 +10,7 @@ from hear_m2d.evaluation.archives.check import check_tasks
 from hear_m2d.evaluation.archives.download import import_archives
 from hear_m2d.evaluation.archives.resample import resample_tasks
 from hear_m2d.utils.errors import InputError, WorkFailedError
-from hear_m2d.utils.files import lock_folder
+from hear_m2d.utils.files import disk_is_full, lock_folder
 
 
 @pytest.mark.parametrize("rate", [22050, 32000, 44100, 48000])
@@ -77,11 +80,24 @@ def test_float_files_become_16_bit(small_task) -> None:
 def test_what_cannot_be_resampled_is_refused_in_a_sentence(small_task) -> None:
     with pytest.raises(InputError, match="must be one of 16000, 22050, 32000, 44100, 48000, not 8000"):
         resample_tasks(small_task, 8000)
-    with pytest.raises(InputError, match=r"unknown task of .*Did you mean gunshot"):
+    with pytest.raises(InputError, match=r"unknown task in .*Did you mean gunshot"):
         resample_tasks(small_task.parent, 32000, names=["gunshot_triangulation-v1.0-ful"])
     (small_task / "16000/train/train00.wav").unlink()
     with pytest.raises(InputError, match=r"16000 Hz lacks 1 of 12 files, such as train/train00\.wav"):
         resample_tasks(small_task, 32000)
+
+
+def test_a_disk_that_fills_up_is_reported_and_the_same_call_continues(small_task, small_disk) -> None:
+    task = Path(shutil.copytree(small_task, small_disk / "task"))
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 150_000))  # room for one file or two
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        resample_tasks(task, 32000)
+    assert disk_is_full(caught.value)  # hear-m2d: "make room", exit code 1
+    filler.unlink()
+    (done,) = resample_tasks(task, 32000)
+    assert done.result.complete
+    assert 0 < done.files < 12
 
 
 def test_a_name_that_leads_out_of_the_task_is_refused(small_task) -> None:

@@ -16,6 +16,7 @@ import hear_m2d
 from hear_m2d.audio import read_audio
 from hear_m2d.evaluation.finetune.network import make_network
 from hear_m2d.evaluation.finetune.recipe import read_recipe
+from hear_m2d.evaluation.finetune.results import report, summary
 from hear_m2d.evaluation.finetune.train import (
     finetune_run,
     learning_rate,
@@ -244,6 +245,27 @@ def test_the_command_runs_folds_and_seeds_and_says_that_the_test_split_chose(
     assert results["selected_on"] == "test"
     assert results["best"]["score"] >= results["last"]["score"]
     assert (tmp_path / "out/seed-44/fold02/checkpoint.safetensors").exists()
+    code, out, _ = command(*words, "--fold", "fold01")
+    assert code == 0
+    assert "1 of 3 folds: fold01" in out
+
+
+def test_a_score_with_other_settings_is_marked_among_the_published_figures(labeled):
+    run = {"fold": "test", "selected_on": "valid", "last": {"score": 0.4}, "best": {"score": 0.5}}
+    for words, seeds, changes in (
+        ([], [43, 44, 45], []),
+        (["epochs=5"], [43], ["epochs=5", "seeds 43"]),
+    ):
+        results = summary(
+            [{**run, "seed": seed} for seed in seeds],
+            replace(labeled, published="spcv2", notes=()),
+            recipe="spcv2",
+            settings=read_recipe("spcv2", words),
+            model="mine.safetensors",
+        )
+        assert results["changes"] == changes
+        lines = report(results, compare=True)
+        assert any(line.startswith("> mine †") for line in lines) == bool(changes)
 
 
 def test_bad_input_is_one_line_and_exit_code_2(command, tiny_tasks, our_checkpoint, tmp_path):

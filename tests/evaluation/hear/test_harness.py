@@ -3,7 +3,6 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -237,22 +236,6 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(
     monkeypatch.setattr("shutil.disk_usage", lambda folder: Usage)
     with pytest.raises(InputError, match=r"GB of disk are needed, and 0\.0 GB are free"):
         evaluate(settings_for(tasks_dir, tmp_path / "out"))
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        mounted = False
-    if not mounted:
-        pytest.skip("a small file system cannot be mounted here")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import os
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from hear_m2d.evaluation.linear.embeddings import (
     module_embedder,
     part_path,
 )
+from hear_m2d.utils.errors import InputError
 
 
 @pytest.fixture
@@ -164,6 +166,25 @@ def test_a_module_in_the_working_directory_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.path", [*sys.path])  # the working directory is left in it
     embedder = module_embedder("module_of_mine", None, options={}, device=torch.device("cpu"))
     assert embedder.sample_rate == 16000
+
+
+def test_a_model_may_be_a_name_that_its_module_resolves(tmp_path, monkeypatch):
+    (tmp_path / "weights.bin").write_bytes(b"")
+    (tmp_path / "module_with_names.py").write_text(
+        "import tiny_hear_module\n"
+        "from tiny_hear_module import *\n"
+        "def resolve_model(name):\n"
+        "    return {'someone/model': 'weights.bin'}[name]\n"
+        "def load_model(path):\n"
+        "    assert path == 'weights.bin'\n"
+        "    return tiny_hear_module.load_model()\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    name, device = Path("someone/model"), torch.device("cpu")
+    assert module_embedder("module_with_names", name, options={}, device=device).sample_rate == 16000
+    with pytest.raises(InputError, match="there is no checkpoint at someone/model"):
+        module_embedder("tiny_hear_module", name, options={}, device=device)
 
 
 def test_a_module_that_lacks_a_part_of_the_api_is_refused_by_name():

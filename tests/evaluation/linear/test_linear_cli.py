@@ -67,7 +67,11 @@ def test_a_named_set_is_put_among_the_published_figures_with_their_source(run, t
     assert "esc50: 50 clips, 2000 in the published set: not comparable" in out
     lines = [line.split("  ")[0] for line in out.splitlines()]
     assert lines.index("CLAP2023 (Microsoft)") < lines.index("M2D/0.7") < lines.index("VGGish")
-    assert "> tiny_hear_module" in lines
+    assert "> tiny_hear_module †" in lines
+    assert (
+        "† not comparable: 50 clips, 2000 in the published set: not comparable; learning rate 0.01; seeds 42"
+        in lines
+    )
     assert "[1] M2D-CLAP Interspeech 2024" in out
 
 

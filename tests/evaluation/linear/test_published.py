@@ -17,3 +17,10 @@ def test_a_measured_score_stands_in_its_place_and_is_marked():
     assert names.index("HTS-AT") < names.index("> mine") < names.index("M2D/0.7")
     assert "84.3  ± 1.0" in lines[names.index("> mine")]
     assert comparison("linear", "my own set", "mine", 0.5, None) == [NO_FIGURES]
+
+
+def test_a_score_on_other_data_or_settings_is_marked_as_not_comparable():
+    lines = comparison("linear", "esc50", "mine", 0.9, None, changes=["60 of 2000 clips", "seeds 42"])
+    assert any(line.split() == [">", "mine", "†", "90.0"] for line in lines)
+    assert "† not comparable: 60 of 2000 clips; seeds 42" in lines
+    assert not any("†" in line for line in comparison("linear", "esc50", "mine", 0.9, None))
