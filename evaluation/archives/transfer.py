@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 2**14  # bytes; an incomplete chunk is lost when the connection breaks
 TIMEOUT_S = (30, 60)  # seconds to connect, and seconds without a byte
-MAX_FAILURES = 8  # in a row, without a new byte
-FIRST_WAIT_S = 1.0  # doubled after each failure in a row
+MAX_FAILURES = 8  # failed requests in a row, without a new byte
+FIRST_WAIT_S = 1.0  # wait after the first failure; doubled after each further one in a row
 LONGEST_WAIT_S = 600.0
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hear_m2d.model.frontend import FrontendConfig, LogMelSpectrogram
 
-FRAMES = 4  # of a timestamp embedding
+FRAMES = 4  # frames in a timestamp embedding
 
 
 class LogMelStatistics(nn.Module):

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FLOOR = torch.finfo(torch.float32).eps  # of a mixed power
-CANVAS = 1.5  # times the frames: where a resize crop is cut from
-CROP = (0.6, 1.5)  # times the mel bins and the frames
+FLOOR = torch.finfo(torch.float32).eps  # lower bound of a mixed power
+CANVAS = 1.5  # length of the area that a resize crop is cut from, in lengths of the input
+CROP = (0.6, 1.5)  # range of its height and width, in heights and lengths of the input
 
 
 def mixup_shares(clips: int, alpha: float, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -55,7 +55,7 @@ def mask_stripes(x: Tensor, frequency: int, time: int, rng: np.random.Generator)
         x: Standardized log-mel, (clips, 1, mels, frames).
         frequency: Maximum number of bins of the stripe.
         time: Maximum number of frames of the stripe.
-        rng: What draws.
+        rng: The random generator.
     """
     x = x.clone()
     for axis, most in ((2, frequency), (3, time)):
@@ -74,7 +74,7 @@ def resize_crop(x: Tensor, rng: np.random.Generator) -> Tensor:
 
     Args:
         x: Standardized log-mel, (clips, 1, mels, frames).
-        rng: What draws.
+        rng: The random generator.
     """
     mels, frames = x.shape[2:]
     wide = int(CANVAS * frames)
@@ -98,7 +98,7 @@ def dropped_counts(grid: tuple[int, int], ratio: float, rng: np.random.Generator
     Args:
         grid: Rows F and columns T of patches.
         ratio: r, the share to drop.
-        rng: What draws.
+        rng: The random generator.
     """
     rows, columns = grid
     marked_rows = min(rows - 1, math.floor((rows * ratio + 1) * rng.random()))
@@ -120,7 +120,7 @@ def kept_patches(
         grid: Rows and columns of patches; tokens are row by row.
         ratio: Share to drop.
         rule: ``paper`` or ``as_published``.
-        rng: What draws.
+        rng: The random generator.
     """
     rows, columns = grid
     marked_rows, marked_columns = dropped_counts(grid, ratio, rng)

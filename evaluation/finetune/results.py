@@ -16,7 +16,7 @@ from hear_m2d.evaluation.linear.probes import majority_of_set, targets
 from hear_m2d.evaluation.linear.protocol import half_interval
 from hear_m2d.evaluation.linear.published import comparison
 
-SEEDS = [43, 44, 45]  # of the published figures
+SEEDS = [43, 44, 45]  # the seeds of the published figures
 ON_TEST = (
     "the best epoch was chosen on the test split, as in the published figures of sets without a validation "
     "split: that score is optimistic; the last epoch's is not"

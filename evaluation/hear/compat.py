@@ -37,7 +37,7 @@ AGED_WARNINGS = (
     ".*'pin_memory' argument is set as true but no accelerator",
 )
 
-UNUSED_PACKAGES = ("torchvision", "transformers")  # by the kit, which computes its scores with scikit-learn
+UNUSED_PACKAGES = ("torchvision", "transformers")  # the kit computes its scores with scikit-learn
 
 
 @contextmanager

@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 KEY = "hear_m2d_embeddings"
 MAX_BATCH_S, MAX_BATCH_CLIPS = 120.0, 64  # seconds and clips that are embedded in one call
 PART_CLIPS = 512
-CROP_SEED = 42  # of the published linear evaluation
+CROP_SEED = 42  # the seed of the published linear evaluation
 
 
 @dataclass(frozen=True)

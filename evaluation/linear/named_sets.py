@@ -25,7 +25,7 @@ OWN_SPLIT = (
 
 @dataclass(frozen=True)
 class NamedSet:
-    """One data set.
+    """A data set of the papers, and how its folder is read.
 
     Attributes:
         title: Its full name.

@@ -22,7 +22,7 @@ from hear_m2d.utils.errors import InputError
 
 NEIGHBORS = 10
 TEMPERATURE = 0.07
-C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # of scikit-learn's C, the strongest regularization first
+C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # values of scikit-learn's C, the strongest regularization first
 
 Array = NDArray[np.floating[Any]]
 Labels = NDArray[np.int64]

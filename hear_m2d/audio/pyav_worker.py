@@ -19,9 +19,9 @@ import numpy as np
 
 # Damage is an error, even where FFmpeg would ignore it.
 _STRICT = {"err_detect": "crccheck+bitstream+buffer+explode"}
-_LENGTH_SLACK_S = 0.15  # of lossy codecs: containers count delay and padding
+_LENGTH_SLACK_S = 0.15  # for lossy codecs: their containers also count delay and padding
 _ALAC_FRAME = 4096  # samples
-_HEADER_BYTES = 5000  # of Windows Media
+_HEADER_BYTES = 5000  # a Windows Media header is shorter than this
 _LOSSLESS = ("pcm_", "flac", "alac", "wavpack", "ape", "tta")
 
 

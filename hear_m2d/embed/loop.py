@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 class Summary:
     """What was done."""
 
-    clips: int = 0  # that this call embedded
+    clips: int = 0  # clips that this call embedded
     already: int = 0  # clips that were embedded before
     audio_s: float = 0.0  # seconds of audio in ``clips``
     seconds: float = 0.0  # from the first file to the last

@@ -29,7 +29,7 @@ from hear_m2d.utils.files import differences
 from hear_m2d.utils.progress import ProgressBar
 
 _RETRIES = 10  # retries of a shard whose machine or process fails
-_CPUS = 4  # that one model on a CPU uses
+_CPUS = 4  # processors for one model on a CPU
 
 
 def embed_on_ray(

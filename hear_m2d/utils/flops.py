@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 SQUARE_SIZES = (512, 1024, 2048, 4096)
-LARGE_SIZES = (8192, 16384)  # on a GPU, besides the others
-WARM_UP_S = 0.5  # on a GPU
+LARGE_SIZES = (8192, 16384)  # additional sizes on a GPU
+WARM_UP_S = 0.5  # seconds of work before a GPU is timed
 
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:

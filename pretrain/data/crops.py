@@ -21,7 +21,7 @@ from hear_m2d.pretrain.data.sampling import Key, draw
 from hear_m2d.utils.errors import InputError
 
 Batch = dict[str, Tensor]
-MIN_POWER = torch.finfo(torch.float32).eps  # of a mixture, as published
+MIN_POWER = torch.finfo(torch.float32).eps  # lower bound of a mixture's power, as published
 
 
 class Crops:

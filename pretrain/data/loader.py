@@ -25,7 +25,7 @@ from hear_m2d.pretrain.objectives.masking import mask_noise
 from hear_m2d.utils.errors import InputError, WorkFailedError
 
 GRACE_S = 30  # seconds that a loader process continues after SIGTERM; the same as torchrun's
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_PR_SET_PDEATHSIG = 1  # an option of Linux's prctl
 _PREFETCH = 2  # batches that each loader process prepares ahead
 _SHARED_MEMORY = Path("/dev/shm")
 

@@ -33,7 +33,7 @@ from hear_m2d.utils.parallel import ProcessDiedError, map_processes
 from hear_m2d.utils.progress import ProgressBar
 
 _SHARD_ITEMS = (64, 1024)  # minimum (except for bytes and seams) and maximum number of items in a shard
-_SHARD_SOURCE_BYTES = 512 << 20  # of files: a shard of long files must not take a day
+_SHARD_SOURCE_BYTES = 512 << 20  # bytes of audio files: a shard of long files must not take a day
 _SHARDS = 256  # target number of shards, within these limits
 _POOL_FROM_ITEMS = 400  # below, starting worker processes costs more than it saves
 

@@ -29,7 +29,7 @@ from hear_m2d.utils.listing import split_labels
 SILENCE = 1e-4
 MAX_PEAK = 1e6  # a file with a larger sample is skipped: it would dominate the set's mean and deviation
 LOUD_PEAK = 8.0  # a file with such a peak is reported: probably integers stored as floats
-SHARD_BYTES = 128 << 20  # of log-mel, about 2.3 hours: a shard that would be larger continues in another file
+SHARD_BYTES = 128 << 20  # about 2.3 hours of log-mel; a shard that would be larger continues in another file
 MAX_CLASSES = 20_000  # more distinct labels than this are probably texts, not classes
 _BATCH_VALUES = 16 << 20  # log-mel values in a record batch: 32 MiB, all that a worker keeps in memory
 

@@ -21,7 +21,7 @@ from hear_m2d.utils.errors import InputError
 
 
 class M2DX(M2D):
-    """The objective.
+    """The M2D-X objective: M2D, with a linear layer that learns the offline task from the online encoder.
 
     Args:
         encoder: Sizes of both encoders.

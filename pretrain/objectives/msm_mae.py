@@ -16,7 +16,7 @@ from hear_m2d.pretrain.objectives.masking import Mask, random_mask, take
 
 
 class MSMMAE(Objective):
-    """The objective.
+    """The MSM-MAE objective: encoder and decoder learn to reconstruct masked patches.
 
     Args:
         encoder: Sizes of the encoder.

@@ -27,7 +27,7 @@ from hear_m2d.utils.flops import matrix_rate
 # The share of the matrix rate that a step is assumed to reach: on the CPU about the share measured on two
 # cores (docs/performance.md), on a GPU the goal of this project.
 ASSUMED_SHARE = {"cpu": 0.65, "cuda": 0.40}
-MEMORY_SHARE = 0.8  # of a GPU's free memory that a step may take: the estimate leaves out passing buffers
+MEMORY_SHARE = 0.8  # share of a GPU's free memory for a step: the estimate has no temporary buffers
 # Sizes of the matrices whose products measure a machine's rate well enough for an estimate.
 QUICK_SIZES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 

@@ -47,7 +47,7 @@ from hear_m2d.utils.errors import WorkFailedError
 from hear_m2d.utils.files import lock_folder, remove_leftovers
 from hear_m2d.utils.progress import ProgressBar
 
-DIVERGED = 10.0  # times the first loss of the log
+DIVERGED = 10.0  # a run stops if its loss exceeds the first one of the log by this factor
 RATE_MOVED = 0.2  # relative change of the matrix rate that is logged
 
 

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 PAGE = "index.html"
 MARK = '<meta name="generator" content="hear-m2d visualize">'
-MAX_CLIPS = 20  # in one page: each adds 2 to 4 MB
+MAX_CLIPS = 20  # clips in one page: each adds 2 to 4 MB
 SPREAD = 4  # layers and heads, by default
 
 
