@@ -156,7 +156,7 @@ def batch_of(
     """Return a batch of noise for a recipe."""
     import torch
 
-    from hear_m2d.pretrain.data.loader import mask_noise
+    from hear_m2d.pretrain.objectives.masking import mask_noise
 
     x = torch.randn(clips, 1, 80, recipe.frames, generator=torch.Generator().manual_seed(1))
     noise = mask_noise(0, 0, clips, math.prod(recipe.encoder.grid))

@@ -58,7 +58,7 @@ def read_weights(name: str | os.PathLike[str] = "", *, verify: bool | None = Non
         return read_local(path, verify=verify)
     registry = read_registry()
     if (entry := registry.get(name)) and entry.url:
-        for text in filter(None, (entry.licence and f"licence {entry.licence}", entry.note)):
+        for text in filter(None, (entry.licence and f"license {entry.licence}", entry.note)):
             logger.info("%s: %s", name, text)
         return _read_url(entry.url, entry.sha256, verify)
     if instructions := by_hand(name):

@@ -104,7 +104,7 @@ def test_validate_ends_with_2_and_one_line_where_the_input_is_bad(
         ("m2d-bird", "error: no checkpoint m2d-bird: there is no such file."),
     ],
 )
-def test_a_model_of_ours_that_is_not_there_gets_the_sentence_of_load_model(
+def test_a_missing_model_of_this_package_gives_the_error_of_load_model(
     command: str,
     model: str,
     message: str,

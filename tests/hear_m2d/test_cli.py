@@ -192,7 +192,7 @@ def test_a_missing_optional_package_is_reported_in_one_line(run, monkeypatch):
     assert_one_line(run("info", "x"), "pip install pyarrow")
 
 
-def test_an_interrupt_is_said_in_one_line(run, monkeypatch):
+def test_an_interrupt_is_reported_in_one_line(run, monkeypatch):
     @click.command()
     def interrupted():
         raise KeyboardInterrupt

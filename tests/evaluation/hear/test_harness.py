@@ -332,7 +332,7 @@ def test_two_evaluations_do_not_share_a_folder_at_once(tasks_dir: Path, tmp_path
         evaluate(settings)
 
 
-def test_a_checkpoint_of_ours_is_scored_by_name_and_further_tasks_join(
+def test_a_checkpoint_of_this_package_is_scored_by_name_and_further_tasks_join(
     tasks_dir: Path, tmp_path: Path, our_checkpoint: Path
 ) -> None:
     settings = settings_for(

@@ -96,7 +96,7 @@ def test_what_a_file_leaves_open_is_printed_and_the_config_is_that_of_the_loaded
     assert model["config"]["encoder"]["input_size"] == [80, 48]
 
 
-def test_an_unknown_option_of_ours_is_answered_with_the_nearest(
+def test_an_unknown_option_of_this_packages_models_is_refused_with_the_nearest_name(
     settings: Evaluation, our_checkpoint: Path
 ) -> None:
     ours = replace(settings, module="hear_m2d", model=our_checkpoint)
@@ -118,7 +118,7 @@ def test_a_folder_stands_for_the_checkpoint_in_it(
     assert (model["name"], model["path"], model["sha256"]) == ("run_0.7", str(inside), sha256(inside))
 
 
-def test_a_model_of_ours_may_be_an_address_or_a_name(
+def test_a_model_of_this_package_may_be_an_address_or_a_name(
     settings: Evaluation, our_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     address, digits = our_checkpoint.as_uri(), sha256(our_checkpoint)

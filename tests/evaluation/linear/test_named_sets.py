@@ -134,7 +134,7 @@ def test_a_folder_in_a_split_csv_stands_for_its_files(tmp_path):
     assert Counter(clip.split for clip in labeled.clips) == {"train": 3, "valid": 3, "test": 3}
 
 
-def test_what_is_wrong_is_said_in_a_sentence(tmp_path):
+def test_wrong_input_to_a_named_set_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(ValueError, match=r"unknown data set 'esc5'.* Did you mean esc50"):
         read_named("esc5", tmp_path)
     with pytest.raises(FileNotFoundError, match="root folder of ESC-50"):

@@ -209,7 +209,7 @@ def test_the_error_survives_the_way_from_a_worker_process():
     assert (error.path, error.reason, str(error)) == ("x.wav", "empty", "x.wav is empty: it holds no samples")
 
 
-def test_names_that_are_no_utf8_are_read(tmp_path):
+def test_files_whose_names_are_not_utf8_are_read(tmp_path):
     soundfile.write(tmp_path / "x.wav", tone(16000), 16000)
     odd = os.fsencode(tmp_path) + b"/\xff.wav"
     try:

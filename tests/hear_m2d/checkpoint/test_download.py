@@ -207,7 +207,7 @@ def test_a_cache_that_is_read_only_still_serves(web, cache, monkeypatch):
             folder.chmod(0o755)
 
 
-def test_the_cache_lies_where_the_system_keeps_caches(monkeypatch, tmp_path):
+def test_the_cache_is_where_the_system_keeps_caches(monkeypatch, tmp_path):
     monkeypatch.delenv("HEAR_M2D_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform == "linux":

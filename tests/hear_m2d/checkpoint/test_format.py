@@ -148,7 +148,7 @@ def test_a_large_file_is_verified_on_request(checkpoint_path, monkeypatch):
 
 
 @pytest.mark.parametrize("length", [0, 1, 7, 8, 100, 10**6, 2**40, 2**63, 2**64 - 1])
-def test_a_header_length_that_lies_is_refused(checkpoint_path, length):
+def test_a_wrong_header_length_is_refused(checkpoint_path, length):
     data = checkpoint_path.read_bytes()
     checkpoint_path.write_bytes(length.to_bytes(8, "little") + data[8:])
     with pytest.raises(ValueError, match=r"model\.safetensors is not a readable"):
@@ -156,7 +156,7 @@ def test_a_header_length_that_lies_is_refused(checkpoint_path, length):
 
 
 @pytest.mark.parametrize("offsets", [[0, 2**62], [8, 4], [-1, 256], [0, 257]])
-def test_a_header_whose_offsets_lie_is_refused(checkpoint_path, offsets):
+def test_a_header_with_wrong_offsets_is_refused(checkpoint_path, offsets):
     data = checkpoint_path.read_bytes()
     size = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + size])
@@ -246,7 +246,7 @@ def test_a_config_that_makes_no_sense_is_refused(rewrite, facts):
         {"input_size": [160, 64]}, {"depth": 1}, {"depth": 3}, {"width": True},
     ],
 )  # fmt: skip
-def test_sizes_that_lie_are_refused_at_once(rewrite, checkpoint_path, changes):
+def test_wrong_sizes_are_refused_at_once(rewrite, checkpoint_path, changes):
     with pytest.raises(ValueError, match=r"model\.safetensors: "):
         read_checkpoint(rewrite(**config_facts(checkpoint_path, **changes)))
 
@@ -259,7 +259,7 @@ def test_sizes_that_lie_are_refused_at_once(rewrite, checkpoint_path, changes):
         {"f_min": None}, {"f_max": float("nan")},
     ],
 )  # fmt: skip
-def test_a_front_end_that_lies_is_refused_at_once(rewrite, checkpoint_path, changes):
+def test_a_wrong_front_end_is_refused_at_once(rewrite, checkpoint_path, changes):
     with pytest.raises(ValueError, match=r"model\.safetensors: "):
         read_checkpoint(rewrite(**config_facts(checkpoint_path, "frontend", **changes)))
 

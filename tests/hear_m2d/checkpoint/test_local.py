@@ -86,7 +86,7 @@ def test_the_folder_in_a_zip_counts_before_the_zips_name(pth, tmp_path):
     assert read_local(target).config.frontend.sample_rate == 32000
 
 
-def test_what_was_read_is_said(pth, tmp_path):
+def test_the_source_of_a_zip_names_the_zip_and_the_member(pth, tmp_path):
     target = packed(pth, f"{NAME}/checkpoint-300.pth", tmp_path / "m.zip")
     checkpoint = read_local(target)
     assert checkpoint.config.training["source"] == f"m.zip/{NAME}/checkpoint-300.pth"

@@ -164,7 +164,7 @@ def read_published_tensors(path):
         {"shape": (2,)}, {"shape": (-1, 2)}, {"offset": -1}, {"stride": (-1, 1)}, {"count": -4},
     ],
 )  # fmt: skip
-def test_a_tensor_that_lies_about_itself_is_refused(tmp_path, claims):
+def test_a_tensor_with_a_wrong_size_or_stride_is_refused(tmp_path, claims):
     path = tmp_path / "lies.pth"
     torch.save({"t": torch.arange(4.0)}, path)
     rewritten(path, Claims().pickled())

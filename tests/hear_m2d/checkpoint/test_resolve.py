@@ -194,7 +194,7 @@ def test_a_name_of_a_labs_registry_is_downloaded_and_checked(web, cache, checkpo
     register({"lab-model_v1": entry})
     with caplog.at_level(logging.INFO, "hear_m2d"):
         assert same(hear_m2d.load_model("lab-model_v1"), hear_m2d.load_model(checkpoint_path))
-    assert "lab-model_v1: licence MIT" in caplog.text
+    assert "lab-model_v1: license MIT" in caplog.text
     register({"lab-model_v1": entry, "other": {**entry, "sha256": "1" * 64}})
     with pytest.raises(ValueError, match=f"expected {'1' * 64} but got {entry['sha256']}"):
         hear_m2d.load_model("other")

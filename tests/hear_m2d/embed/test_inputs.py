@@ -87,13 +87,13 @@ def test_a_named_file_needs_no_suffix(tree):
         ("empty", ValueError, "no audio in .*empty: no file ends in"),
     ],
 )
-def test_what_gives_no_clip_is_told(tree, given, error, sentence):
+def test_an_input_without_clips_is_refused(tree, given, error, sentence):
     (tree / "empty").mkdir()
     with pytest.raises(error, match=sentence):
         collect_inputs([tree / given])
 
 
-def test_an_audio_file_given_as_a_list_is_told(tree):
+def test_an_audio_file_given_as_a_list_is_refused(tree):
     (tree / "x.wav").write_bytes(b"RIFF\0\0\0\0WAVE")
     with pytest.raises(ValueError, match=r"x\.wav is not a list"):
         collect_inputs([], tree / "x.wav")
