@@ -154,8 +154,7 @@ def make(settings: Settings, out: Path) -> tuple[Path, list[str]]:
 
     demo.headline(6, "pictures and page")
     examples = [out / "examples" / name for name in corpus.examples]
-    only = ("--no-attention", "--no-sound")  # the page shows reconstructions
-    demo.command("visualize", out / "msm_mae", *examples, "--out", out / "pictures", *only)
+    demo.command("visualize", out / "msm_mae", *examples, "--out", out / "pictures")
     facts: dict[str, Any] = {
         "corpus": corpus.about,
         "hardware": hardware(),
